@@ -1,0 +1,1 @@
+"""MLflow models whose weight is a raw TensorRT engine."""

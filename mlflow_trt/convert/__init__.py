@@ -1,0 +1,1 @@
+"""A PyTorch model goes in, a plan comes out."""

@@ -1,0 +1,127 @@
+"""What the caller says of an input: its dtype and, for every dimension, a size or a (min, opt, max) range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Union
+
+from .errors import SettingError
+
+Dimension = Union[int, tuple[int, int, int]]
+
+DTYPES = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes one input may take within one optimization profile."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    @property
+    def is_static(self) -> bool:
+        return self.min == self.max
+
+
+class Input:
+    """Specifies one input of a model.
+
+    Args:
+        shape: One entry per dimension: an ``int`` for a fixed size, or ``(min, opt, max)`` for a range that the engine
+            accepts and the size it is tuned for: ``Input(((1, 8, 32), 3, 224, 224))``.
+        dtype: Element type, as a name (``"float32"``), a numpy dtype or a torch dtype.
+        name: The parameter of the model's ``forward`` that this input is for; default: by position.
+        profiles: Several shapes instead of one, each an optimization profile of its own, of equal rank:
+            ``Input(profiles=[((1, 1, 1), 128), ((2, 16, 64), 128)])``.
+
+    Raises:
+        SettingError: A dimension is no size or ordered range, profiles differ in rank, or the dtype is unknown.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[Dimension] | None = None,
+        dtype: object = "float32",
+        name: str | None = None,
+        *,
+        profiles: Sequence[Sequence[Dimension]] | None = None,
+    ) -> None:
+        if (shape is None) == (profiles is None):
+            raise SettingError(
+                "An Input was given " + ("neither a shape nor profiles." if shape is None else "a shape and profiles."),
+                "one of the two",
+                "write Input(((1, 8, 32), 3, 224, 224)) or Input(profiles=[..., ...])",
+            )
+        shapes = [shape] if shape is not None else profiles or []
+        self.ranges: tuple[ShapeRange, ...] = tuple(_range(s) for s in shapes)
+        self.dtype = dtype_name(dtype)
+        self.name = name
+        ranks = {len(r.min) for r in self.ranges}
+        if len(ranks) != 1:
+            raise SettingError(
+                f"The profiles of an Input have {len(ranks)} different ranks: {sorted(ranks)}.",
+                "at least one profile, all of one rank",
+                "give every profile one entry per dimension",
+            )
+
+    @property
+    def rank(self) -> int:
+        return len(self.ranges[0].min)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every profile holds one and the same shape."""
+        return all(r.is_static and r == self.ranges[0] for r in self.ranges)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Input) and (self.ranges, self.dtype, self.name) == (
+            other.ranges,
+            other.dtype,
+            other.name,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.ranges, self.dtype, self.name))
+
+    def __repr__(self) -> str:
+        shapes = [
+            tuple(lo if lo == hi else (lo, opt, hi) for lo, opt, hi in zip(r.min, r.opt, r.max)) for r in self.ranges
+        ]
+        what = repr(shapes[0]) if len(shapes) == 1 else f"profiles={shapes!r}"
+        return f"Input({what}, {self.dtype!r}" + (f", name={self.name!r})" if self.name else ")")
+
+
+def dtype_name(dtype: object) -> str:
+    """Returns the plain name of a dtype given as a name, a numpy dtype or a torch dtype.
+
+    Raises:
+        SettingError: The dtype is none that an input of an engine can have.
+    """
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    name = name.removeprefix("torch.").removesuffix("_") if isinstance(name, str) else str(name)
+    name = {"float": "float32", "half": "float16", "double": "float64", "long": "int64", "int": "int32"}.get(name, name)
+    if name not in DTYPES:
+        raise SettingError(f"The dtype {dtype!r} is not known.", f"one of {', '.join(DTYPES)}", "choose one of these")
+    return name
+
+
+def _range(shape: Sequence[Dimension]) -> ShapeRange:
+    triples = []
+    for position, dimension in enumerate(shape):
+        triple = (dimension,) * 3 if isinstance(dimension, int) else tuple(dimension)
+        if (
+            len(triple) != 3
+            or not all(isinstance(n, int) for n in triple)
+            or not 1 <= triple[0] <= triple[1] <= triple[2]
+        ):
+            raise SettingError(
+                f"Dimension {position} of the shape {tuple(shape)!r} is {dimension!r}.",
+                "an int of at least 1, or (min, opt, max) with 1 <= min <= opt <= max (TensorRT clamps a minimum of 0)",
+                "correct the dimension",
+            )
+        triples.append(triple)
+    low, opt, high = zip(*triples) if triples else ((), (), ())
+    return ShapeRange(tuple(low), tuple(opt), tuple(high))
