@@ -1,1 +1,88 @@
-"""MLflow models whose weight is a raw TensorRT engine."""
+"""MLflow models whose weight is a raw TensorRT engine.
+
+A PyTorch model goes in (:func:`convert`, :func:`log_model`); a model version comes out that is described by its shape
+profile, its real precision and the hosts it loads on; that same version is loaded (:func:`load_model`), checked
+(:func:`check`, :func:`inspect`) and measured (:func:`benchmark`).
+
+Every name is resolved at first use: importing this package imports neither torch nor TensorRT.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .benchmarking import BenchmarkReport as BenchmarkReport
+    from .benchmarking import benchmark as benchmark
+    from .convert import convert as convert
+    from .errors import CompatibilityError as CompatibilityError
+    from .errors import ConversionError as ConversionError
+    from .errors import DeviceError as DeviceError
+    from .errors import InputError as InputError
+    from .errors import ManifestError as ManifestError
+    from .errors import ParityError as ParityError
+    from .errors import PlanError as PlanError
+    from .errors import PrecisionError as PrecisionError
+    from .errors import SettingError as SettingError
+    from .errors import StoreError as StoreError
+    from .errors import TrtError as TrtError
+    from .errors import UnsupportedOperatorError as UnsupportedOperatorError
+    from .flavor import log_model as log_model
+    from .flavor import save_model as save_model
+    from .inputs import Input as Input
+    from .inspection import check as check
+    from .inspection import inspect as inspect
+    from .loading import load_model as load_model
+    from .manifest import Host as Host
+    from .manifest import Manifest as Manifest
+    from .manifest import Tolerance as Tolerance
+    from .plan import Plan as Plan
+    from .runtime import Engine as Engine
+
+_HOMES = {
+    "benchmarking": ("benchmark", "BenchmarkReport"),
+    "convert": ("convert",),
+    "errors": (
+        "CompatibilityError",
+        "ConversionError",
+        "DeviceError",
+        "InputError",
+        "ManifestError",
+        "ParityError",
+        "PlanError",
+        "PrecisionError",
+        "SettingError",
+        "StoreError",
+        "TrtError",
+        "UnsupportedOperatorError",
+    ),
+    "flavor": ("log_model", "save_model"),
+    "inputs": ("Input",),
+    "inspection": ("check", "inspect"),
+    "loading": ("load_model", "_load_pyfunc"),
+    "manifest": ("Host", "Manifest", "Tolerance"),
+    "plan": ("Plan",),
+    "runtime": ("Engine",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, "convert"])
+
+try:
+    __version__ = version("mlflow-trt")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

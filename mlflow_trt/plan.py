@@ -200,8 +200,8 @@ def write(plans: Sequence[Plan], folder: Path, *, program: bool = True) -> Manif
                 "one plan for each runtime, release and set of capabilities",
                 "leave one out",
             )
-        file = _write_bytes(folder, f"{where}/{MODEL_PLAN}", plan.serialized)
-        cache = plan.runtime_cache and _write_bytes(folder, f"{where}/{RUNTIME_CACHE}", plan.runtime_cache)
+        file = write_file(folder, f"{where}/{MODEL_PLAN}", plan.serialized)
+        cache = plan.runtime_cache and write_file(folder, f"{where}/{RUNTIME_CACHE}", plan.runtime_cache)
         records.append(plan.record.model_copy(update={"file": file, "runtime_cache": cache or None}))
     manifest = Manifest(
         interface=first.manifest.interface,
@@ -224,7 +224,8 @@ def read_golden(folder: Path, golden: Golden) -> GoldenTensors:
     return GoldenTensors(load_file(verify(folder, golden.inputs)), load_file(verify(folder, golden.outputs)))
 
 
-def _write_bytes(folder: Path, path: str, content: bytes) -> File:
+def write_file(folder: Path, path: str, content: bytes) -> File:
+    """Writes a file of a model and describes it for the manifest."""
     target = folder / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content)

@@ -1,0 +1,237 @@
+"""What was measured of a model, and where MLflow's pages show it: parameters, metrics, tags, a plot, a table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import manifest as _manifest
+from . import parity as _parity
+from . import plan as _plan
+from .errors import ParityError
+from .manifest import Host, Latency, Manifest, Parity, PlanRecord
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a GPU told beyond the manifest. Empty without one."""
+
+    latency_by_batch: Sequence[Mapping[str, float]] = ()
+    """Rows of ``batch``, ``p50_ms``, ``p99_ms`` of the first plan that loads here."""
+    layers: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    """The engine's layers, as TensorRT's inspector tells them."""
+
+
+def measure(folder: Path, manifest: Manifest) -> tuple[Manifest, Measurements]:
+    """Measures every plan of a model's folder that loads on this machine, and writes the figures to its manifest.
+
+    Args:
+        folder: Holds the model; its ``manifest.json`` is written anew, runtime caches are added.
+        manifest: The folder's manifest.
+
+    Returns:
+        The manifest with figures, or unchanged where there is no GPU: "not measured" then stays as it is.
+
+    Raises:
+        ParityError: A plan's answers differ from PyTorch's beyond the tolerance.
+    """
+    from .runtime import compatibility, host
+
+    here = host.probe()
+    if here.gpu is None:
+        return manifest, Measurements()
+    records: list[PlanRecord] = []
+    measurements = Measurements()
+    for record in manifest.plans:
+        if compatibility.check(record, here).accepted:
+            alone = manifest.model_copy(update={"plans": (record,)})
+            record, found = _measure_plan(folder, alone, here)
+            measurements = measurements if measurements.latency_by_batch else found
+        records.append(record)
+    manifest = manifest.model_copy(update={"plans": tuple(records)})
+    (folder / _manifest.FILE_NAME).write_text(manifest.to_json())
+    return manifest, measurements
+
+
+def _measure_plan(folder: Path, manifest: Manifest, here: Host) -> tuple[PlanRecord, Measurements]:
+    from . import measure as measuring
+    from . import runtime
+
+    record = manifest.plans[0]
+    with runtime.load(folder, manifest) as engine:
+        latency = measuring.measure_latency(engine)
+        curve = measuring.latency_by_batch(engine)
+        layers = engine.layers()
+        parity = record.parity
+        if manifest.golden is not None:
+            tolerance = parity.tolerance or _parity.default_tolerance(record.precision.requested)
+            parity = measuring.measure_parity(engine, _plan.read_golden(folder, manifest.golden), tolerance)
+        cache = engine.runtime_cache()
+    refuse_failed(parity, record)
+    update: dict[str, Any] = {"parity": parity, "latency": latency}
+    if cache:
+        path = f"{Path(record.file.path).parent.as_posix()}/{_plan.RUNTIME_CACHE}"
+        update["runtime_cache"] = _plan.write_file(folder, path, cache)
+    return record.model_copy(update=update), Measurements(curve, layers)
+
+
+def refuse_failed(parity: Parity, record: PlanRecord) -> None:
+    """Raises a ParityError with the whole table if a plan failed its parity check."""
+    if parity.status == "failed":
+        raise ParityError(
+            f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):\n{_parity.text(parity)}",
+            "every output within the tolerance at every profile point",
+            "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
+            "if this is good enough for the model's task",
+        )
+
+
+def params(manifest: Manifest) -> dict[str, Any]:
+    """Parameters of the logged model: what it is."""
+    record = manifest.plans[0]
+    built_on = record.built_on or Host()
+    found = {
+        "runtime": record.runtime,
+        "release": record.release,
+        "capabilities": ", ".join(record.capabilities or ()) or None,
+        "precision": record.precision.requested,
+        "profiles": "; ".join(_profile_text(profile) for profile in record.profiles or ()) or None,
+        "plans": len(manifest.plans),
+        "gpu": built_on.gpu,
+        "torch": built_on.torch,
+        "torch_tensorrt": built_on.torch_tensorrt,
+        **{f"settings.{name}": value for name, value in record.settings.items()},
+    }
+    return {f"trt.{name}": str(value)[:500] for name, value in found.items() if value is not None}
+
+
+def tags(manifest: Manifest) -> dict[str, str]:
+    """Tags of the logged model and the registered version: what a search or a deployment asks for."""
+    record = manifest.plans[0]
+    return {
+        "mlflow_trt.digest": record.file.sha256,
+        "mlflow_trt.target": ", ".join(_plan.folder_name(r) for r in manifest.plans),
+        "mlflow_trt.precision": record.precision.requested or "model",
+        "mlflow_trt.parity": record.parity.status,
+        "mlflow_trt.latency": record.latency.status,
+    }
+
+
+def metrics(record: PlanRecord) -> dict[str, float]:
+    """Figures of one plan: size in bytes, times in seconds or ms as their names say, worst parity of all points."""
+    found: dict[str, float] = {"trt.plan_bytes": record.file.size}
+    if record.build_seconds is not None:
+        found["trt.build_seconds"] = record.build_seconds
+    return {**found, **parity_metrics(record.parity), **latency_metrics(record.latency)}
+
+
+def parity_metrics(parity: Parity) -> dict[str, float]:
+    """The worst of all outputs and profile points; empty if not measured."""
+    outputs = [output for point in parity.points for output in point.outputs]
+    if not outputs:
+        return {}
+    found = {
+        "trt.parity.max_abs": max(o.max_abs for o in outputs),
+        "trt.parity.rel_l2": max(o.rel_l2 for o in outputs),
+        "trt.parity.cosine": min(o.cosine for o in outputs),
+    }
+    top1 = [o.top1 for o in outputs if o.top1 is not None]
+    return {**found, "trt.parity.top1": min(top1)} if top1 else found
+
+
+def latency_metrics(latency: Latency) -> dict[str, float]:
+    """p50 and p99 at every profile point, in ms; empty if not measured."""
+    return {
+        f"trt.latency.{point.profile}.{point.point}.{name}": getattr(point, name)
+        for point in latency.points
+        for name in ("p50_ms", "p99_ms")
+    }
+
+
+def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, *, step: int = 0) -> None:
+    """Logs a model's figures to its run.
+
+    Args:
+        info: MLflow's ``ModelInfo`` of the logged model.
+        run_id: The run.
+        manifest: The model's.
+        measurements: Of this machine's GPU.
+        step: The run's step.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    client = MlflowClient()
+    now = get_current_time_millis()
+    figures = [
+        Metric(key, value, now, step, model_id=info.model_id, run_id=run_id)
+        for key, value in metrics(manifest.plans[0]).items()
+    ]
+    rows = [
+        # A metric's step is the x axis of MLflow's chart: here it is the batch size.
+        Metric(
+            "trt.latency_by_batch.p50_ms", row["p50_ms"], now, int(row["batch"]), model_id=info.model_id, run_id=run_id
+        )
+        for row in measurements.latency_by_batch
+    ]
+    client.log_batch(run_id, metrics=[*figures, *rows])
+    for key, value in params(manifest).items():
+        _log_param(client, run_id, key, value)
+    folder = f"mlflow_trt/{info.model_id}"
+    client.log_text(run_id, manifest.to_json(), f"{folder}/manifest.json")
+    if measurements.layers:
+        client.log_text(run_id, _csv(measurements.layers), f"{folder}/layers.csv")
+    if measurements.latency_by_batch:
+        client.log_figure(run_id, latency_figure(measurements.latency_by_batch), f"{folder}/latency_by_batch.png")
+
+
+def latency_figure(rows: Sequence[Mapping[str, float]]) -> Any:
+    """Draws latency over batch size as a matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    batches = [row["batch"] for row in rows]
+    for name in ("p50_ms", "p99_ms"):
+        axes.plot(batches, [row[name] for row in rows], marker="o", label=name.removesuffix("_ms"))
+    axes.set(xlabel="batch size", ylabel="latency (ms)", title="Latency by batch size", xscale="log", ylim=(0, None))
+    axes.set_xticks(batches, [f"{batch:g}" for batch in batches])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _log_param(client: Any, run_id: str, key: str, value: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_param(run_id, key, value)
+    except MlflowException as error:
+        # A run's parameters never change: a second model of another make in the same run keeps its own on the model.
+        _logger.debug("The run already has another %s: %s", key, error)
+
+
+def _profile_text(profile: _manifest.Profile) -> str:
+    def sizes(r: _manifest.ShapeRange) -> str:
+        return "x".join(str(lo) if lo == hi else f"{lo}:{opt}:{hi}" for lo, opt, hi in zip(r.min, r.opt, r.max))
+
+    return ", ".join(f"{name}[{sizes(r)}]" for name, r in profile.items())
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    import csv
+    import io
+
+    out = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

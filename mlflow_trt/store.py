@@ -1,0 +1,170 @@
+"""Where a model lies: a local folder, a run, the registry, S3. Fetches the manifest first, then only what is asked for.
+
+MLflow downloads a whole model into a fresh temporary folder at every load and checks no digest. Here the manifest alone
+decides what is needed; a fetched file is compared with the manifest's SHA-256 and kept, so that the next load finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from . import cache, manifest
+from .errors import ManifestError, PlanError, StoreError
+from .manifest import File, Manifest
+from .plan import verify
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model whose manifest was read."""
+
+    uri: str
+    manifest: Manifest
+    folder: Path
+    """Holds the manifest, and the files that were fetched."""
+    repository: Any = None
+    """MLflow's artifact repository; None: the folder is the model itself."""
+
+    def fetch(self, files: Iterable[File]) -> Path:
+        """Makes files of the model available, from the local cache where it holds them.
+
+        Args:
+            files: Entries of the manifest.
+
+        Returns:
+            The folder below which they lie at their manifest paths.
+
+        Raises:
+            PlanError: A file is missing, cut short, or altered.
+            StoreError: The store can't be read.
+        """
+        for file in files:
+            if self.repository is None:
+                continue  # whoever opens a local file checks its digest
+            try:
+                verify(self.folder, file)
+            except PlanError:
+                self._download(file)
+        return self.folder
+
+    def _download(self, file: File) -> None:
+        with _scratch() as scratch:
+            _download(self.repository, self.uri, file.path, scratch)
+            verify(scratch, file)
+            target = self.folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(scratch / file.path, target)
+
+
+def open_model(uri: str | Path) -> StoredModel:
+    """Reads a model's manifest.
+
+    Args:
+        uri: A local folder, or any URI that MLflow takes for a model: ``models:/name/3``, ``models:/name@alias``,
+            ``models:/m-…``, ``runs:/…/name``, ``s3://…``. An alias is resolved once, here.
+
+    Returns:
+        The model, of which nothing but the manifest was fetched.
+
+    Raises:
+        ManifestError: There is no manifest, or it is malformed.
+        StoreError: The store or registry can't be read, or knows no such model.
+    """
+    local = local_folder(uri)
+    if local is not None:
+        return StoredModel(str(uri), manifest.read(local), local)
+    uri = str(uri)
+    repository = _repository(uri)
+    with _scratch() as scratch:
+        try:
+            text = _download(repository, uri, manifest.FILE_NAME, scratch).read_bytes()
+        except StoreError as error:
+            if _exists(repository, "MLmodel"):
+                raise ManifestError(
+                    f"{uri} has no {manifest.FILE_NAME}.",
+                    "a model that mlflow_trt.log_model wrote",
+                    "log it with mlflow_trt.log_model, or load it with the flavor that wrote it",
+                ) from error
+            raise
+        parsed = manifest.parse(text, f"{uri}/{manifest.FILE_NAME}")
+        folder = cache.folder() / "models" / hashlib.sha256(text).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch / manifest.FILE_NAME, folder / manifest.FILE_NAME)
+    return StoredModel(uri, parsed, folder, repository)
+
+
+def local_folder(uri: str | Path) -> Path | None:
+    """The folder that a path or ``file:`` URI names; None for every other URI."""
+    if isinstance(uri, Path):
+        return uri
+    parts = urlparse(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return None if "://" in uri or parts.scheme in ("models", "runs", "mlflow-artifacts", "dbfs") else Path(uri)
+
+
+class _scratch(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+    """A temporary folder on the cache's own file system, so that a finished file moves in one step."""
+
+    def __init__(self) -> None:
+        parent = cache.folder() / "incoming"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(dir=parent)
+        except OSError as error:
+            raise StoreError(
+                f"The cache folder {parent} can't be written: {error.strerror}.",
+                "a folder of this user's own with room for the model",
+                f"free space, or set {cache.ENVIRONMENT_VARIABLE} to another folder",
+            ) from error
+
+    def __enter__(self) -> Path:  # type: ignore[override]
+        return Path(super().__enter__())
+
+
+def _repository(uri: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        return get_artifact_repository(uri)
+    except Exception as error:
+        raise _store_error(uri, error) from error
+
+
+def _download(repository: Any, uri: str, path: str, scratch: Path) -> Path:
+    """Downloads one file to its place below ``scratch``."""
+    try:
+        downloaded = Path(repository.download_artifacts(path, dst_path=str(scratch)))
+        target = scratch / path
+        if not downloaded.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        if downloaded.resolve() != target.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(downloaded, target)
+        return target
+    except Exception as error:
+        raise _store_error(f"{uri}/{path}", error) from error
+
+
+def _exists(repository: Any, path: str) -> bool:
+    try:
+        return any(entry.path == path for entry in repository.list_artifacts())
+    except Exception:
+        return False
+
+
+def _store_error(what: str, error: Exception) -> StoreError:
+    reason = str(getattr(error, "message", "") or error).strip().splitlines() or [""]
+    return StoreError(
+        f"{what} can't be read: {type(error).__name__}: {reason[0][:500]}",
+        "a model in a store that this machine reaches",
+        "check the URI, MLFLOW_TRACKING_URI, MLFLOW_REGISTRY_URI and the store's credentials, then try again",
+    )
