@@ -1,0 +1,102 @@
+"""What every test gets: a quiet, private MLflow in a temporary folder, and real servers for those that ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from servers import BUCKET, Server
+
+SERVER_FIXTURES = {"tracking_server", "s3_server", "tracking_server_s3_proxied", "tracking_server_s3_direct"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips GPU tests where there is no GPU; keeps tests of servers in one worker, so that each is started once."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and (reason := _no_gpu()):
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason=reason))
+    for item in items:
+        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
+
+def _no_gpu() -> str | None:
+    """Why GPU tests can't run here; None if they can."""
+    from mlflow_trt.runtime import host
+
+    found = host.probe()
+    if found.gpu is None:
+        return "needs an NVIDIA GPU"
+    if not found.runtimes:
+        return "needs TensorRT or TensorRT-RTX"
+    return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The environment of the whole session: nothing leaves this machine, nothing is written beside the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("DO_NOT_TRACK", "true")
+        # Credentials, regions or profiles of whoever runs the tests must not decide their outcome.
+        for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_CONFIG_FILE", "/dev/null")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _private_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gives each test its own SQLite store, experiment and working folder (MLflow makes both on first use)."""
+    import mlflow
+    from mlflow.tracking import fluent
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, "")  # remembers what to restore, for MLflow sets these itself
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    fluent._active_experiment_id = None
+
+
+@pytest.fixture(scope="session")
+def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """``mlflow server`` that takes artifacts into a local folder, ``tracking_server.files``."""
+    with servers.tracking_server(tmp_path_factory.mktemp("tracking")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server; its bucket is ``servers.BUCKET``."""
+    with servers.s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tracking_server_s3_proxied(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> Iterator[Server]:
+    """``mlflow server`` before S3: clients know only the server."""
+    folder = tmp_path_factory.mktemp("tracking-proxied")
+    with servers.tracking_server(folder, artifacts=f"s3://{BUCKET}/proxied", env=s3_server.env) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tracking_server_s3_direct(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> Iterator[Server]:
+    """``mlflow server`` beside S3: clients read and write the artifacts there themselves."""
+    folder = tmp_path_factory.mktemp("tracking-direct")
+    artifacts = f"s3://{BUCKET}/direct"
+    with servers.tracking_server(folder, artifacts=artifacts, proxied=False, env=s3_server.env) as server:
+        yield server

