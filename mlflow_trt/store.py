@@ -123,7 +123,7 @@ class _scratch(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
             raise StoreError(
                 f"The cache folder {parent} can't be written: {error.strerror}.",
                 "a folder of this user's own with room for the model",
-                f"free space, or set {cache.ENVIRONMENT_VARIABLE} to another folder",
+                f"free space, or set {cache.VARIABLE} to another folder",
             ) from error
 
     def __enter__(self) -> Path:  # type: ignore[override]
