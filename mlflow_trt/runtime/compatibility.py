@@ -1,0 +1,264 @@
+"""Which plan of a model loads on which machine: a pure function of the manifest and the host.
+
+Expected refusals are values, not exceptions: a version may hold plans for several kinds of machine, and the one that is
+passed over for a good reason is not an error. Only when none is left does :func:`choose` raise, with the whole trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Union
+
+from ..errors import CompatibilityError
+from ..manifest import Host, Manifest, PlanRecord
+from ..plan import folder_name
+
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""What ``tensorrt_rtx.ComputeCapability`` names (releases 1.4 to 1.6), and so what a plan can be built for by name."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a plan does not load here."""
+
+    found: str
+    expected: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The plan loads on this host, as far as manifest and host can say."""
+
+    notes: tuple[str, ...] = ()
+    """What the reader should know: a fact that was not on record, a combination outside NVIDIA's support matrix."""
+
+    accepted = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON takes it."""
+        return {"accepted": True, "notes": list(self.notes), "reasons": []}
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The plan does not load on this host."""
+
+    reasons: tuple[Reason, ...]
+    """At least one."""
+
+    accepted = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON takes it."""
+        return {"accepted": False, "notes": [], "reasons": [asdict(r) for r in self.reasons]}
+
+
+Verdict = Union[Accepted, Rejected]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every plan of a model against one host, in the order in which the loader tries them."""
+
+    host: Host
+    entries: tuple[tuple[PlanRecord, Verdict], ...]
+
+    @property
+    def accepted(self) -> PlanRecord | None:
+        """The plan that loads here: the first that was accepted."""
+        return next((record for record, verdict in self.entries if verdict.accepted), None)
+
+    def passed_over(self) -> Iterator[tuple[PlanRecord, Rejected]]:
+        """Yields the plans that the loader tries before the accepted one, or all of them, with their reasons."""
+        for record, verdict in self.entries:
+            if isinstance(verdict, Accepted):
+                return
+            yield record, verdict
+
+    def explain(self) -> str:
+        """Returns the trace as text: this host, each plan, and why it does or does not load."""
+        lines = [f"This host: {describe(self.host)}"]
+        for record, verdict in self.entries:
+            name = folder_name(record)
+            if isinstance(verdict, Accepted):
+                chosen = ", loads" if record is self.accepted else ", would load too"
+                lines.append(f"  {name}{chosen}")
+                lines += [f"    note: {note}" for note in verdict.notes]
+            else:
+                lines.append(f"  {name}, does not load:")
+                lines += [f"    {r.found} Expected: {r.expected}. To do: {r.remedy}." for r in verdict.reasons]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        return {
+            "host": self.host.model_dump(),
+            "accepted": folder_name(self.accepted) if self.accepted else None,
+            "plans": [
+                {
+                    "plan": folder_name(record),
+                    "path": record.file.path,
+                    "runtime": record.runtime,
+                    "release": record.release,
+                    "capabilities": list(record.capabilities) if record.capabilities else None,
+                    **verdict.to_dict(),
+                }
+                for record, verdict in self.entries
+            ],
+        }
+
+
+def check(record: PlanRecord, host: Host) -> Verdict:
+    """Decides whether a plan loads on a host.
+
+    The rules, per runtime (NVIDIA's TensorRT documentation, "Version Compatibility" and "Hardware Compatibility";
+    NVIDIA's TensorRT-RTX documentation, "CPU-Only AOT and TensorRT-RTX Engines"):
+
+    * TensorRT-RTX: exactly the release that built it; Linux or Windows; a compute capability that it was built for. A
+      GPU whose own capability has no name there (9.0, 10.0) takes plans for 8.0 and newer, up to its own: by NVIDIA's
+      text an engine runs on "compute capability 8.0, 8.6, 8.9, 12.0, and later", and plans built for 8.x ran on an
+      H100 (9.0) with the same numbers and speed, although TensorRT-RTX's own ``get_engine_validity`` calls them
+      invalid there. So that is accepted, with a note.
+    * Full TensorRT: the same release, or a later one when built version-compatible; the same compute capability, or
+      8.0 and newer when built hardware-compatible; the system and processor architecture that it was built on.
+
+    What the plan's record does not know is no reason to refuse; it becomes a note.
+
+    Args:
+        record: The plan.
+        host: The machine, from :func:`~mlflow_trt.runtime.host.probe` or described by hand.
+
+    Returns:
+        :class:`Accepted` with notes, or :class:`Rejected` with every reason.
+    """
+    reasons: list[Reason] = []
+    notes: list[str] = []
+    _check_runtime(record, host, reasons)
+    _check_capability(record, host, reasons, notes)
+    _check_platform(record, host, reasons, notes)
+    return Rejected(tuple(reasons)) if reasons else Accepted(tuple(notes))
+
+
+def check_all(manifest: Manifest, host: Host) -> Report:
+    """Decides for every plan of a model, in the loader's order."""
+    return Report(host, tuple((record, check(record, host)) for record in manifest.plans))
+
+
+def choose(manifest: Manifest, host: Host) -> PlanRecord:
+    """Returns the first plan that loads on this host.
+
+    Raises:
+        CompatibilityError: None does; the message holds every plan with its reasons.
+    """
+    report = check_all(manifest, host)
+    if report.accepted is not None:
+        return report.accepted
+    remedies = list(dict.fromkeys(r.remedy for _, verdict in report.passed_over() for r in verdict.reasons))
+    raise CompatibilityError(
+        f"No plan of this model loads on this host.\n{report.explain()}",
+        "a host that one of the plans was built for, or a plan built for this host",
+        "; or ".join(remedies) + '; or run the logged program on the CPU with backend="reference"'
+        if manifest.program
+        else "; or ".join(remedies),
+    )
+
+
+def describe(host: Host) -> str:
+    """Returns a host in one line."""
+    gpu = f"{host.gpu or 'GPU'} (compute capability {host.capability})" if host.capability else "no GPU"
+    runtimes = ", ".join(f"{name} {release}" for name, release in host.runtimes.items()) or "no TensorRT runtime"
+    parts = [gpu, f"driver {host.driver}" if host.driver else "", runtimes, host.os or "", host.machine or ""]
+    return ", ".join(p for p in parts if p)
+
+
+def _check_runtime(record: PlanRecord, host: Host, reasons: list[Reason]) -> None:
+    installed = host.runtimes.get(record.runtime)
+    install = f"pip install {record.runtime}=={record.release}"
+    if installed is None:
+        others = ", ".join(f"{name} {release}" for name, release in host.runtimes.items())
+        reasons.append(
+            Reason(
+                f"{record.runtime} is not installed" + (f" ({others} is)." if others else "."),
+                f"{record.runtime} {record.release}",
+                install,
+            )
+        )
+    elif record.runtime == "tensorrt" and record.version_compatible:
+        if _numbers(installed) < _numbers(record.release):
+            reasons.append(
+                Reason(
+                    f"tensorrt {installed} is installed, and the plan was built by the later {record.release}.",
+                    f"{record.release} or later",
+                    install,
+                )
+            )
+    elif _numbers(installed) != _numbers(record.release):
+        reasons.append(
+            Reason(
+                f"{record.runtime} {installed} is installed, and the plan was built by {record.release}.",
+                f"exactly {record.release}",
+                f"{install}, or build the plan again with {installed}",
+            )
+        )
+
+
+def _check_capability(record: PlanRecord, host: Host, reasons: list[Reason], notes: list[str]) -> None:
+    here = host.capability
+    if here is None:
+        reasons.append(
+            Reason(
+                "No NVIDIA GPU is here, or none was named.",
+                "a GPU with its driver",
+                "use a machine with an NVIDIA GPU and check that nvidia-smi lists it",
+            )
+        )
+        return
+    built_for = record.capabilities
+    if built_for is None:
+        notes.append("the plan does not say which compute capabilities it was built for; TensorRT decides when loading")
+        return
+    if here in built_for:
+        return
+    remedy = f"convert the model for compute capability {here} and log that plan with it"
+    if record.runtime == "tensorrt":
+        if record.hardware_compatible and _numbers(here) >= (8, 0):
+            return
+        expected = "8.0 or newer" if record.hardware_compatible else _either(built_for)
+        reasons.append(Reason(f"The GPU has compute capability {here}.", expected, remedy))
+        return
+    # A plan that names 7.5 alone is NVIDIA's "device-specific engine for Turing"; it is not portable upwards.
+    below = [c for c in built_for if c in RTX_CAPABILITIES and (8, 0) <= _numbers(c) <= _numbers(here)]
+    if here not in RTX_CAPABILITIES and below:
+        notes.append(
+            f"TensorRT-RTX can't name compute capability {here}; the plan's code for {max(below, key=_numbers)} "
+            "runs there, outside NVIDIA's support matrix (seen to work on an H100, 9.0)"
+        )
+        return
+    reasons.append(Reason(f"The GPU has compute capability {here}.", _either(built_for), remedy))
+
+
+def _check_platform(record: PlanRecord, host: Host, reasons: list[Reason], notes: list[str]) -> None:
+    built_on = record.built_on
+    if record.runtime == "tensorrt_rtx":
+        if host.os not in (None, "linux", "windows"):
+            reasons.append(Reason(f"The system is {host.os}.", "linux or windows", "use a machine with one of these"))
+        return
+    if built_on is None:
+        notes.append("the plan does not say on which operating system it was built; TensorRT decides when loading")
+        return
+    for what, here, there in (
+        ("system", host.os, built_on.os),
+        ("processor architecture", host.machine, built_on.machine),
+    ):
+        if here is not None and there is not None and here != there:
+            reasons.append(Reason(f"The {what} is {here}.", there, f"build the plan on {here}"))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in version.split("+")[0].split(".") if n.isdigit())
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
