@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import evidence, loading, measure, plan, runtime, store
+from . import evidence, loading, measure, plan, store
 from .errors import ManifestError
 from .manifest import Latency, Manifest, Parity
 from .parity import default_tolerance
@@ -64,7 +64,7 @@ def benchmark(
         if backend == "reference":
             parity = Parity(status="not_measured", reason="the reference backend is what an engine is compared with")
         else:
-            record = runtime.record_of(engine, model.manifest)
+            record = engine.record  # type: ignore[attr-defined]
             tolerance = record.parity.tolerance or default_tolerance(record.precision.requested)
             parity = measure.measure_parity(engine, tensors, tolerance)
     logged_to = _log(str(model_uri), parity, latency) if backend == "tensorrt" else None

@@ -11,6 +11,7 @@ import numpy as np
 from . import store
 
 if TYPE_CHECKING:
+    from .manifest import PlanRecord
     from .runtime import Engine
 
 # What mlflow.pyfunc.load_model(model_config=...) may override: MLflow passes on only keys that were saved.
@@ -48,9 +49,14 @@ def load_model(
         StoreError: The store or registry can't be read.
     """
     from . import runtime
+    from .runtime import compatibility, host
 
     model = store.open_model(model_uri)
-    files = runtime.needed_files(model.manifest, backend=backend, device=device)
+    record: PlanRecord | None = None
+    files = [model.manifest.program.file] if model.manifest.program else []
+    if backend == "tensorrt":
+        record = compatibility.choose(model.manifest, host.probe(device))
+        files = [record.file, *([record.runtime_cache] if record.runtime_cache else [])]
     return runtime.load(
         model.fetch(files),
         model.manifest,
@@ -58,6 +64,7 @@ def load_model(
         backend=backend,
         max_contexts=max_contexts,
         memory_limit=memory_limit,
+        record=record,
     )
 
 

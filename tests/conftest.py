@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import servers
 from servers import BUCKET, Server
+
+pytest_plugins = ["plans"]
+
+pytest_plugins = ["plans"]
 
 SERVER_FIXTURES = {"tracking_server", "s3_server", "tracking_server_s3_proxied", "tracking_server_s3_direct"}
 
@@ -33,6 +38,14 @@ def _no_gpu() -> str | None:
     if not found.runtimes:
         return "needs TensorRT or TensorRT-RTX"
     return None
+
+
+if importlib.util.find_spec("xdist") is None:
+
+    @pytest.fixture(scope="session")
+    def worker_id() -> str:
+        """What pytest-xdist calls a session without workers."""
+        return "master"
 
 
 @pytest.fixture(scope="session", autouse=True)

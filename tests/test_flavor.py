@@ -1,4 +1,4 @@
-"""Saving, logging and loading through MLflow: what lands in the folder, the run and the registry, and what never does."""
+"""Saving, logging and loading through MLflow: what lands in folder, run and registry, and what never does."""
 
 from __future__ import annotations
 
