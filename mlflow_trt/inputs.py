@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Union
 
 from .errors import SettingError
@@ -91,7 +92,7 @@ class Input:
             tuple(lo if lo == hi else (lo, opt, hi) for lo, opt, hi in zip(r.min, r.opt, r.max)) for r in self.ranges
         ]
         what = repr(shapes[0]) if len(shapes) == 1 else f"profiles={shapes!r}"
-        return f"Input({what}, {self.dtype!r}" + (f", name={self.name!r})" if self.name else ")")
+        return f"Input({what}, dtype={self.dtype!r}" + (f", name={self.name!r})" if self.name else ")")
 
 
 def dtype_name(dtype: object) -> str:
@@ -109,14 +110,14 @@ def dtype_name(dtype: object) -> str:
 
 
 def _range(shape: Sequence[Dimension]) -> ShapeRange:
+    if not isinstance(shape, Sequence):
+        raise SettingError(
+            f"The shape of an Input is {shape!r}.", "one entry per dimension", "write Input((8,)) for a vector of 8"
+        )
     triples = []
     for position, dimension in enumerate(shape):
-        triple = (dimension,) * 3 if isinstance(dimension, int) else tuple(dimension)
-        if (
-            len(triple) != 3
-            or not all(isinstance(n, int) for n in triple)
-            or not 1 <= triple[0] <= triple[1] <= triple[2]
-        ):
+        triple = _triple(dimension)
+        if len(triple) != 3 or not 1 <= triple[0] <= triple[1] <= triple[2]:
             raise SettingError(
                 f"Dimension {position} of the shape {tuple(shape)!r} is {dimension!r}.",
                 "an int of at least 1, or (min, opt, max) with 1 <= min <= opt <= max (TensorRT clamps a minimum of 0)",
@@ -125,3 +126,13 @@ def _range(shape: Sequence[Dimension]) -> ShapeRange:
         triples.append(triple)
     low, opt, high = zip(*triples) if triples else ((), (), ())
     return ShapeRange(tuple(low), tuple(opt), tuple(high))
+
+
+def _triple(dimension: object) -> tuple[int, ...]:
+    """(min, opt, max); empty if it holds anything but integers. numpy's integers count as such."""
+    try:
+        if isinstance(dimension, (tuple, list)):
+            return tuple(index(n) for n in dimension)
+        return (index(dimension),) * 3  # type: ignore[arg-type]
+    except TypeError:
+        return ()
