@@ -26,14 +26,12 @@ from mlflow.utils.environment import (
     _validate_env_arguments,
 )
 from mlflow.utils.model_utils import (
-    _add_code_from_conf_to_system_path,
     _copy_extra_files,
-    _get_flavor_configuration,
     _validate_and_copy_code_paths,
     _validate_and_prepare_target_save_path,
 )
 
-__all__ = ["add_code_path", "flavor_configuration", "prepare_folder", "validate_environment", "write_model"]
+__all__ = ["prepare_folder", "validate_environment", "write_model"]
 
 
 def prepare_folder(path: str | Path) -> Path:
@@ -107,13 +105,3 @@ def write_model(
     _PythonEnv.current().to_yaml(str(folder / _PYTHON_ENV_FILE_NAME))
     # Last: a folder without MLmodel is no model.
     model.save(str(folder / MLMODEL_FILE_NAME))
-
-
-def flavor_configuration(folder: Path, flavor: str) -> dict[str, Any]:
-    """What MLmodel says under a flavor's key; MLflow's own error if it has none."""
-    return dict(_get_flavor_configuration(model_path=str(folder), flavor_name=flavor))
-
-
-def add_code_path(folder: Path, configuration: dict[str, Any]) -> None:
-    """Puts the code that was logged with a model on ``sys.path``."""
-    _add_code_from_conf_to_system_path(str(folder), configuration)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 import mlflow
 import numpy as np
@@ -147,10 +147,11 @@ def save_model(
     existed = Path(path).exists()
     folder = _mlflow.prepare_folder(path)
     with _nothing_left_behind(folder, keep_folder=existed):
+        staged: _Staged
         if isinstance(model_or_plan, _Staged):
-            for entry in model_or_plan.folder.iterdir():
+            staged = cast(_Staged, model_or_plan)
+            for entry in staged.folder.iterdir():
                 shutil.move(str(entry), folder / entry.name)
-            staged = model_or_plan
         else:
             staged = _stage(model_or_plan, folder, program, conversion)
         model = mlflow_model or Model()
@@ -283,7 +284,7 @@ def log_model(
         staged = _stage(model_or_plan, Path(scratch), program, conversion)
         model_tags = {**evidence.tags(staged.manifest), **(tags or {})}
         with _run(run_id) as run, _deleted_on_failure(given=model_id) as flavor:
-            info = Model.log(
+            info: ModelInfo = Model.log(
                 artifact_path=None,
                 name=name or artifact_path or "model",
                 flavor=flavor,
@@ -336,7 +337,7 @@ def _stage(model_or_plan: ModelOrPlan, folder: Path, program: str, conversion: M
 
 def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
     """What to log, as plans: converted, read, or taken as they are."""
-    if isinstance(model_or_plan, (bytes, bytearray, memoryview, str, Path)):
+    if isinstance(model_or_plan, (bytes, str, Path)):
         plans = foreign.read_plans(model_or_plan)
     elif isinstance(model_or_plan, Plan):
         plans = [model_or_plan]
@@ -389,7 +390,7 @@ def _run(run_id: str | None) -> Iterator[str]:
     """The run to log to: the one named, the active one, or a new one that goes again when logging fails."""
     active = mlflow.active_run()
     if run_id or active:
-        yield run_id or active.info.run_id
+        yield run_id or cast(mlflow.ActiveRun, active).info.run_id
         return
     with mlflow.start_run() as run:
         try:

@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,23 +112,21 @@ def local_folder(uri: str | Path) -> Path | None:
     return None if "://" in uri or parts.scheme in ("models", "runs", "mlflow-artifacts", "dbfs") else Path(uri)
 
 
-class _scratch(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+@contextmanager
+def _scratch() -> Iterator[Path]:
     """A temporary folder on the cache's own file system, so that a finished file moves in one step."""
-
-    def __init__(self) -> None:
-        parent = cache.folder() / "incoming"
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(dir=parent)
-        except OSError as error:
-            raise StoreError(
-                f"The cache folder {parent} can't be written: {error.strerror}.",
-                "a folder of this user's own with room for the model",
-                f"free space, or set {cache.VARIABLE} to another folder",
-            ) from error
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
+    parent = cache.folder() / "incoming"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=parent)
+    except OSError as error:
+        raise StoreError(
+            f"The cache folder {parent} can't be written: {error.strerror}.",
+            "a folder of this user's own with room for the model",
+            f"free space, or set {cache.VARIABLE} to another folder",
+        ) from error
+    with folder as name:
+        yield Path(name)
 
 
 def _repository(uri: str) -> Any:
