@@ -23,7 +23,8 @@ Runtime = Literal["tensorrt", "tensorrt_rtx"]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # pydantic's default writes NaN and infinities as null, which does not read back as a number.
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="constants")
 
 
 class File(_Record):
