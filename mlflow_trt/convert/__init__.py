@@ -1,1 +1,28 @@
-"""A PyTorch model goes in, a plan comes out."""
+"""Conversion: a module or exported program becomes a plan.
+
+The way through, one file each: :mod:`.arguments` (what the caller said of the inputs), :mod:`.program` (module → exported
+program, dynamic shapes, what an engine can't hold), :mod:`.structure` (which outputs are computed, how they nest),
+:mod:`.golden` (what PyTorch answers), :mod:`.precision` (the program that goes into the network), :mod:`.settings`
+(Torch-TensorRT's own), :mod:`.builder` (the call into Torch-TensorRT), :mod:`.gpuless` and :mod:`._child` (the same in a
+process of its own, where there is no GPU), :mod:`.interface` (what the manifest says of it).
+
+Importing this package does not import Torch-TensorRT, which needs a GPU at import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core import convert as convert
+
+__all__ = ["convert"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: the building child is a module of this package, and must come before torch's first use.
+    if name == "convert":
+        from .core import convert
+
+        return convert
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,137 @@
+"""The building child: a process of its own, in which torch may be told that there is a GPU.
+
+``python -m mlflow_trt.convert._child FOLDER`` reads FOLDER/job.json and FOLDER/program.pt2, writes FOLDER/model.plan, and says
+on its standard output, one JSON object per line, how far it is and what came of it. It ends with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PLAN = "model.plan"
+PROGRAM = "program.pt2"
+JOB = "job.json"
+
+
+def main(folder: Path) -> int:
+    """Builds what the folder says; returns the exit status."""
+    say = _private_stdout()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        say({"result": _build(folder, say)})
+        return 0
+    except BaseException as error:
+        say({"error": _describe(error)})
+        return 1
+
+
+def _private_stdout() -> Callable[[dict[str, Any]], None]:
+    """Keeps standard output for the parent; whatever else prints goes to standard error."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def say(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+
+    return say
+
+
+def _end_with_parent() -> None:
+    # The parent holds the other end open for as long as it lives.
+    with contextlib.suppress(OSError):
+        sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _build(folder: Path, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    _pretend_gpu()
+    job_content = json.loads((folder / JOB).read_text())
+    for module in job_content["imports"]:
+        __import__(module)
+    import torch
+
+    from .builder import Job, build
+
+    _quiet_torch_tensorrt()
+    job = Job.from_json(job_content["job"])
+    program = torch.export.load(folder / PROGRAM)
+    (folder / PROGRAM).unlink()  # its room may be needed for the plan
+    built = build(program, job, lambda event, phase, steps: say({"progress": [event, phase, steps]}))
+    (folder / PLAN).write_bytes(built.serialized)
+    return {"network": vars(built.network), "seconds": built.seconds}
+
+
+def _pretend_gpu() -> None:
+    """Answers what Torch-TensorRT asks of the GPU while it is imported and converts; none of it reaches the engine."""
+    import torch
+
+    target = (8, 9)  # has FP8, and every dtype before it
+    torch.cuda.get_device_capability = lambda device=None: target  # type: ignore[assignment]
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.mem_get_info = lambda device=None: (64 << 30, 64 << 30)  # type: ignore[assignment]
+
+
+def _quiet_torch_tensorrt() -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch_tensorrt  # noqa: F401
+        from torch_tensorrt.dynamo.conversion import _TRTInterpreter
+
+    _TRTInterpreter.trt = _WithoutRuntime(_TRTInterpreter.trt)
+
+
+class _WithoutRuntime:
+    """The TensorRT module, but for its Runtime, which needs a GPU: upstream deserializes what it just built."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    class Runtime:
+        """Hands the plan back as it is."""
+
+        def __init__(self, logger: object) -> None:
+            pass
+
+        def deserialize_cuda_engine(self, serialized: Any) -> Any:
+            return _SerializedEngine(serialized) if serialized is not None else None
+
+
+class _SerializedEngine:
+    def __init__(self, serialized: Any) -> None:
+        self._serialized = serialized
+
+    def serialize(self) -> Any:
+        return self._serialized
+
+    def get_aliased_input_tensor(self, name: str) -> None:
+        return None
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    """An error as JSON: our own by class and parts, any other by its words."""
+    from ..errors import TrtError
+
+    if isinstance(error, TrtError):
+        kind, arguments = error.__reduce__()
+        return {"type": kind.__name__, "arguments": list(arguments)}
+    traceback.print_exc()
+    if isinstance(error, OSError):
+        return {"os": f"{error.strerror or error} ({error.filename or 'temporary file'})"}
+    return {"other": f"{type(error).__name__}: {error}"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

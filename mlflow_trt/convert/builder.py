@@ -1,0 +1,405 @@
+"""The call into Torch-TensorRT, its version differences, and what is learned of the network on the way.
+
+Imports Torch-TensorRT, which needs a GPU (or the stand-ins of the building child) at import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from ..errors import ConversionError, UnsupportedOperatorError
+from ..manifest import Census
+from . import settings as _settings
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+ProgressListener = Callable[[str, str, int], None]
+"""Called with ("start" | "step" | "finish", phase, steps)."""
+
+_TENSORRT_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
+_lock = threading.Lock()
+
+# The layers that carry a network's arithmetic.
+_ARITHMETIC = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "ATTENTION_OUTPUT"}
+
+
+@dataclass(frozen=True)
+class BindingSpec:
+    """One input of the network."""
+
+    name: str
+    dtype: str
+    profiles: tuple[Shapes, ...]
+    """(min, opt, max) per profile; a single one holds in all."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be built; everything but the program."""
+
+    inputs: tuple[BindingSpec, ...]
+    outputs: tuple[str, ...]
+    """Binding names."""
+    settings: Mapping[str, Any]
+    capabilities: tuple[str, ...] | None
+    """TensorRT-RTX: compute capabilities to build for; None: the current GPU."""
+
+    @property
+    def profiles(self) -> int:
+        return max((len(spec.profiles) for spec in self.inputs), default=1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "settings": dict(self.settings)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Job:
+        inputs = tuple(
+            BindingSpec(i["name"], i["dtype"], tuple(tuple(map(tuple, p)) for p in i["profiles"]))
+            for i in content["inputs"]
+        )
+        capabilities = content["capabilities"]
+        return cls(
+            inputs, tuple(content["outputs"]), content["settings"], tuple(capabilities) if capabilities else None
+        )
+
+
+@dataclass
+class Network:
+    """What the network that TensorRT was given really holds."""
+
+    layers: dict[str, int] = field(default_factory=dict)
+    weight_bytes: dict[str, int] = field(default_factory=dict)
+    tf32: bool = False
+    arithmetic: list[tuple[str, str, str]] = field(default_factory=list)
+    """Name, kind and dtype of every layer that carries arithmetic."""
+    inputs: list[tuple[str, str]] = field(default_factory=list)
+    outputs: list[tuple[str, str, list[int]]] = field(default_factory=list)
+    """Binding, dtype and shape (-1: dynamic)."""
+
+    def census(self) -> Census:
+        return Census(layers=self.layers, weight_bytes=self.weight_bytes, tf32=self.tf32)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A serialized engine and what was learned while it was built."""
+
+    serialized: bytes
+    network: Network
+    seconds: float
+
+
+def build(program: ExportedProgram, job: Job, listener: ProgressListener | None = None) -> Built:
+    """Builds an engine in this process.
+
+    Args:
+        program: A prepared program: flat inputs, unique computed outputs.
+        job: The rest.
+        listener: Is told of the build's progress.
+
+    Raises:
+        UnsupportedOperatorError: The program has operators without a converter.
+        ConversionError: TensorRT refused the network; the message has its own words.
+        KeyboardInterrupt: Ctrl-C during the build.
+    """
+    with _quiet_import():
+        import torch_tensorrt
+        from torch_tensorrt.dynamo import convert_exported_program_to_serialized_trt_engine as converter
+
+    watch = _Watch(job, listener)
+    started = time.perf_counter()
+    with _lock, _hooked(watch), _captured(watch):
+        try:
+            serialized = converter(
+                program, arg_inputs=tuple(_input(torch_tensorrt, spec) for spec in job.inputs), **job.settings
+            )
+        except BaseException as error:
+            if watch.interrupted or isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            if not isinstance(error, Exception):
+                raise
+            raise watch.explain(error) from (watch.error or error)
+    return Built(bytes(serialized), watch.network, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    # Its import warns of optional packages that are not installed (modelopt, TensorRT-LLM).
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _input(torch_tensorrt: Any, spec: BindingSpec) -> Any:
+    """Torch-TensorRT's own Input: the envelope of all profiles, which the hook then replaces by each."""
+    import torch
+
+    dtype = getattr(torch, spec.dtype)
+    low = tuple(min(sizes) for sizes in zip(*(p[0] for p in spec.profiles)))
+    high = tuple(max(sizes) for sizes in zip(*(p[2] for p in spec.profiles)))
+    if low == high:
+        return torch_tensorrt.Input(shape=low, dtype=dtype)
+    return torch_tensorrt.Input(min_shape=low, opt_shape=spec.profiles[0][1], max_shape=high, dtype=dtype)
+
+
+class _Watch:
+    """Collects what a build tells: the network, TensorRT's messages, the first error, an interrupt."""
+
+    def __init__(self, job: Job, listener: ProgressListener | None) -> None:
+        self.job = job
+        self.listener = listener
+        self.network = Network()
+        self.messages: list[str] = []
+        self.missing: tuple[str, ...] = ()
+        self.error: BaseException | None = None
+        self.node: str | None = None
+        self.interrupted = False
+
+    def explain(self, error: Exception) -> ConversionError:
+        """Makes one error of what upstream hides: 2.11 fails with a NameError, 2.14 with "returned None"."""
+        if self.missing:
+            listed = "\n".join(f"  {operator}" for operator in self.missing)
+            return UnsupportedOperatorError(
+                f"The model has {len(self.missing)} operators that Torch-TensorRT cannot convert:\n{listed}",
+                "operators with a converter: an engine is the whole model (require_full_compilation), so none can be "
+                "left to PyTorch",
+                "replace these operators, register a converter "
+                "(torch_tensorrt.dynamo.conversion.dynamo_tensorrt_converter), or move them out of the model, before "
+                "or after the engine",
+                self.missing,
+            )
+        cause = self.error or error
+        where = f" at {self.node}" if self.node else ""
+        said = "".join(f"\n  TensorRT: {message}" for message in dict.fromkeys(self.messages[-6:]))
+        return ConversionError(
+            f"TensorRT could not build the engine{where}: {type(cause).__name__}: {str(cause)[:600]}{said}",
+            "a network that TensorRT accepts",
+            "see the messages above; a smaller model, fewer dynamic dimensions, or another Torch-TensorRT release may "
+            "tell more",
+        )
+
+
+class _Messages(logging.Handler):
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self.messages.append(record.getMessage().strip()[:500])
+
+
+@contextlib.contextmanager
+def _captured(watch: _Watch) -> Iterator[None]:
+    """Reads TensorRT's own messages, and keeps upstream's dump of the whole graph off the user's screen."""
+    logger = logging.getLogger(_TENSORRT_LOGGER)
+    handler = _Messages(watch.messages)
+    compiler = logging.getLogger("torch_tensorrt.dynamo._compiler")
+    propagates, compiler_propagates = logger.propagate, compiler.propagate
+    logger.addHandler(handler)
+    silent = logging.NullHandler()
+    compiler.addHandler(silent)
+    logger.propagate = compiler.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        compiler.removeHandler(silent)
+        logger.propagate, compiler.propagate = propagates, compiler_propagates
+
+
+@contextlib.contextmanager
+def _hooked(watch: _Watch) -> Iterator[None]:
+    """Puts a subclass of the interpreter in its place for the time of one build."""
+    from torch_tensorrt.dynamo.conversion import _conversion
+
+    original = _conversion.TRTInterpreter
+    _conversion.TRTInterpreter = _interpreter(original, watch)
+    try:
+        yield
+    finally:
+        _conversion.TRTInterpreter = original
+
+
+def _interpreter(base: Any, watch: _Watch) -> Any:
+    import tensorrt as trt  # what torch_tensorrt made of it: tensorrt_rtx, in its RTX flavour
+
+    job = watch.job
+
+    class Interpreter(base):  # type: ignore[misc]
+        """Upstream's interpreter, with a look at the network, the profiles, targets and progress that were asked for."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of the missing operators, which become an error below
+                    super().__init__(*args, **kwargs)
+                watch.missing = tuple(sorted(operator.split(" ", 1)[-1] for operator in self.validate_conversion()))
+                if watch.missing:
+                    raise RuntimeError("operators without a converter")
+            except Exception as error:
+                watch.error = watch.error or error
+                raise
+
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().run(*args, **kwargs)
+            except BaseException as error:
+                watch.error = watch.error or error
+                raise
+
+        def run_node(self, n: Any) -> Any:
+            watch.node = f"{n.name} ({n.target})"
+            result = super().run_node(n)
+            watch.node = None
+            return result
+
+        def placeholder(self, target: str, args: Any, kwargs: Any) -> Any:
+            return super().placeholder(job.inputs[self.input_specs_iter].name, args, kwargs)
+
+        def output(self, target: str, args: Any, kwargs: Any) -> Any:
+            outputs = args[0] if isinstance(args[0], (tuple, list)) else (args[0],)
+            inputs = {self.ctx.net.get_input(i).name for i in range(self.ctx.net.num_inputs)}
+            seen: set[str] = set()
+            own = []
+            for output in outputs:
+                # A converter may hand its operand through. As an output it would rename an input's binding, or vanish.
+                if isinstance(output, trt.ITensor) and (output.name in inputs or output.name in seen):
+                    layer = self.ctx.net.add_identity(output)
+                    output = layer.get_output(0)
+                if isinstance(output, trt.ITensor):
+                    seen.add(output.name)
+                own.append(output)
+            result = super().output(target, (tuple(own),), kwargs)
+            for position, name in enumerate(job.outputs):
+                self.ctx.net.get_output(position).name = name
+            self._output_names = list(job.outputs)
+            return result
+
+        def _populate_trt_builder_config(self, *args: Any, **kwargs: Any) -> Any:
+            if self.optimization_profiles:
+                self.optimization_profiles = _profiles(self.builder, job)
+            config = super()._populate_trt_builder_config(*args, **kwargs)
+            # The engine inspector names dtypes and tactics only if the builder wrote them down.
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+            config.progress_monitor = _monitor(trt, watch)
+            if job.capabilities:
+                config.num_compute_capabilities = len(job.capabilities)
+                for i, capability in enumerate(job.capabilities):
+                    member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
+                    config.set_compute_capability(member, i)
+            watch.network = _look(trt, self.ctx.net, config.get_flag(trt.BuilderFlag.TF32))
+            return config
+
+    return Interpreter
+
+
+def _profiles(builder: Any, job: Job) -> list[Any]:
+    """One optimization profile per index. Upstream builds several from 2.13 on only; this way serves all versions."""
+    profiles = []
+    for index in range(job.profiles):
+        profile = builder.create_optimization_profile()
+        for spec in job.inputs:
+            if all(p == (spec.profiles[0][0],) * 3 for p in spec.profiles):
+                continue
+            profile.set_shape(spec.name, *spec.profiles[index if len(spec.profiles) > 1 else 0])
+        profiles.append(profile)
+    return profiles
+
+
+def _monitor(trt: Any, watch: _Watch) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Tells of the build's phases, and stops it at Ctrl-C: the only place where Python runs during a build."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._tell("start", phase_name, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._tell("step", phase_name, step)
+            return not watch.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._tell("finish", phase_name, 0)
+
+        def _tell(self, event: str, phase: str, steps: int) -> None:
+            try:
+                if watch.listener is not None:
+                    watch.listener(event, phase, steps)
+            except KeyboardInterrupt:
+                # Must not cross TensorRT's C++: the next step tells it to stop.
+                watch.interrupted = True
+            except Exception:
+                watch.listener = None  # a display that fails is no reason to lose the engine
+
+    return Monitor()
+
+
+def _look(trt: Any, net: Any, tf32: bool) -> Network:
+    """Reads dtypes, weights and outputs off a network. Strongly typed, it says exactly what the engine computes in."""
+    network = Network(tf32=bool(tf32))
+    for i in range(net.num_layers):
+        layer = net.get_layer(i)
+        if layer.num_outputs:
+            dtype = _dtype_name(layer.get_output(0).dtype)
+            network.layers[dtype] = network.layers.get(dtype, 0) + 1
+            if layer.type.name in _ARITHMETIC:
+                network.arithmetic.append((layer.name, layer.type.name, dtype))
+        for weights in _weights(trt, layer):
+            dtype = _dtype_name(weights.dtype)
+            network.weight_bytes[dtype] = network.weight_bytes.get(dtype, 0) + int(weights.nbytes)
+    for i in range(net.num_inputs):
+        tensor = net.get_input(i)
+        network.inputs.append((tensor.name, _dtype_name(tensor.dtype)))
+    for i in range(net.num_outputs):
+        tensor = net.get_output(i)
+        try:
+            shape = list(tensor.shape)
+        except ValueError:  # TensorRT says so of a rank that it can't infer
+            shape = []
+        network.outputs.append((tensor.name, _dtype_name(tensor.dtype), shape))
+    return network
+
+
+def _weights(trt: Any, layer: Any) -> Sequence[Any]:
+    """The constant weights of a layer; a base-class object hides the attributes of its kind."""
+    kinds = {
+        "CONSTANT": (getattr(trt, "IConstantLayer", None), ("weights",)),
+        "CONVOLUTION": (getattr(trt, "IConvolutionLayer", None), ("kernel", "bias")),
+        "DECONVOLUTION": (getattr(trt, "IDeconvolutionLayer", None), ("kernel", "bias")),
+        "SCALE": (getattr(trt, "IScaleLayer", None), ("shift", "scale", "power")),
+    }
+    kind, attributes = kinds.get(layer.type.name, (None, ()))
+    if kind is None:
+        return ()
+    layer.__class__ = kind
+    return [_WeightSize(value) for name in attributes if (value := getattr(layer, name, None)) is not None]
+
+
+class _WeightSize:
+    """dtype and bytes of weights, which TensorRT gives as a numpy array or, where numpy has no such dtype, its own."""
+
+    def __init__(self, weights: Any) -> None:
+        self.dtype = weights.dtype
+        self.nbytes = weights.nbytes
+
+
+def _dtype_name(dtype: Any) -> str:
+    name = str(getattr(dtype, "name", dtype)).lower()
+    names = {"float": "float32", "half": "float16", "bf16": "bfloat16", "fp8": "float8", "fp4": "float4"}
+    return names.get(name, name)
+
+
+def known_settings() -> tuple[str, ...]:
+    """The installed converter's settings, read from its source."""
+    return _settings.known()

@@ -1,0 +1,225 @@
+"""``convert``: a model goes in, a plan comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from .. import plan as _plan
+from ..errors import PrecisionError, SettingError
+from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
+from ..plan import Plan
+from . import arguments as _arguments
+from . import golden as _golden
+from . import gpuless, interface, progress
+from . import settings as _settings
+from .builder import BindingSpec, Built, Job
+from .precision import Prepared, prepare
+from .program import check_shapes, export, flatten, placeholder_values, refuse_mutation
+from .structure import computed_outputs
+
+_logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def convert(
+    model: torch.nn.Module | ExportedProgram,
+    inputs: Any = None,
+    *,
+    arg_inputs: Any = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    precision: str | None = None,
+    enabled_precisions: Any = None,
+    compute_capabilities: Any = None,
+    output_names: Sequence[str] | None = None,
+    golden_inputs: Sequence[Any] | None = None,
+    tolerance: Tolerance | Mapping[str, float] | float | None = None,
+    timeout: float | None = 3600.0,
+    **settings: Any,
+) -> Plan:
+    """Converts a PyTorch model to a TensorRT engine, described and ready to be logged.
+
+    On a machine with a GPU the engine is built in this process for that GPU. Without one, or where compute
+    capabilities are named, TensorRT-RTX builds it in a child process for these.
+
+    Args:
+        model: A module, which is exported in evaluation mode and left as it is, or an exported program.
+        inputs: What the model takes by position, in its own nesting: :class:`mlflow_trt.Input`,
+            ``torch_tensorrt.Input``, example tensors (their shape is fixed, and their values become golden inputs),
+            and lists, tuples or dicts of these. An input with a name goes to that parameter. Numbers, strings and
+            None are baked into the engine: they are the same at every call. None for a static exported program.
+        arg_inputs: Another name for ``inputs``, as Torch-TensorRT has it.
+        kwarg_inputs: What the model takes by keyword.
+        precision: ``"fp32"`` (no TF32), ``"tf32"``, ``"fp16"`` or ``"bf16"``: what convolutions and matrix products
+            compute in. Where the model itself casts to float32, that stays. None: the model's own dtypes, with
+            TensorRT's TF32 default. Inputs and outputs stay float32 in any case.
+        enabled_precisions: The same as Torch-TensorRT's documentation writes it: ``{torch.float16}``.
+        compute_capabilities: TensorRT-RTX: what to build for: ``["8.6", "sm89"]``. None: the current GPU; without a
+            GPU, all that TensorRT-RTX supports.
+        output_names: Names for the outputs that the engine computes. Default: the keys of the model's own structure,
+            or ``output0``, …
+        golden_inputs: Real inputs to compare the engine with PyTorch on: a list of dicts by input name, or of
+            argument tuples. The profile points take their values from the first.
+        tolerance: How far the engine may be from PyTorch; a number is the relative L2 error. Default: by precision.
+        timeout: Seconds that the building child may take; None: any time.
+        **settings: Torch-TensorRT's own, as of the installed release: ``optimization_level``, ``version_compatible``,
+            ``immutable_weights``, … Different from upstream's defaults are ``attn_bias_is_causal=False``,
+            ``truncate_double=True`` and ``require_full_compilation=True``.
+
+    Returns:
+        The plan, with its manifest, the exported program, and what PyTorch answered at every profile point.
+
+    Raises:
+        SettingError: An argument or setting is unknown, contradictory, or needs something that is not here.
+        UnsupportedOperatorError: The model has operators that Torch-TensorRT cannot convert.
+        PrecisionError: The network does not have the precision that was asked for.
+        ConversionError: The model can't be exported, does not hold for the shapes, or TensorRT refused it.
+    """
+    if not isinstance(model, (torch.nn.Module, ExportedProgram)):
+        raise SettingError(
+            f"The model is a {type(model).__name__}.",
+            "a torch.nn.Module or a torch.export.ExportedProgram",
+            "pass the model itself; an ONNX file or TorchScript module cannot be converted here",
+        )
+    if inputs is not None and arg_inputs is not None:
+        raise SettingError("Both inputs and arg_inputs were given.", "one of them: they mean the same", "leave one out")
+    precision = _settings.precision_of(precision, enabled_precisions)
+    _settings.check(settings)
+    gpu = torch.cuda.is_available()
+    capabilities = None if gpu and compute_capabilities is None else gpuless.capabilities(compute_capabilities)
+    chosen = _settings.complete(settings, precision, gpu=capabilities is None)
+    limits = _tolerance(tolerance, precision)
+
+    given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)
+    program = model if isinstance(model, ExportedProgram) else export(model, given)
+    specs = flatten(program, given)
+    check_shapes(program, specs)
+    refuse_mutation(program)
+    outputs = computed_outputs(program, output_names)
+    bindings = interface.bindings(specs, outputs)
+    values = placeholder_values(program)
+    fed = {name: interface.fed_dtype(spec, values[name].dtype) for name, spec in specs.items()}
+    for name, spec in specs.items():
+        if torch.float64 in (spec.dtype, values[name].dtype):
+            _logger.warning(
+                "The input %s is float64; TensorRT has none, so the engine takes and computes float32.", name
+            )
+    golden = _golden.compute(program, specs, outputs, golden_inputs)
+
+    prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
+    job = Job(
+        tuple(
+            BindingSpec(name, interface.plain(fed[name]), tuple((r.min, r.opt, r.max) for r in spec.ranges))
+            for name, spec in specs.items()
+        ),
+        bindings,
+        chosen,
+        capabilities,
+    )
+    built = _build(prepared, job, timeout)
+    if precision is not None:
+        _check_precision(precision, built, prepared, chosen)
+    described = interface.describe(program, specs, outputs, bindings, built.network.outputs)
+    host = _host()
+    record = _record(built, job, capabilities or ((host.capability,) if host.capability else None))
+    record = record.model_copy(
+        update={
+            "profiles": interface.profiles(specs),
+            "precision": Precision(requested=precision, census=built.network.census()),
+            "built_on": host,
+            "parity": Parity(
+                status="not_measured", reason="measured when the plan is logged on a GPU", tolerance=limits
+            ),
+        }
+    )
+    return Plan(built.serialized, Manifest(interface=described, plans=(record,)), golden, program)
+
+
+def _build(prepared: Prepared, job: Job, timeout: float | None) -> Built:
+    with progress.shown() as listener:
+        if job.capabilities is not None:
+            return gpuless.build(prepared.program, job, timeout, listener)
+        from .builder import build
+
+        return build(prepared.program, job, listener)
+
+
+def _record(built: Built, job: Job, capabilities: tuple[str, ...] | None) -> PlanRecord:
+    header = _plan.read_header(built.serialized)
+    settings = job.settings
+    full = header.runtime == "tensorrt"
+    record = PlanRecord(
+        file=File(path="plan", size=len(built.serialized), sha256=hashlib.sha256(built.serialized).hexdigest()),
+        runtime=header.runtime,
+        release=header.release,
+        capabilities=capabilities,
+        # TensorRT-RTX takes these two and does nothing with them.
+        hardware_compatible=full and bool(settings.get("hardware_compatible", False)),
+        version_compatible=full and bool(settings.get("version_compatible", False)),
+        refittable=settings.get("immutable_weights") is False,
+        profiles=None,
+        precision=Precision(requested=None),
+        settings={name: _settings.json_safe(value) for name, value in settings.items()},
+        build_seconds=round(built.seconds, 3),
+        parity=Parity(status="not_measured"),
+        latency=Latency(status="not_measured", reason="measured when the plan is logged on a GPU"),
+    )
+    path = f"plans/{_plan.folder_name(record)}/{_plan.MODEL_PLAN}"
+    return record.model_copy(update={"file": record.file.model_copy(update={"path": path})})
+
+
+def _check_precision(precision: str, built: Built, prepared: Prepared, settings: Mapping[str, Any]) -> None:
+    """Compares the network that was built with the precision that was asked for.
+
+    Raises:
+        PrecisionError: A layer that carries arithmetic has another dtype.
+    """
+    network = built.network
+    if network.tf32 != (precision != "fp32") and precision in ("fp32", "tf32"):
+        raise PrecisionError(
+            f"The network was built with TF32 {'on' if network.tf32 else 'off'}.",
+            f"precision={precision!r}",
+            "report this with the model: the setting had no effect",
+        )
+    wanted = str(_DTYPES[precision]).removeprefix("torch.")
+    other = [(name, kind, dtype) for name, kind, dtype in network.arithmetic if dtype != wanted]
+    # Quantized products put out the dtype that they are scaled back to. With use_fp32_acc float32 products are asked for.
+    allowed = len(network.arithmetic) if settings.get("use_fp32_acc") else 2 * len(prepared.kept)
+    if len(other) > allowed or (other and len(other) == len(network.arithmetic) and not settings.get("use_fp32_acc")):
+        listed = "\n".join(f"  {kind.lower()} {name}: {dtype}" for name, kind, dtype in other[:20])
+        raise PrecisionError(
+            f"{len(other)} of {len(network.arithmetic)} layers that carry the arithmetic are not {wanted}:\n{listed}",
+            f"precision={precision!r} throughout",
+            "take explicit casts out of the model's own code, or ask for precision=None to keep its dtypes",
+        )
+
+
+def _tolerance(given: Tolerance | Mapping[str, float] | float | None, precision: str | None) -> Tolerance:
+    from ..parity import default_tolerance
+
+    default = default_tolerance(precision)
+    if given is None:
+        return default
+    if isinstance(given, Tolerance):
+        return given
+    changes = dict(given) if isinstance(given, Mapping) else {"rel_l2": given}
+    try:
+        return Tolerance.model_validate({**default.model_dump(), **changes})
+    except (ValueError, TypeError) as error:
+        raise SettingError(
+            f"The tolerance {given!r} is not valid: {str(error).splitlines()[-1].strip()}",
+            "a relative L2 error above 0, or a dict with rel_l2, cosine, top1",
+            "write tolerance=0.01",
+        ) from error
+
+
+def _host() -> Host:
+    from ..runtime.host import probe
+
+    return probe()

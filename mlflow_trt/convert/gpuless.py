@@ -1,0 +1,242 @@
+"""Building without a GPU (TensorRT-RTX only): in a child process, for named compute capabilities.
+
+Torch-TensorRT asks for a GPU that the build does not need. The child answers those questions; this process's torch is
+left alone. The program travels as a file in a temporary folder (TMPDIR says where), which is removed in any case.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.machinery
+import json
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from .. import errors
+from ..errors import ConversionError, SettingError, TrtError
+from ._child import JOB, PLAN, PROGRAM
+from .builder import Built, Job, Network, ProgressListener
+
+
+def capabilities(given: object) -> tuple[str, ...]:
+    """Checks and spells compute capabilities: ``["8.6", "sm89", (8, 9), 8.9]`` → ``("8.6", "8.9")``.
+
+    Args:
+        given: One or several, or None for all that TensorRT-RTX supports.
+
+    Raises:
+        SettingError: TensorRT-RTX is not installed, or does not know one.
+    """
+    supported = supported_capabilities()
+    if given is None:
+        return supported
+    several = isinstance(given, (list, set, frozenset)) or (
+        isinstance(given, tuple) and not (len(given) == 2 and all(type(n) is int for n in given))
+    )
+    found = {_spelled(value) for value in (given if several else [given])}  # type: ignore[union-attr]
+    unknown = sorted(found - set(supported))
+    if unknown or not found:
+        raise SettingError(
+            f"TensorRT-RTX cannot build for the compute capability {', '.join(unknown)}."
+            if unknown
+            else "compute_capabilities is empty.",
+            f"some of {', '.join(supported)}",
+            "name the capability of the GPUs that will run it; for others, convert on such a GPU itself and leave "
+            "compute_capabilities out",
+        )
+    return tuple(c for c in supported if c in found)
+
+
+def supported_capabilities() -> tuple[str, ...]:
+    """What the installed TensorRT-RTX builds for.
+
+    Raises:
+        SettingError: It is not installed.
+    """
+    if importlib.machinery.PathFinder.find_spec("tensorrt_rtx") is None:
+        raise SettingError(
+            "There is no GPU here (or compute capabilities were named), and TensorRT-RTX is not installed.",
+            "TensorRT-RTX, which builds without a GPU; full TensorRT builds only on the GPU that it builds for",
+            "pip install 'mlflow-trt[convert-rtx]', or convert on a machine with a GPU",
+        )
+    import tensorrt_rtx
+
+    numbers = [m[2:] for m in tensorrt_rtx.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", m)]
+    return tuple(f"{n[:-1]}.{n[-1]}" for n in sorted(numbers, key=int))
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return f"{value[0]}.{value[1]}"
+    text = str(value).strip().lower().removeprefix("sm").strip("_ ")
+    if re.fullmatch(r"\d{2,3}", text):
+        return f"{text[:-1]}.{text[-1]}"
+    if re.fullmatch(r"\d{1,2}\.\d", text):
+        return text
+    raise SettingError(
+        f"{value!r} is no compute capability.", "such as '8.9', 'sm89', (8, 9) or 8.9", "correct compute_capabilities"
+    )
+
+
+def build(program: ExportedProgram, job: Job, timeout: float | None, listener: ProgressListener | None = None) -> Built:
+    """Builds an engine in a child process.
+
+    Args:
+        program: A prepared program.
+        job: The rest; its settings must be plain values.
+        timeout: Seconds the child may take; None: any time.
+        listener: Is told of the build's progress.
+
+    Raises:
+        ConversionError: The child failed, was killed or took too long, or the disk is full. What the child itself
+            raises comes as it is.
+        SettingError: A setting is an object that can't be handed to the child.
+    """
+    for name, value in job.settings.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise SettingError(
+                f"The setting {name} is a {type(value).__name__}.",
+                "a number, string, bool or list: the engine is built in a process of its own",
+                f"leave {name} out, or convert on a GPU without compute_capabilities",
+            ) from None
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
+        folder = Path(name)
+        try:
+            _write(program, job, folder)
+        except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+            raise _unwritable(folder, str(error)) from error
+        result = _run(folder, timeout, listener)
+        network = Network(**result["network"])
+        network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
+        return Built((folder / PLAN).read_bytes(), network, result["seconds"])
+
+
+def _write(program: ExportedProgram, job: Job, folder: Path) -> None:
+    # Operators that a package registers at import must be there when the program is read.
+    imports = ["modelopt.torch.quantization"] if "modelopt.torch.quantization" in sys.modules else []
+    (folder / JOB).write_text(json.dumps({"job": job.to_json(), "imports": imports}))
+    torch.export.save(program, folder / PROGRAM)
+
+
+def _unwritable(folder: Path, reason: str) -> ConversionError:
+    return ConversionError(
+        f"The program could not be written to {folder.parent}: {reason.splitlines()[0] if reason else 'no reason given'}.",
+        "room for the model's weights, and for the engine",
+        "free some space, or set TMPDIR to a larger disk",
+    )
+
+
+def _run(folder: Path, timeout: float | None, listener: ProgressListener | None) -> dict[str, Any]:
+    """Runs the child to its end and returns its result."""
+    log = folder / "stderr"
+    with log.open("wb") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "mlflow_trt.convert._child", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is for this process, which then ends the child
+        )
+    lines: queue.Queue[bytes | None] = queue.Queue()
+    reader = threading.Thread(target=_read, args=(child, lines), daemon=True)
+    reader.start()
+    outcome: dict[str, Any] = {}
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        while (line := _next(lines, deadline)) is not None:
+            message = json.loads(line)
+            if "progress" in message:
+                if listener is not None:
+                    listener(*message["progress"])
+            else:
+                outcome = message
+        status = child.wait()
+    except queue.Empty:
+        raise ConversionError(
+            f"The building process had not finished after {timeout:g} seconds and was stopped.{_tail(log)}",
+            "an engine within that time",
+            "raise timeout= (seconds), or look above for what it waited for",
+        ) from None
+    finally:
+        child.kill()
+        child.wait()
+        reader.join()
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                stream.close()
+    if "result" in outcome:
+        return outcome["result"]  # type: ignore[no-any-return]
+    raise _failure(outcome.get("error"), status, log, folder)
+
+
+def _read(child: subprocess.Popen[bytes], lines: queue.Queue[bytes | None]) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def _next(lines: queue.Queue[bytes | None], deadline: float | None) -> bytes | None:
+    if deadline is None:
+        return lines.get()
+    return lines.get(timeout=max(0.0, deadline - time.monotonic()))
+
+
+def _failure(error: dict[str, Any] | None, status: int, log: Path, folder: Path) -> TrtError:
+    if error and "type" in error:
+        arguments: Iterable[Any] = (tuple(a) if isinstance(a, list) else a for a in error["arguments"])
+        return getattr(errors, error["type"])(*arguments)  # type: ignore[no-any-return]
+    if error and "os" in error:
+        return _unwritable(folder, error["os"])
+    if error:
+        return ConversionError(
+            f"The building process failed: {error['other']}.{_tail(log)}",
+            "an engine",
+            "see its last words above",
+        )
+    if status < 0:
+        name = signal.Signals(-status).name if -status in signal.valid_signals() else f"signal {-status}"
+        hint = "it probably ran out of memory" if name == "SIGKILL" else "a fault in TensorRT or one of its libraries"
+        return ConversionError(
+            f"The building process was ended by {name}: {hint}.{_tail(log)}",
+            "a process that ends by itself",
+            "give it more memory, or a smaller model or range of shapes"
+            if name == "SIGKILL"
+            else "see its last words above; try another release of TensorRT-RTX and Torch-TensorRT",
+        )
+    return ConversionError(
+        f"The building process ended with status {status} and no result.{_tail(log)}", "an engine", "see above"
+    )
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    try:
+        text = log.read_bytes()[-8000:].decode(errors="replace").strip()
+    except OSError as error:
+        return f" (its messages can't be read: {errno.errorcode.get(error.errno or 0, error)})"
+    last = text.splitlines()[-lines:]
+    return "\nIts last words:\n  " + "\n  ".join(last) if last else ""
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: no GPU, so that the build is the same everywhere, and this package to be found."""
+    import os
+
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

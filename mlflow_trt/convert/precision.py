@@ -1,0 +1,403 @@
+"""The program that is converted: the exported one with its arithmetic at a precision, and flat inputs and outputs.
+
+TensorRT networks are strongly typed: the precision of an engine is the precision of its graph. So the graph is
+rewritten, node by node, with the types that each node then has, on the symbols of the original export:
+
+- Inputs and weights are cast to the precision, unless the program itself casts them to float32 first.
+- Where an operation then gets operands of several floating dtypes, elementwise ones promote as PyTorch does, and all
+  others are brought to the precision. Explicit casts to float32 in the model (a norm computed in float32, say) stay.
+- Outputs are cast back to what they were.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from .structure import Output, output_node
+
+ARITHMETIC = (
+    "linear",
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "mv",
+    "einsum",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "convolution",
+    "scaled_dot_product_attention",
+    "lstm",
+    "gru",
+)
+"""Operators of aten that carry a network's arithmetic."""
+
+_NORMALIZATIONS = ("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm")
+_PROMOTING = ("cat", "concat", "stack", "hstack", "vstack", "where", "result_type", "type_as")
+_VIEWS = (
+    "alias",
+    "detach",
+    "expand",
+    "flatten",
+    "permute",
+    "reshape",
+    "select",
+    "slice",
+    "squeeze",
+    "t",
+    "transpose",
+    "unsqueeze",
+    "view",
+)
+_CASTS = ("to", "_to_copy", "type_as")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What goes into the network."""
+
+    program: ExportedProgram
+    inputs: tuple[str, ...]
+    """Names of the inputs, in the program's order."""
+    kept: tuple[str, ...]
+    """Arithmetic that stays in float32 because the model casts its operands there explicitly."""
+
+
+def prepare(
+    program: ExportedProgram,
+    outputs: Sequence[Output],
+    dtype: torch.dtype | None,
+    fed: Mapping[str, torch.dtype],
+) -> Prepared:
+    """Rewrites a program for conversion; the given one stays as it is.
+
+    Args:
+        program: What torch.export gave.
+        outputs: Those that the engine computes.
+        dtype: The precision of the arithmetic; None: as it is. float64 becomes float32 in any case, as TensorRT has
+            none.
+        fed: The dtype of each input as the engine is fed it.
+    """
+    return _Rewriter(program, dtype, fed).run(outputs)
+
+
+class _Rewriter:
+    def __init__(self, program: ExportedProgram, dtype: torch.dtype | None, fed: Mapping[str, torch.dtype]) -> None:
+        self.program = program
+        self.dtype = dtype
+        self.fed = fed
+        self.graph = Graph()
+        self.nodes: dict[Node, Node] = {}
+        self.kept: list[str] = []
+        self.state: dict[str, Any] = dict(program.state_dict)
+        self.constants: dict[str, Any] = dict(program.constants)
+        self.copies: dict[int, torch.Tensor] = {}
+        self.fake_mode = next(
+            (
+                value.fake_mode
+                for node in program.graph.nodes
+                for value in pytree.tree_leaves(node.meta.get("val"))
+                if isinstance(value, torch._subclasses.FakeTensor)
+            ),
+            None,
+        )
+
+    def run(self, outputs: Sequence[Output]) -> Prepared:
+        specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
+        placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
+        casts: list[tuple[Node, torch.dtype]] = []
+        kept_specs: list[InputSpec] = []
+        names: list[str] = []
+        for node in placeholders:
+            spec = specs[node.name]
+            user = spec.kind == InputKind.USER_INPUT
+            if user and not isinstance(spec.arg, TensorArgument):
+                continue  # a number that the export baked in: the graph no longer reads it
+            kept_specs.append(spec)
+            new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
+            new.name = node.name  # a name such as `input` is a builtin's, which the new graph would number
+            value = node.meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                continue
+            wanted = self._entry_dtype(node, value.dtype)
+            if user:
+                names.append(node.name)
+                new.meta["val"] = self._as(value, self.fed[node.name])
+                if self.fed[node.name] != wanted:
+                    casts.append((node, wanted))
+            elif wanted != value.dtype:
+                self._cast_state(spec, wanted)
+                new.meta["val"] = self._as(value, wanted)
+        for node, wanted in casts:  # after the last placeholder, as a program requires
+            self.nodes[node] = self._cast(self.nodes[node], wanted)
+        for node in self.program.graph.nodes:
+            if node.op not in ("placeholder", "output"):
+                self._copy(node)
+        out_specs = self._outputs(outputs)
+        return Prepared(self._program(kept_specs, out_specs, names), tuple(names), tuple(self.kept))
+
+    def _entry_dtype(self, node: Node, own: torch.dtype) -> torch.dtype:
+        """What an input or weight is from here on."""
+        if own == torch.float64:
+            own = torch.float32
+        if self.dtype is None or own not in (torch.float32, torch.float16, torch.bfloat16):
+            return own
+        return own if own == torch.float32 and _upcast_first(node) else self.dtype
+
+    def _copy(self, node: Node) -> None:
+        """Copies one node, with the casts that it now needs before it."""
+        if node.op != "call_function":
+            self.nodes[node] = self.graph.node_copy(node, self._mapped)
+            return
+        name = _operator(node)
+        if name == "_assert_tensor_metadata":
+            return  # it would hold the dtypes of the original program
+        operands = [n for n in node.all_input_nodes]
+        changed = any(_dtypes(n.meta.get("val")) != _dtypes(self.nodes[n].meta.get("val")) for n in operands)
+        args, kwargs = pytree.tree_map(_no_double, (node.args, node.kwargs))
+        mapped_args, mapped_kwargs = torch.fx.node.map_arg((args, kwargs), self._mapped)
+        doubles = torch.float64 in _dtypes(node.meta.get("val"))
+        if not changed and not doubles:
+            new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
+            new.args, new.kwargs = mapped_args, mapped_kwargs
+            self._note_kept(node, name, mapped_args)
+            return
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            # A branch of control flow is a graph of its own, with the types that it was traced with.
+            originals = {self.nodes[n]: n.meta.get("val") for n in operands}
+            mapped_args, mapped_kwargs = torch.fx.node.map_arg(
+                (mapped_args, mapped_kwargs),
+                lambda n: self._cast(n, originals[n].dtype) if _floating(originals.get(n)) else n,
+            )
+            new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
+            new.args, new.kwargs = mapped_args, mapped_kwargs
+            return
+        mapped_args, mapped_kwargs = self._unify(node, name, mapped_args, mapped_kwargs)
+        mapped_args, mapped_kwargs = self._clamped(mapped_args, mapped_kwargs)
+        new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
+        new.args, new.kwargs = mapped_args, mapped_kwargs
+        new.meta["val"] = self._evaluate(node.target, mapped_args, mapped_kwargs)  # type: ignore[arg-type]
+        new.meta.pop("tensor_meta", None)
+        self._note_kept(node, name, mapped_args)
+
+    def _unify(self, node: Node, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Brings the floating operands of an operation to one dtype, where it needs that."""
+        tensors = [n for n in _flat_nodes((args, kwargs)) if _floating(n.meta.get("val"))]
+        dtypes = {n.meta["val"].dtype for n in tensors}
+        if len(dtypes) < 2 or not isinstance(node.target, torch._ops.OpOverload):
+            return args, kwargs
+        pointwise = torch.Tag.pointwise in node.target.tags
+        if name in _PROMOTING or name in _CASTS or (pointwise and not name.startswith("prelu")):
+            return args, kwargs
+        written = _written(node.target, args)
+        if written:
+            wanted = written[0].meta["val"].dtype
+        elif name in _NORMALIZATIONS:
+            wanted = tensors[0].meta["val"].dtype
+        else:
+            wanted = self.dtype or torch.promote_types(*list(dtypes)[:2])
+
+        def cast(n: Node) -> Node:
+            differs = _floating(n.meta.get("val")) and n.meta["val"].dtype != wanted and n not in written
+            return self._cast(n, wanted) if differs else n
+
+        return torch.fx.node.map_arg((args, kwargs), cast)  # type: ignore[return-value]
+
+    def _clamped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Numbers beyond the dtype's range, such as float32's minimum in a mask, become its own limit."""
+        dtypes = {n.meta["val"].dtype for n in _flat_nodes((args, kwargs)) if _floating(n.meta.get("val"))}
+        if len(dtypes) != 1:
+            return args, kwargs
+        limit = torch.finfo(dtypes.pop()).max
+
+        def clamp(value: Any) -> Any:
+            if type(value) is float and math.isfinite(value) and abs(value) > limit:
+                return math.copysign(limit, value)
+            return value
+
+        return pytree.tree_map(clamp, (args, kwargs), is_leaf=lambda v: isinstance(v, Node))  # type: ignore[no-any-return]
+
+    def _note_kept(self, node: Node, name: str, args: Any) -> None:
+        if self.dtype in (None, torch.float32) or name not in ARITHMETIC:
+            return
+        dtypes = {n.meta["val"].dtype for n in _flat_nodes(args) if _floating(n.meta.get("val"))}
+        if dtypes == {torch.float32}:
+            self.kept.append(node.name)
+
+    def _outputs(self, outputs: Sequence[Output]) -> list[OutputSpec]:
+        originals = {node.name: node for node in self.program.graph.nodes}
+        results: list[Node] = []
+        for output in outputs:
+            original = originals[output.node]
+            new = self.nodes[original]
+            value = original.meta.get("val")
+            if _floating(value) and (public := public_dtype(value.dtype)) != new.meta["val"].dtype:
+                new = self._cast(new, public)
+            results.append(new)
+        node = self.graph.output(tuple(results))
+        node.meta.update(output_node(self.program).meta)
+        node.meta["val"] = tuple(n.meta.get("val") for n in results)
+        by_position = {s.arg.name: s for s in self.program.graph_signature.output_specs if hasattr(s.arg, "name")}
+        kinds = [type(by_position[o.node].arg) for o in outputs]
+        return [OutputSpec(OutputKind.USER_OUTPUT, kind(name=n.name), None) for kind, n in zip(kinds, results)]
+
+    def _program(self, inputs: list[InputSpec], outputs: list[OutputSpec], names: list[str]) -> ExportedProgram:
+        in_spec = pytree.tree_flatten(((0,) * len(names), {}))[1]
+        out_spec = pytree.tree_flatten((0,) * len(outputs))[1]
+        signature = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)
+        if hasattr(signature, "forward_arg_names"):
+            signature.forward_arg_names = names
+        module = GraphModule(self.program.graph_module, self.graph)
+        return ExportedProgram(
+            root=module,
+            graph=self.graph,
+            graph_signature=ExportGraphSignature(inputs, outputs),
+            state_dict=self.state,
+            range_constraints=dict(self.program.range_constraints),
+            module_call_graph=[ModuleCallEntry(fqn="", signature=signature)],
+            example_inputs=None,
+            constants=self.constants,
+            verifiers=list(self.program.verifiers),
+        )
+
+    def _mapped(self, node: Node) -> Node:
+        return self.nodes[node]
+
+    def _cast(self, node: Node, dtype: torch.dtype) -> Node:
+        new = self.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": dtype})
+        new.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")}
+        new.meta["val"] = self._as(node.meta["val"], dtype)
+        narrowing = dtype in (torch.float16, torch.bfloat16) and node.meta["val"].dtype == torch.float32
+        if narrowing and _may_overflow(node):
+            limit = torch.finfo(dtype).max
+            # min and max of the new dtype: an additive mask of float32's minimum would become -inf, and a row of -inf NaN.
+            clamped = self.graph.create_node(
+                "call_function", torch.ops.aten.clamp.default, (node, -limit, limit), name=f"{node.name}_finite"
+            )
+            clamped.meta = {**new.meta, "val": node.meta["val"]}
+            new.prepend(clamped)
+            new.args = (clamped,)
+        return new
+
+    def _cast_state(self, spec: InputSpec, dtype: torch.dtype) -> None:
+        """Replaces a weight by a copy of another dtype; the caller's stays."""
+        target = spec.target
+        for store in (self.state, self.constants):
+            if target in store and isinstance(store[target], torch.Tensor):
+                original = store[target]
+                if id(original) not in self.copies:
+                    self.copies[id(original)] = _narrowed(original.detach(), dtype)
+                copy = self.copies[id(original)]
+                store[target] = (
+                    torch.nn.Parameter(copy, requires_grad=False) if isinstance(original, torch.nn.Parameter) else copy
+                )
+
+    def _as(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if value.dtype == dtype or self.fake_mode is None:
+            return value
+        with self.fake_mode, torch.no_grad():
+            return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
+
+    def _evaluate(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The value of a node: shapes, with the export's symbols, and the new dtypes."""
+        real_args, real_kwargs = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        if self.fake_mode is None or target is operator.getitem:
+            return target(*real_args, **real_kwargs)
+        with self.fake_mode, torch.no_grad():
+            return target(*real_args, **real_kwargs)
+
+
+def public_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What callers see of a dtype: numpy has no bfloat16, TensorRT no float64."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float64) else dtype
+
+
+def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype in (torch.float16, torch.bfloat16) and tensor.is_floating_point():
+        limit = torch.finfo(dtype).max
+        # Infinite values stay so: a mask that holds -inf means it.
+        tensor = torch.where(tensor.isinf(), tensor, tensor.clamp(-limit, limit))
+    return tensor.to(dtype)
+
+
+def _upcast_first(node: Node) -> bool:
+    """Whether the program casts a value to float32 itself, views aside: rotary frequencies, say, need every bit."""
+    for user in node.users:
+        name = _operator(user)
+        if name in _CASTS and torch.float32 in _dtypes(user.meta.get("val")):
+            return True
+        if name in _VIEWS and _upcast_first(user):
+            return True
+    return False
+
+
+def _may_overflow(node: Node) -> bool:
+    """Whether a float32 value may be a mask: built from a constant beyond the range of half precision."""
+    seen: set[Node] = set()
+    todo = [node]
+    while todo and len(seen) < 32:
+        current = todo.pop()
+        if current in seen or current.op != "call_function":
+            continue
+        seen.add(current)
+        if any(type(v) is float and abs(v) > 6e4 for v in pytree.tree_leaves((current.args, current.kwargs))):
+            return True
+        todo += current.all_input_nodes
+    return False
+
+
+def _operator(node: Node) -> str:
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return ""
+    return str(target._schema.name).split("::")[-1].removesuffix("_") or ""
+
+
+def _flat_nodes(tree: Any) -> list[Node]:
+    found: list[Node] = []
+    torch.fx.node.map_arg(tree, lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
+    return found
+
+
+def _written(target: torch._ops.OpOverload, args: Sequence[Any]) -> list[Node]:
+    return [
+        value
+        for value, argument in zip(args, target._schema.arguments)
+        if isinstance(value, Node) and argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def _floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype.itemsize > 1
+
+
+def _dtypes(value: Any) -> tuple[Any, ...]:
+    return tuple(v.dtype for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor))
+
+
+def _no_double(value: Any) -> Any:
+    return torch.float32 if value is torch.float64 else value

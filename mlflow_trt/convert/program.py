@@ -1,0 +1,385 @@
+"""From a module to an exported program whose dynamic dimensions are what the caller asked for; and the checks of both."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from ..errors import ConversionError, SettingError
+from .arguments import Arguments, Spec, leaves
+from .structure import children, user_inputs
+from .values import synthesize
+
+_logger = logging.getLogger(__name__)
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
+    """Exports a module in evaluation mode, every dynamic dimension as ``Dim.AUTO``.
+
+    AUTO, because torch then finds out for itself which sizes must be equal; whether it kept them dynamic is checked
+    afterwards. The module's training flags are put back.
+
+    Raises:
+        ConversionError: torch.export cannot trace the module.
+    """
+    if any(m.training for m in module.modules()):
+        _logger.info(
+            "The model is in training mode; it is converted in evaluation mode (dropout off, batch norm frozen)."
+        )
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    halves = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    half = next(iter(halves)) if len(halves) == 1 and halves <= set(_HALF) else None
+    dims = ShapesCollection()
+
+    def example(leaf: Any) -> Any:
+        if not isinstance(leaf, Spec):
+            return leaf
+        shape = trace_shape(leaf)
+        tensor = synthesize(leaf, shape, generator)
+        # A half-precision module takes half-precision inputs; its public ones stay float32 and are cast inside.
+        if half is not None and tensor.dtype == torch.float32:
+            tensor = tensor.to(half)
+        tensor = tensor.to(device)
+        if any(leaf.dynamic):
+            dims[tensor] = {i: Dim.AUTO for i, dynamic in enumerate(leaf.dynamic) if dynamic}
+        return tensor
+
+    args, kwargs = pytree.tree_map(
+        example, (arguments.args, arguments.kwargs), is_leaf=lambda leaf: isinstance(leaf, Spec)
+    )
+    with _evaluation(module), _quantizers_exportable(), torch.no_grad():
+        try:
+            return torch.export.export(
+                module,
+                args,
+                kwargs,
+                dynamic_shapes=dims.dynamic_shapes(module, args, kwargs) if len(dims) else None,
+                strict=False,
+            )
+        except Exception as error:
+            raise ConversionError(
+                f"torch.export cannot trace the model: {_reason(error)}",
+                "a model that torch.export traces with these inputs",
+                "check the inputs' names, dtypes and shapes; make data-dependent Python control flow into tensor "
+                "operations; see https://docs.pytorch.org/docs/stable/export.html",
+            ) from error
+
+
+def trace_shape(spec: Spec) -> tuple[int, ...]:
+    """Sizes to trace at: never 1 for a dynamic dimension, which torch.export would take for a constant."""
+    return tuple(max(2, opt) if dynamic else opt for opt, dynamic in zip(spec.ranges[0].opt, spec.dynamic))
+
+
+def flatten(program: ExportedProgram, arguments: Arguments) -> dict[str, Spec]:
+    """The Spec of every tensor input of a program, by the program's own names.
+
+    Raises:
+        SettingError: The inputs don't nest as the program's do, or differ from it in number, rank or dtype.
+    """
+    expected = user_inputs(program)
+    args, kwargs = arguments.args, _reordered(program, arguments.kwargs)
+    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Spec))
+    in_spec = program.call_spec.in_spec
+    if len(flat) != len(expected) or (in_spec is not None and spec != in_spec):
+        raise SettingError(
+            f"The program takes {len(expected)} inputs ({', '.join(arg.name for arg in expected)}), nested as {in_spec}; "
+            f"{len(flat)} were given, nested as {spec}.",
+            "inputs as the program was exported with: positional ones in inputs, others in kwarg_inputs",
+            "correct the inputs",
+        )
+    values = placeholder_values(program)
+    specs: dict[str, Spec] = {}
+    for arg, given in zip(expected, flat):
+        if not isinstance(arg, TensorArgument):
+            continue
+        value = values[arg.name]
+        if not isinstance(given, Spec):
+            raise SettingError(
+                f"The input {arg.name} was given as {given!r}.", "a tensor, or its Input", "pass torch.tensor(...)"
+            )
+        if given.rank != value.dim():
+            raise SettingError(
+                f"The input {arg.name} has {given.rank} dimensions, and the program's has {value.dim()}.",
+                f"the shape {_shape_text(value)}",
+                "correct the input's shape",
+            )
+        if given.dtype is not None and not _feeds(given.dtype, value.dtype):
+            raise SettingError(
+                f"The input {arg.name} was given as {_plain(given.dtype)}, and the program takes {_plain(value.dtype)}.",
+                _plain(value.dtype),
+                f"write Input(..., dtype={_plain(value.dtype)!r}), or export the program with the other dtype",
+            )
+        specs[arg.name] = given
+    return specs
+
+
+def placeholder_values(program: ExportedProgram) -> dict[str, Any]:
+    """The example value of every placeholder: shapes hold the export's symbols."""
+    return {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+
+
+def check_shapes(program: ExportedProgram, specs: Mapping[str, Spec]) -> None:
+    """Compares the dimensions that the caller wants dynamic with those that the export kept so.
+
+    Raises:
+        ConversionError: The export fixed a dimension that is to be dynamic, left one open that is to be static, or
+            holds for other sizes only.
+    """
+    values = placeholder_values(program)
+    for name, spec in specs.items():
+        for dim, size in enumerate(values[name].shape):
+            low, high = spec.low[dim], spec.high[dim]
+            if isinstance(size, int):
+                if low == high == size:
+                    continue
+                wanted = f"{low} to {high}" if low != high else str(low)
+                raise ConversionError(
+                    f"Dimension {dim} of the input {name} is fixed to {size} in the exported program.{_why(program, name, dim)}",
+                    f"a program that accepts {wanted} there",
+                    f"write {size} for this dimension, or change the model (a size used as a Python number, a constant "
+                    f"of that size) or export it with torch.export.Dim for it",
+                )
+            if low == high:
+                raise ConversionError(
+                    f"Dimension {dim} of the input {name} is dynamic in the exported program ({size}), and its Input says {low}.",
+                    "(min, opt, max) for every dynamic dimension",
+                    f"write ({low}, {low}, {low} or more) there, or export the program with a fixed size",
+                )
+            lower, upper = _bounds(program, size)
+            # torch.export never says 1 (or 0) of a dynamic dimension, and the program accepts it nevertheless.
+            if (low < lower and lower > 2) or high > upper:
+                raise ConversionError(
+                    f"Dimension {dim} of the input {name} is to be {low} to {high}, and the exported program holds for "
+                    f"{lower} to {upper if upper < 2**31 else 'any size'} only.{_why(program, name, dim)}",
+                    "a range within the program's",
+                    "narrow the Input's range, or change the model",
+                )
+    for profile in range(max((len(s.ranges) for s in specs.values()), default=1)):
+        for point in ("min", "opt", "max"):
+            sizes = {name: getattr(spec.range(profile), point) for name, spec in specs.items()}
+            if (broken := _broken_guard(program, sizes)) is not None:
+                shapes = ", ".join(f"{name} {list(shape)}" for name, shape in sizes.items())
+                raise ConversionError(
+                    f"The exported program does not hold at {point} of profile {profile} ({shapes}): it requires {broken}.",
+                    "sizes that belong together at every min, opt and max",
+                    "correct the ranges of these inputs, or change the model",
+                )
+
+
+def refuse_mutation(program: ExportedProgram) -> None:
+    """Refuses programs that write into their buffers or inputs: an engine has neither.
+
+    Raises:
+        ConversionError: Something is mutated, or the program was exported in training mode.
+    """
+    for node in program.graph.nodes:
+        if node.op == "call_function" and str(node.target).startswith(("aten.dropout", "aten.native_dropout")):
+            train = node.args[2] if len(node.args) > 2 else node.kwargs.get("train", False)
+            if train is True:
+                raise ConversionError(
+                    f"The program was exported in training mode: {node.name} drops values at random.",
+                    "a program in evaluation mode",
+                    "call model.eval() before torch.export.export, or pass the module itself",
+                )
+    if not _writes(program):
+        return
+    # Only the functional form tells what a chain of in-place operations and views ends in.
+    mutated = {
+        spec.target or spec.arg.name: spec.kind
+        for spec in program.run_decompositions({}).graph_signature.output_specs
+        if spec.kind != OutputKind.USER_OUTPUT
+    }
+    inputs = [name for name, kind in mutated.items() if kind == OutputKind.USER_INPUT_MUTATION]
+    state = [name for name in mutated if name not in inputs]
+    if state:
+        raise ConversionError(
+            f"The model changes its own state: {', '.join(state)}.",
+            "a model whose buffers and parameters stay as they are: in an engine they would be frozen silently",
+            "pass the state as an input and return the new one as an output; for batch norm call model.eval() first",
+        )
+    if inputs:
+        raise ConversionError(
+            f"The model writes into its inputs: {', '.join(inputs)}.",
+            "a model that leaves its inputs alone",
+            "clone the input before changing it in place: x = x.clone()",
+        )
+
+
+def _writes(program: ExportedProgram) -> bool:
+    """Whether any operation of the graph writes in place, or the signature itself names a mutation."""
+    if any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
+        return True
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            schema = getattr(node.target, "_schema", None)
+            if node.op == "call_function" and schema is not None:
+                if schema.is_mutable or str(node.target).startswith("aten.batch_norm"):
+                    return True
+            elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _evaluation(module: torch.nn.Module) -> Iterator[None]:
+    training = [m for m in module.modules() if m.training]
+    try:
+        # Not module.eval(): a caller's override of train() may do more than set the flag.
+        for m in training:
+            m.training = False
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+@contextlib.contextmanager
+def _quantizers_exportable() -> Iterator[None]:
+    """Weights quantized with modelopt: its quantizers become operators that Torch-TensorRT converts."""
+    if "modelopt" not in sys.modules:
+        yield
+        return
+    from modelopt.torch.quantization.utils import export_torch_mode
+
+    with export_torch_mode():
+        yield
+
+
+def _reordered(program: ExportedProgram, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments in the program's order, which the tree's comparison takes into account."""
+    in_spec = program.call_spec.in_spec
+    parts = children(in_spec) if in_spec is not None else []
+    names = parts[1].context if len(parts) == 2 else None
+    if not names or set(names) != set(kwargs):
+        return kwargs
+    return {name: kwargs[name] for name in names}
+
+
+def _feeds(given: torch.dtype, taken: torch.dtype) -> bool:
+    if given == taken:
+        return True
+    # Cast inside the engine: a half-precision or double program is fed float32.
+    return given == torch.float32 and taken in (*_HALF, torch.float64)
+
+
+def _bounds(program: ExportedProgram, size: Any) -> tuple[float, float]:
+    expression = size.node.expr
+    bounds = program.range_constraints.get(expression)
+    if bounds is None:
+        return 0, math.inf
+    return tuple(int(b) if b.is_finite and b < 2**62 else math.inf for b in (bounds.lower, bounds.upper))  # type: ignore[return-value]
+
+
+def _guards(program: ExportedProgram) -> Sequence[str]:
+    return getattr(program, "_guards_code", None) or ()
+
+
+def _why(program: ExportedProgram, name: str, dim: int) -> str:
+    """The guards of the export that hold this dimension, in its own words."""
+    source = _sources(program).get(name, f"L['{name}']")
+    found = [guard for guard in _guards(program) if f"{source}.size()[{dim}]" in guard]
+    return f" The export requires: {'; '.join(found[:3])}." if found else ""
+
+
+def _sources(program: ExportedProgram) -> dict[str, str]:
+    """How the export's guards spell each input: ``L['d']['m']`` for the input d_m."""
+    in_spec = program.call_spec.in_spec
+    expected = user_inputs(program)
+    signature = program.module_call_graph[0].signature
+    names = list(getattr(signature, "forward_arg_names", None) or []) if signature else []
+    if in_spec is None:
+        return {}
+    args, kwargs = in_spec.unflatten(list(range(len(expected))))
+    found: dict[str, str] = {}
+
+    def walk(tree: Any, source: str) -> None:
+        if isinstance(tree, dict):
+            for key, value in tree.items():
+                walk(value, f"{source}[{key!r}]")
+        elif isinstance(tree, (list, tuple)):
+            for key, value in enumerate(tree):
+                walk(value, f"{source}[{key}]")
+        elif isinstance(tree, int):
+            found[expected[tree].name] = source
+
+    for i, arg in enumerate(args):
+        walk(arg, f"L['{names[i]}']" if i < len(names) else f"L['args'][{i - len(names)}]")
+    for key, value in kwargs.items():
+        walk(value, f"L['{key}']")
+    return found
+
+
+class _Sized:
+    """Stands for an input in a guard's expression."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+
+    def size(self) -> tuple[int, ...]:
+        return self.shape
+
+
+def _broken_guard(program: ExportedProgram, sizes: Mapping[str, Sequence[int]]) -> str | None:
+    """The first of the export's guards that these sizes break, in terms of the inputs' names."""
+    sources = _sources(program)
+    for guard in _guards(program):
+        text = guard
+        for name, source in sorted(sources.items(), key=lambda item: -len(item[1])):
+            text = text.replace(f"{source}.size()", f"{name}.size()")
+        if _holds(text, sizes):
+            continue
+        # A dynamic dimension is traced as if it were never 1. A guard that only 1 breaks is that assumption, which
+        # PyTorch and TensorRT both do without.
+        if _holds(text, {name: [max(2, n) for n in shape] for name, shape in sizes.items()}) and any(
+            1 in shape for shape in sizes.values()
+        ):
+            continue
+        return text.replace(".size()", ".shape")
+    return None
+
+
+def _holds(guard: str, sizes: Mapping[str, Sequence[int]]) -> bool:
+    try:
+        names: dict[str, Any] = {name: _Sized(shape) for name, shape in sizes.items()}
+        # The expression was printed by torch.export from integers; nothing of the caller's is in it.
+        return bool(eval(guard, {"__builtins__": {}, "math": math, "max": max, "min": min, "abs": abs}, names))
+    except Exception:  # a guard on something else than these sizes
+        return True
+
+
+def _shape_text(value: torch.Tensor) -> str:
+    return "(" + ", ".join(map(str, value.shape)) + ")"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:4])[:600]}"
+
+
+def module_of(program: ExportedProgram) -> torch.nn.Module:
+    """The program as a module, its guards off: they refuse size 1 in dynamic dimensions, which is only an assumption."""
+    if "check_guards" in inspect.signature(program.module).parameters:
+        return program.module(check_guards=False)
+    return program.module()
+
+
+def has_specs(tree: object) -> bool:
+    """Whether nested arguments hold any tensor."""
+    return any(isinstance(leaf, Spec) for leaf in leaves(tree))

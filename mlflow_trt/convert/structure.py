@@ -1,0 +1,206 @@
+"""Which outputs the engine computes, what the host puts beside them, and how both nest: pytrees as the manifest has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    OutputKind,
+    SymIntArgument,
+    TensorArgument,
+)
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from ..errors import ConversionError, SettingError
+from ..manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output that the engine computes."""
+
+    node: str
+    """The program's node."""
+    name: str
+    """What callers know it by."""
+    positions: tuple[int, ...]
+    """Where it stands among the program's flat outputs: more than once where the model returns it repeatedly."""
+
+
+def user_inputs(program: ExportedProgram) -> list[Any]:
+    """The program's own inputs in flat order: a TensorArgument, or a constant that the export baked in."""
+    return [spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+
+
+def computed_outputs(program: ExportedProgram, names: Sequence[str] | None) -> list[Output]:
+    """The unique outputs that are neither an input handed through nor a constant.
+
+    TensorRT can't have an output twice, renames an input's binding that is also an output, and refuses constants, so
+    only these go into the network.
+
+    Args:
+        program: The exported program.
+        names: The caller's names for them, or None.
+
+    Raises:
+        SettingError: The number of names is wrong, or one is given twice.
+        ConversionError: There is nothing to compute.
+    """
+    inputs = {arg.name for arg in user_inputs(program) if isinstance(arg, TensorArgument)}
+    paths = _paths(_out_spec(program))
+    found: dict[str, list[int]] = {}
+    for position, arg in enumerate(_user_outputs(program)):
+        if isinstance(arg, (TensorArgument, SymIntArgument)) and arg.name not in inputs:
+            found.setdefault(arg.name, []).append(position)
+    if not found:
+        raise ConversionError(
+            "The model computes nothing: every output is an input or a constant.",
+            "at least one output tensor that depends on the inputs",
+            "return what the model computes",
+        )
+    default = [_default_name(paths[positions[0]], positions[0]) for positions in found.values()]
+    if names is not None:
+        if len(names) != len(found) or len(set(names)) != len(names) or not all(names):
+            raise SettingError(
+                f"output_names has {len(names)} names: {', '.join(map(repr, names))}.",
+                f"{len(found)} different names, one for each computed output (now {', '.join(default)})",
+                "name every output once; repeated, constant and handed-through outputs have no name of their own",
+            )
+    chosen = list(names) if names is not None else _unique(default)
+    return [Output(node, name, tuple(p)) for (node, p), name in zip(found.items(), chosen)]
+
+
+def result(program: ExportedProgram, outputs: Sequence[Output]) -> Structure:
+    """How a call's outputs are put together again on the host."""
+    computed = {output.node: output.name for output in outputs}
+    leaves: list[Structure] = []
+    for arg in _user_outputs(program):
+        if isinstance(arg, ConstantArgument):
+            leaves.append(ConstantLeaf(value=_constant(arg.value, "output")))
+        elif arg.name in computed:
+            leaves.append(TensorLeaf(name=computed[arg.name]))
+        else:
+            leaves.append(InputLeaf(name=arg.name))
+    return _build(_out_spec(program), iter(leaves).__next__)
+
+
+def arguments(program: ExportedProgram) -> Branch:
+    """How a call's ``(args, kwargs)`` nest."""
+    leaves: list[Structure] = []
+    for arg in user_inputs(program):
+        if isinstance(arg, TensorArgument):
+            leaves.append(TensorLeaf(name=arg.name))
+        elif isinstance(arg, ConstantArgument):
+            leaves.append(ConstantLeaf(value=_constant(arg.value, "input")))
+        else:
+            raise ConversionError(
+                f"The input {arg.name} is a number that the program was exported with as a symbol.",
+                "tensors, and numbers that stay the same",
+                "pass the number as a tensor, or export without a Dim for it",
+            )
+    spec = program.call_spec.in_spec
+    if spec is None:
+        return Branch(kind="tuple", items=(Branch(kind="tuple", items=tuple(leaves)), Branch(kind="dict", items=())))
+    built = _build(spec, iter(leaves).__next__)
+    assert isinstance(built, Branch)
+    return built
+
+
+def output_node(program: ExportedProgram) -> Node:
+    """The graph's output node."""
+    return next(node for node in reversed(program.graph.nodes) if node.op == "output")
+
+
+def children(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+    """A tree's children; the attribute is deprecated in later releases, and the method missing in earlier ones."""
+    found = getattr(spec, "children", None)
+    return list(found() if callable(found) else spec.children_specs)
+
+
+def _user_outputs(program: ExportedProgram) -> list[Any]:
+    return [s.arg for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
+
+
+def _out_spec(program: ExportedProgram) -> pytree.TreeSpec:
+    spec = program.call_spec.out_spec
+    if spec is None:
+        spec = pytree.tree_flatten((0,) * len(_user_outputs(program)))[1]
+    return spec
+
+
+def _constant(value: Any, what: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConversionError(
+        f"The model has an {what} of type {type(value).__name__}: {value!r}.",
+        "tensors, numbers, strings and None",
+        f"leave the {what} out, or make it one of these",
+    )
+
+
+def _build(spec: pytree.TreeSpec, leaf: Callable[[], Structure]) -> Structure:
+    if spec.is_leaf():
+        return leaf()
+    keys, kind = _keys(spec)
+    items = tuple(_build(child, leaf) for child in children(spec))
+    type_name = _namedtuple(spec).__name__ if kind == "namedtuple" else None
+    return Branch(kind=kind, type_name=type_name, keys=keys, items=items)  # type: ignore[arg-type]
+
+
+def _keys(spec: pytree.TreeSpec) -> tuple[tuple[Any, ...] | None, str]:
+    """The keys of a container's children, and the manifest's kind of it."""
+    if spec.type in (tuple, list):
+        return None, spec.type.__name__
+    if (named := _namedtuple(spec)) is not None:
+        return tuple(named._fields), "namedtuple"
+    context = spec.context
+    # Dataclasses (torch.export.register_dataclass) flatten to [names, names of None]; defaultdict to [factory, keys];
+    # OrderedDict, and transformers' ModelOutput, to their keys.
+    candidates = [context, *(context if isinstance(context, (list, tuple)) else [])]
+    for names in candidates:
+        if isinstance(names, (list, tuple)) and len(names) == len(children(spec)):
+            if all(isinstance(name, (str, int)) for name in names):
+                return tuple(names), "dict"
+            if spec.type is dict or issubclass(spec.type, dict):
+                raise ConversionError(
+                    f"The model has a dict with the keys {names!r}.", "strings or integers as keys", "rename the keys"
+                )
+    return None, "tuple"
+
+
+def _namedtuple(spec: pytree.TreeSpec) -> Any:
+    for candidate in (spec.type, spec.context):
+        if isinstance(candidate, type) and issubclass(candidate, tuple) and hasattr(candidate, "_fields"):
+            return candidate
+    return None
+
+
+def _paths(spec: pytree.TreeSpec, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if spec.is_leaf():
+        return [above]
+    keys, _ = _keys(spec)
+    steps = keys if keys is not None else range(len(children(spec)))
+    return [path for key, child in zip(steps, children(spec)) for path in _paths(child, (*above, key))]
+
+
+def _default_name(path: tuple[Any, ...], position: int) -> str:
+    """``a.0.b`` where the structure gives names, else ``output{flat index}`` as Torch-TensorRT's own bindings."""
+    if any(isinstance(key, str) for key in path):
+        return ".".join(map(str, path))
+    return f"output{position}"
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    taken: list[str] = []
+    for name in names:
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}_{number}", number + 1
+        taken.append(candidate)
+    return taken

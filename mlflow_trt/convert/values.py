@@ -1,0 +1,47 @@
+"""Values for inputs: the caller's own where there are some, else random ones from a fixed seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .arguments import Spec
+
+
+def synthesize(
+    spec: Spec, shape: Sequence[int], generator: torch.Generator, source: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Makes a tensor on the CPU.
+
+    Args:
+        spec: dtype and domain; a dtype of None counts as float32.
+        shape: Its sizes.
+        generator: Where random values come from.
+        source: Real values, tiled and cropped to the shape; default: the spec's example.
+    """
+    dtype = spec.dtype or torch.float32
+    source = source if source is not None else spec.example
+    if source is not None and source.dim() == len(shape) and (source.numel() or 0 in shape):
+        return fit(source.detach().cpu(), shape).to(dtype)
+    if dtype == torch.bool:
+        return torch.randint(0, 2, tuple(shape), generator=generator).bool()
+    if not dtype.is_floating_point:
+        # Torch-TensorRT's own domain for inputs: as indices, 0 and 1 fit nearly every table.
+        low, high = spec.domain or (0, 2)
+        return torch.randint(int(low), max(int(low) + 1, int(high)), tuple(shape), generator=generator).to(dtype)
+    if spec.domain is not None:
+        low, high = spec.domain
+        return (torch.rand(tuple(shape), generator=generator) * (high - low) + low).to(dtype)
+    return torch.randn(tuple(shape), generator=generator).to(dtype)
+
+
+def fit(source: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Repeats and crops a tensor to a shape of equal rank."""
+    for dim, size in enumerate(shape):
+        if source.shape[dim] < size:
+            repeats = [1] * source.dim()
+            repeats[dim] = -(-size // source.shape[dim])
+            source = source.repeat(repeats)
+        source = source.narrow(dim, 0, size)
+    return source.clone()
