@@ -68,7 +68,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME, "convert"])
+__all__ = sorted(name for name in _HOME if not name.startswith("_"))
 
 try:
     __version__ = version("mlflow-trt")

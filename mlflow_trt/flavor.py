@@ -392,12 +392,15 @@ def _run(run_id: str | None) -> Iterator[str]:
     if run_id or active:
         yield run_id or cast(mlflow.ActiveRun, active).info.run_id
         return
-    with mlflow.start_run() as run:
-        try:
-            yield run.info.run_id
-        except BaseException:
-            mlflow.delete_run(run.info.run_id)
-            raise
+    run_id = mlflow.start_run().info.run_id
+    try:
+        yield run_id
+    except BaseException:
+        with _best_effort(f"remove the run {run_id}"):
+            mlflow.end_run("FAILED")
+            mlflow.delete_run(run_id)
+        raise
+    mlflow.end_run()
 
 
 class _Flavor:
@@ -420,7 +423,8 @@ def _deleted_on_failure(given: str | None) -> Iterator[_Flavor]:
     except BaseException as error:
         unfinished = flavor.model_id if flavor.model_id != given else None
         if unfinished:
-            _delete(unfinished)
+            with _best_effort(f"delete the unfinished logged model {unfinished}"):
+                mlflow.MlflowClient().delete_logged_model(unfinished)
         if isinstance(error, TrtError) or not isinstance(error, Exception):
             raise
         if isinstance(error, MlflowException) and not flavor.model_id:
@@ -432,8 +436,10 @@ def _deleted_on_failure(given: str | None) -> Iterator[_Flavor]:
         ) from error
 
 
-def _delete(model_id: str) -> None:
+@contextmanager
+def _best_effort(what: str) -> Iterator[None]:
+    """Cleaning up after a failure must not hide the failure, least of all when the server is what failed."""
     try:
-        mlflow.MlflowClient().delete_logged_model(model_id)
+        yield
     except Exception as error:
-        _logger.warning("The unfinished logged model %s could not be deleted: %s", model_id, error)
+        _logger.warning("Could not %s: %s", what, error)

@@ -155,7 +155,7 @@ def _download(repository: Any, uri: str, path: str, scratch: Path) -> Path:
 
 def _exists(repository: Any, path: str) -> bool:
     try:
-        return any(entry.path == path for entry in repository.list_artifacts())
+        return any(entry.path == path for entry in repository.list_artifacts(None))
     except Exception:
         return False
 
