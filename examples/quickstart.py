@@ -9,6 +9,7 @@ answers; without one the engine is built all the same, and its logged program an
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mlflow_trt
+from mlflow_trt.manifest import Census
 
 FOLDER = Path(".demo").resolve()
 STORE = f"sqlite:///{FOLDER / 'mlflow.db'}"
@@ -77,7 +79,8 @@ def step(text: str) -> None:
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # the tables of a new SQLite store, one line each
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new SQLite store tells of its tables
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     mlflow.set_tracking_uri(STORE)
     if mlflow.get_experiment_by_name("digits") is None:
         mlflow.create_experiment("digits", artifact_location=(FOLDER / "artifacts").as_uri())
@@ -115,8 +118,9 @@ def main() -> None:
     if report.accepted:
         step("This machine loads the engine.")
     else:
-        step('No plan of this version loads on this machine, so the script asks for [bold]backend="reference"[/]:')
-        console.print(report.explain(), style="dim", soft_wrap=True)
+        reasons = {reason.found for _, verdict in report.passed_over() for reason in verdict.reasons}
+        step(f"The engine does not load on this machine: {' '.join(sorted(reasons))}")
+        step('So the script asks for [bold]backend="reference"[/]: the logged program, run by PyTorch on the CPU.')
 
     served = mlflow.pyfunc.load_model(uri, model_config={"backend": backend})
     results = [served.predict({"images": batch}) for batch in batches(test_x)]
@@ -125,27 +129,32 @@ def main() -> None:
     step(f"Classified {len(test_x)} held-out digits through mlflow.pyfunc; answered by: [bold]{answered_by}[/].")
 
     record = mlflow_trt.inspect(uri).plans[0]
-    census = record.precision.census
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    targets = ", ".join(record.capabilities or ()) or "this GPU"
+    parity = record.parity
+    who = {"tensorrt": "by the engine", "reference": "by PyTorch on the CPU, in FP32, with the logged program"}
     table = Table(title=f"digits, version {version}", title_style="bold", show_header=False)
-    table.add_column(style="cyan")
+    table.add_column(style="cyan", no_wrap=True)
     table.add_column()
-    table.add_row("accuracy of PyTorch, FP32", f"{(torch_answers == test_y).mean():.2%}")
-    table.add_row("accuracy of the logged version", f"[bold]{(answers == test_y).mean():.2%}[/]")
-    table.add_row("same answer as PyTorch", f"{(answers == torch_answers).sum()} of {len(test_y)}")
-    table.add_row("answered by", f"{answered_by} backend")
-    table.add_row("engine", f"{record.runtime} {record.release}, for {', '.join(record.capabilities or ('this GPU',))}")
-    table.add_row("precision", f"asked for {record.precision.requested}; network: {_census(census)}")
+    table.add_row("accuracy, PyTorch FP32", f"{(torch_answers == test_y).mean():.2%}")
+    table.add_row("accuracy, logged version", f"[bold]{(answers == test_y).mean():.2%}[/], {who[answered_by]}")
+    table.add_row("same answers", f"{(answers == torch_answers).sum()} of {len(test_y)}")
+    table.add_row("engine", f"{record.runtime} {record.release}\nfor compute capability {targets}")
+    table.add_row("precision asked for", f"{record.precision.requested}")
+    table.add_row("weights in the network", _bytes_by_dtype(record.precision.census))
     table.add_row("PyTorch weights, FP32", f"{weights / 1024:,.0f} KiB")
     table.add_row("plan", f"{record.file.size / 1024:,.0f} KiB")
-    table.add_row("parity with PyTorch", " ".join(filter(None, [record.parity.status, record.parity.reason])))
+    table.add_row(
+        "parity with PyTorch", f"{parity.status.replace('_', ' ')}{f': {parity.reason}' if parity.reason else ''}"
+    )
     console.print(table)
     console.print(f"Look at it:  [bold]mlflow ui --backend-store-uri {STORE}[/]", soft_wrap=True)
 
 
-def _census(census: object) -> str:
-    layers = getattr(census, "layers", None)
-    return ", ".join(f"{count} {dtype} layers" for dtype, count in layers.items()) if layers else "not known"
+def _bytes_by_dtype(census: Census | None) -> str:
+    if census is None:
+        return "not known"
+    return ", ".join(f"{size / 1024:,.0f} KiB {dtype}" for dtype, size in census.weight_bytes.items() if size >= 512)
 
 
 if __name__ == "__main__":

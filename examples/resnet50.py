@@ -8,6 +8,7 @@ ways to run it; this is the short version.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ import mlflow_trt
 
 
 def main() -> None:
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     folder = Path(".demo").resolve()
     folder.mkdir(exist_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the weights are on this disk: nothing is asked of the network
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 import mlflow
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertModel
+from transformers.utils.logging import disable_progress_bar
 
 import mlflow_trt
 
@@ -41,7 +43,9 @@ class SentenceEncoder(nn.Module):
         self.bert = bert
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        tokens = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # Given here: by default transformers gathers them from a buffer, which Torch-TensorRT can't at dynamic sizes.
+        one_text = torch.zeros_like(input_ids)
+        tokens = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=one_text).last_hidden_state
         weight = attention_mask.unsqueeze(-1).to(tokens.dtype)
         mean = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
         return nn.functional.normalize(mean, dim=1)
@@ -56,6 +60,7 @@ def weights() -> Path:
 
 
 def main() -> None:
+    disable_progress_bar()
     folder = Path(".demo").resolve()
     folder.mkdir(exist_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
@@ -97,7 +102,9 @@ def main() -> None:
         others = similarity[row].copy()
         others[row] = -1
         nearest = int(others.argmax())
-        print(f"  {sentence}\n    nearest ({others[nearest]:.2f}): {SENTENCES[nearest]}")
+        print(
+            f"  {sentence}\n    nearest ({others[nearest]:.2f}): {SENTENCES[nearest] if others[nearest] > 0.3 else '-'}"
+        )
 
 
 if __name__ == "__main__":

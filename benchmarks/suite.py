@@ -1,0 +1,140 @@
+"""The list of benchmarks: what each is to reach, and how long it may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+import mlflow_trt
+
+from . import logging_cost, memory, mixing, predicting, startup
+from .context import Context, has_gpu
+from .record import Figure, Goal, Measurement
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An entry of the suite."""
+
+    name: str
+    title: str
+    function: str
+    """``module:function`` within this package."""
+    goals: tuple[Goal, ...] = ()
+    budget: float = 60
+    """Seconds on a GPU machine; ends with its process after that."""
+
+    def load(self) -> Callable[[Context], Measurement]:
+        """Returns the function."""
+        module, _, name = self.function.partition(":")
+        function: Callable[[Context], Measurement] = getattr(import_module(f".{module}", __package__), name)
+        return function
+
+
+def prepare(context: Context) -> Measurement:
+    """Converts and saves the models that the benchmarks share, so that none of them pays for it."""
+    measurement = Measurement()
+    # Without a GPU nothing else runs ResNet-50.
+    for name in ("mlp", "resnet50") if has_gpu() else ("mlp",):
+        begin = time.perf_counter()
+        record = mlflow_trt.inspect(context.model(name)).plans[0]
+        measurement.figures += [
+            Figure(f"{name}: converted and saved", "s", time.perf_counter() - begin),
+            Figure(f"{name}: plan", "MB", record.file.size / 1e6),
+        ]
+        reason = f" ({record.parity.reason})" if record.parity.reason else ""
+        measurement.notes.append(f"{name}: parity {record.parity.status}{reason}")
+        for point in record.latency.points:
+            measurement.figures.append(Figure(f"{name}: engine(…), batch {point.batch}, p50", "ms", point.p50_ms))
+    return measurement
+
+
+SUITE = (
+    Benchmark("prepare", "Converting the models that the benchmarks share", "suite:prepare", (), 240),
+    Benchmark(
+        "resnet50_batch1",
+        "ResNet-50 FP16, batch 1: pyfunc predict against a bare loop over the same engine",
+        "predicting:resnet50_batch1",
+        (Goal(predicting.RATIO, 1.10, "×"),),
+        60,
+    ),
+    Benchmark(
+        "resnet50_batch8",
+        "ResNet-50 FP16, batch 8: pyfunc predict against a bare loop over the same engine",
+        "predicting:resnet50_batch8",
+        (Goal(predicting.RATIO, 1.05, "×"),),
+        60,
+    ),
+    Benchmark(
+        "tiny_mlp",
+        "A tiny MLP, batch 1: what a call costs beside the engine's work",
+        "predicting:tiny_mlp",
+        (Goal(predicting.ABOVE, 100, "µs"),),
+        45,
+    ),
+    Benchmark(
+        "sizes_in_turn",
+        "ResNet-50 FP16: batch sizes 1 and 8 in turn",
+        "mixing:in_turn",
+        (Goal(mixing.IN_TURN, 1.2, "×"),),
+        60,
+    ),
+    Benchmark(
+        "random_sizes",
+        "ResNet-50 FP16: a random mix of batch sizes 1 to 32",
+        "mixing:random_mix",
+        (Goal(mixing.MIX, 1.5, "×"), Goal(mixing.MIX_SMALL, 1.5, "×")),
+        150,
+    ),
+    Benchmark(
+        "threads",
+        "ResNet-50 FP16: 8 threads on one loaded model against 1",
+        "mixing:threads",
+        tuple(Goal(f"{mixing.THREADS}, batch {batch}", 1.25, "×", at_least=True) for batch in (1, 8)),
+        120,
+    ),
+    Benchmark(
+        "first_answer",
+        "ResNet-50 FP16: from a new process to the first correct answer",
+        "startup:first_answer",
+        (Goal(startup.FIRST_ANSWER, 1.0, "s"),),
+        120,
+    ),
+    Benchmark(
+        "log_model",
+        "log_model against convert alone and writing the files",
+        "logging_cost:log_model",
+        (Goal(logging_cost.RATIO, 1.15, "×"),),
+        300,
+    ),
+    Benchmark(
+        "peak_memory",
+        "Peak host memory of loading a plan of 2 GiB",
+        "memory:peak_memory",
+        (Goal(memory.RATIO, 1.15, "×"),),
+        180,
+    ),
+    Benchmark(
+        "alternatives",
+        "ResNet-50: beside PyTorch, torch.compile and MLflow's stock flavors",
+        "predicting:alternatives",
+        (),
+        240,
+    ),
+    Benchmark(
+        "imports",
+        "What importing this package adds to MLflow's own import",
+        "startup:imports",
+        (Goal(startup.IMPORT, 0.3, "s"),),
+        120,
+    ),
+    Benchmark(
+        "wrapper",
+        "What mlflow.pyfunc adds to a call, the reference backend answering",
+        "predicting:wrapper",
+        (Goal(predicting.WRAPPER, 100, "µs"),),
+        45,
+    ),
+)
