@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import SettingError
-from ..manifest import Manifest, PlanRecord
+from ..manifest import Interface, Manifest, PlanRecord, Profile
 from ..plan import folder_name
 from .compatibility import check_all, choose, describe
-from .host import probe
+from .host import check_index, probe
 from .result import Backend, Engine, Result
 
 if TYPE_CHECKING:
     from .engine import TensorRTEngine as TensorRTEngine
     from .reference import ReferenceEngine as ReferenceEngine
 
-__all__ = ["Backend", "Engine", "ReferenceEngine", "Result", "TensorRTEngine", "load"]
+__all__ = ["Backend", "Engine", "ReferenceEngine", "Result", "TensorRTEngine", "describe_engine", "load"]
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def load(
             "backend=reference, as asked: PyTorch on the CPU answers, with the program that the plans were built from"
         )
         return reference
+    check_index(device)
     host = probe(device)
     report = check_all(manifest, host)
     if record is None:
@@ -90,6 +91,23 @@ def load(
         f". Passed over: {over}" if over else "",
     )
     return engine
+
+
+def describe_engine(serialized: bytes, record: PlanRecord) -> tuple[Interface, tuple[Profile, ...]]:
+    """Asks an engine that someone else built for its inputs, outputs and optimization profiles; needs its GPU.
+
+    Args:
+        serialized: The engine.
+        record: Its runtime and release.
+
+    Raises:
+        DeviceError: There is no GPU, or not enough of its memory.
+        PlanError: TensorRT refused the engine.
+        ManifestError: A binding has a dtype or memory layout that arrays can't have.
+    """
+    from .engine import describe_engine as ask
+
+    return ask(serialized, record)
 
 
 def __getattr__(name: str) -> Any:

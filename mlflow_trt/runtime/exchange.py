@@ -139,8 +139,8 @@ def _view_dlpack(name: str, value: Any) -> DeviceTensor | None:
     from cuda.core.utils import StridedMemoryView
 
     try:
-        # -1: no stream order is asked for here; the caller's library is synchronized by the engine.
-        view = StridedMemoryView(value, stream_ptr=-1)
+        # 1 is the legacy default stream: its owner orders its work before that, and the engine's stream waits for it.
+        view = StridedMemoryView(value, stream_ptr=1)
     except (BufferError, TypeError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"Input {name!r} is a {type(value).__name__} that can't be read by DLPack: {error}.",

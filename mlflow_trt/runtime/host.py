@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..errors import SettingError
+from ..errors import DeviceError, SettingError
 from ..manifest import Host
 
 _logger = logging.getLogger(__name__)
@@ -53,6 +53,28 @@ def probe(device: int = 0) -> Host:
         torch=_version("torch"),
         torch_tensorrt=_version("torch_tensorrt_rtx") or _version("torch_tensorrt"),
     )
+
+
+def check_index(device: int) -> None:
+    """Refuses the index of a GPU that is not there, where there are others.
+
+    Where there is none at all, every plan is refused for that reason, which tells more.
+
+    Raises:
+        DeviceError: CUDA sees GPUs, and none of this index.
+    """
+    try:
+        from cuda.bindings import runtime
+
+        error, count = runtime.cudaGetDeviceCount()
+    except Exception:
+        return
+    if int(error) == 0 and count and not 0 <= device < count:
+        raise DeviceError(
+            f"There is no GPU of index {device}: CUDA sees {count}.",
+            f"device=0 to {count - 1}" if count > 1 else "device=0",
+            "choose one of these; CUDA_VISIBLE_DEVICES decides which GPUs a process sees and how they are counted",
+        )
 
 
 def runtime_release(name: str) -> str | None:

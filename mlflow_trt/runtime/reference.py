@@ -80,6 +80,14 @@ class ReferenceEngine:
         call = self._binder.check(self._binder.named(inputs))
         return Result(self._run(call.arrays), self.backend, None, call.profile)
 
+    def layers(self) -> list[dict[str, Any]]:
+        """Returns no rows: there is no engine."""
+        return []
+
+    def runtime_cache(self) -> None:
+        """Returns None: there are no compiled kernels."""
+        return None
+
     def close(self) -> None:
         """Lets go of the program; later calls fail."""
         self._closed = True

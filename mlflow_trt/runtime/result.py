@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -72,6 +72,12 @@ class Engine(Protocol):
             InputError: The inputs do not fit the interface or any optimization profile.
             DeviceError: The GPU refused.
         """
+
+    def layers(self) -> Sequence[Mapping[str, Any]]:
+        """The engine's layers, one row each; none for the reference backend."""
+
+    def runtime_cache(self) -> bytes | None:
+        """The kernels that TensorRT-RTX has compiled so far, to ship beside the plan; None where there are none."""
 
     def close(self) -> None:
         """Waits for running calls and gives everything back; later calls fail."""
