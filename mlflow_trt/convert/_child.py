@@ -1,7 +1,7 @@
 """The building child: a process of its own, in which torch may be told that there is a GPU.
 
-``python -m mlflow_trt.convert._child FOLDER`` reads FOLDER/job.json and FOLDER/program.pt2, writes FOLDER/model.plan, and says
-on its standard output, one JSON object per line, how far it is and what came of it. It ends with its parent.
+``python -m mlflow_trt.convert._child FOLDER`` reads FOLDER/job.json and FOLDER/program.pt2, writes FOLDER/model.plan,
+and says on its standard output, one JSON object per line, how far it is and what came of it. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _pretend_gpu() -> None:
     import torch
 
     target = (8, 9)  # has FP8, and every dtype before it
-    torch.cuda.get_device_capability = lambda device=None: target  # type: ignore[assignment]
+    torch.cuda.get_device_capability = lambda device=None: target
     torch.cuda.current_device = lambda: 0
-    torch.cuda.mem_get_info = lambda device=None: (64 << 30, 64 << 30)  # type: ignore[assignment]
+    torch.cuda.mem_get_info = lambda device=None: (64 << 30, 64 << 30)
 
 
 def _quiet_torch_tensorrt() -> None:

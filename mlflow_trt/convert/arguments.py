@@ -146,7 +146,8 @@ def _leaf(value: Any, where: str) -> Any:
         return _of_foreign(value)
     raise SettingError(
         f"{where} is a {type(value).__name__}: {str(value)[:80]}.",
-        "mlflow_trt.Input, torch_tensorrt.Input, a tensor, an array, a number, a string, None, or a list, tuple or dict of these",
+        "mlflow_trt.Input, torch_tensorrt.Input, a tensor, an array, a number, a string, None, or a list, tuple or "
+        "dict of these",
         "describe the input by its shape and dtype: Input((1, 3, 224, 224))",
     )
 

@@ -18,7 +18,6 @@ from torch.export import ExportedProgram
 
 from ..errors import ConversionError, UnsupportedOperatorError
 from ..manifest import Census
-from . import settings as _settings
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 ProgressListener = Callable[[str, str, int], None]
@@ -62,13 +61,17 @@ class Job:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Job:
         inputs = tuple(
-            BindingSpec(i["name"], i["dtype"], tuple(tuple(map(tuple, p)) for p in i["profiles"]))
-            for i in content["inputs"]
+            BindingSpec(i["name"], i["dtype"], tuple(_shapes(p) for p in i["profiles"])) for i in content["inputs"]
         )
         capabilities = content["capabilities"]
         return cls(
             inputs, tuple(content["outputs"]), content["settings"], tuple(capabilities) if capabilities else None
         )
+
+
+def _shapes(profile: Sequence[Sequence[int]]) -> Shapes:
+    low, opt, high = profile
+    return tuple(low), tuple(opt), tuple(high)
 
 
 @dataclass
@@ -235,14 +238,16 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
     job = watch.job
 
     class Interpreter(base):  # type: ignore[misc]
-        """Upstream's interpreter, with a look at the network, the profiles, targets and progress that were asked for."""
+        """Upstream's interpreter, with a look at the network, and the profiles and targets that were asked for."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of the missing operators, which become an error below
                     super().__init__(*args, **kwargs)
-                watch.missing = tuple(sorted(operator.split(" ", 1)[-1] for operator in self.validate_conversion()))
+                missing = sorted({operator.split(" ", 1)[-1] for operator in self.validate_conversion()})
+                # Python's getitem has a converter of its own; it is listed where its operand's producer has none.
+                watch.missing = tuple(m for m in missing if not m.startswith("_operator.")) or tuple(missing)
                 if watch.missing:
                     raise RuntimeError("operators without a converter")
             except Exception as error:
@@ -285,8 +290,8 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
             return result
 
         def _populate_trt_builder_config(self, *args: Any, **kwargs: Any) -> Any:
-            if self.optimization_profiles:
-                self.optimization_profiles = _profiles(self.builder, job)
+            if getattr(self, "optimization_profiles", None):
+                self.optimization_profiles: list[Any] = _profiles(self.builder, job)
             config = super()._populate_trt_builder_config(*args, **kwargs)
             # The engine inspector names dtypes and tactics only if the builder wrote them down.
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -398,8 +403,3 @@ def _dtype_name(dtype: Any) -> str:
     name = str(getattr(dtype, "name", dtype)).lower()
     names = {"float": "float32", "half": "float16", "bf16": "bfloat16", "fp8": "float8", "fp4": "float4"}
     return names.get(name, name)
-
-
-def known_settings() -> tuple[str, ...]:
-    """The installed converter's settings, read from its source."""
-    return _settings.known()

@@ -113,6 +113,8 @@ def convert(
     golden = _golden.compute(program, specs, outputs, golden_inputs)
 
     prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
+    if capabilities is not None:
+        capabilities = gpuless.fitting(capabilities, prepared.dtypes(), named=compute_capabilities is not None)
     job = Job(
         tuple(
             BindingSpec(name, interface.plain(fed[name]), tuple((r.min, r.opt, r.max) for r in spec.ranges))
@@ -189,7 +191,7 @@ def _check_precision(precision: str, built: Built, prepared: Prepared, settings:
         )
     wanted = str(_DTYPES[precision]).removeprefix("torch.")
     other = [(name, kind, dtype) for name, kind, dtype in network.arithmetic if dtype != wanted]
-    # Quantized products put out the dtype that they are scaled back to. With use_fp32_acc float32 products are asked for.
+    # With use_fp32_acc float32 products are asked for.
     allowed = len(network.arithmetic) if settings.get("use_fp32_acc") else 2 * len(prepared.kept)
     if len(other) > allowed or (other and len(other) == len(network.arithmetic) and not settings.get("use_fp32_acc")):
         listed = "\n".join(f"  {kind.lower()} {name}: {dtype}" for name, kind, dtype in other[:20])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib.machinery
 import json
+import logging
 import queue
 import re
 import signal
@@ -29,8 +30,10 @@ from ..errors import ConversionError, SettingError, TrtError
 from ._child import JOB, PLAN, PROGRAM
 from .builder import Built, Job, Network, ProgressListener
 
+_logger = logging.getLogger(__name__)
 
-def capabilities(given: object) -> tuple[str, ...]:
+
+def capabilities(given: Any) -> tuple[str, ...]:
     """Checks and spells compute capabilities: ``["8.6", "sm89", (8, 9), 8.9]`` → ``("8.6", "8.9")``.
 
     Args:
@@ -45,7 +48,7 @@ def capabilities(given: object) -> tuple[str, ...]:
     several = isinstance(given, (list, set, frozenset)) or (
         isinstance(given, tuple) and not (len(given) == 2 and all(type(n) is int for n in given))
     )
-    found = {_spelled(value) for value in (given if several else [given])}  # type: ignore[union-attr]
+    found = {_spelled(value) for value in (given if several else [given])}
     unknown = sorted(found - set(supported))
     if unknown or not found:
         raise SettingError(
@@ -57,6 +60,36 @@ def capabilities(given: object) -> tuple[str, ...]:
             "compute_capabilities out",
         )
     return tuple(c for c in supported if c in found)
+
+
+def fitting(targets: tuple[str, ...], dtypes: set[torch.dtype], named: bool) -> tuple[str, ...]:
+    """Leaves out the compute capabilities that lack a dtype of the network.
+
+    Args:
+        targets: What is to be built for.
+        dtypes: What the network holds.
+        named: Whether the caller named the targets.
+
+    Raises:
+        SettingError: A target that the caller named lacks one, or none is left.
+    """
+    needed = max([(0, 0), *(need for dtype, need in _NEEDS.items() if dtype in dtypes)])
+    left = tuple(t for t in targets if tuple(map(int, t.split("."))) >= needed)
+    lacking = [t for t in targets if t not in left]
+    if lacking and (named or not left):
+        holds = ", ".join(str(d).removeprefix("torch.") for d in _NEEDS if d in dtypes)
+        raise SettingError(
+            f"The network holds {holds}, which the compute capability {', '.join(lacking)} does not have.",
+            f"{needed[0]}.{needed[1]} and newer",
+            "leave these targets out, or choose another precision",
+        )
+    if lacking:
+        _logger.info("Built for %s: %s lacks a dtype of the network.", ", ".join(left), ", ".join(lacking))
+    return left
+
+
+# Turing has no bfloat16, Ampere no FP8: TensorRT-RTX says "the model contains HW-specific datatypes".
+_NEEDS = {torch.bfloat16: (8, 0), torch.float8_e4m3fn: (8, 9), torch.float8_e5m2: (8, 9)}
 
 
 def supported_capabilities() -> tuple[str, ...]:
@@ -134,7 +167,7 @@ def _write(program: ExportedProgram, job: Job, folder: Path) -> None:
 
 def _unwritable(folder: Path, reason: str) -> ConversionError:
     return ConversionError(
-        f"The program could not be written to {folder.parent}: {reason.splitlines()[0] if reason else 'no reason given'}.",
+        f"The program could not be written to {folder.parent}: {(reason.splitlines() or ['no reason given'])[0]}.",
         "room for the model's weights, and for the engine",
         "free some space, or set TMPDIR to a larger disk",
     )

@@ -119,7 +119,7 @@ class _Symbols:
         """A number for a fixed size, an expression in the symbols for a dynamic one."""
         if isinstance(size, int):
             return size
-        import sympy
+        import sympy  # type: ignore[import-untyped]
 
         expression = size.node.expr
         if expression.is_Integer:

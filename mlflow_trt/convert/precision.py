@@ -26,6 +26,7 @@ from torch.export.graph_signature import (
     InputSpec,
     OutputKind,
     OutputSpec,
+    SymIntArgument,
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule, Node
@@ -74,6 +75,7 @@ _VIEWS = (
     "view",
 )
 _CASTS = ("to", "_to_copy", "type_as")
+_QUANTIZERS = ("quantize_op", "dynamic_block_quantize_op")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ class Prepared:
     """Names of the inputs, in the program's order."""
     kept: tuple[str, ...]
     """Arithmetic that stays in float32 because the model casts its operands there explicitly."""
+
+    def dtypes(self) -> set[torch.dtype]:
+        """Every dtype that a value of the network has."""
+        found = {dtype for node in self.program.graph.nodes for dtype in _dtypes(node.meta.get("val"))}
+        for node in self.program.graph.nodes:
+            # modelopt's quantizers give back what they take; FP8 lies between: (x, amax, 8 bits, 4 of exponent).
+            if _operator(node) in _QUANTIZERS and 4 in node.args[2:]:
+                found.add(torch.float8_e4m3fn)
+        return found
 
 
 def prepare(
@@ -176,7 +187,7 @@ class _Rewriter:
         name = _operator(node)
         if name == "_assert_tensor_metadata":
             return  # it would hold the dtypes of the original program
-        operands = [n for n in node.all_input_nodes]
+        operands = list(node.all_input_nodes)
         changed = any(_dtypes(n.meta.get("val")) != _dtypes(self.nodes[n].meta.get("val")) for n in operands)
         args, kwargs = pytree.tree_map(_no_double, (node.args, node.kwargs))
         mapped_args, mapped_kwargs = torch.fx.node.map_arg((args, kwargs), self._mapped)
@@ -188,7 +199,7 @@ class _Rewriter:
             return
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             # A branch of control flow is a graph of its own, with the types that it was traced with.
-            originals = {self.nodes[n]: n.meta.get("val") for n in operands}
+            originals: dict[Node, Any] = {self.nodes[n]: n.meta.get("val") for n in operands}
             mapped_args, mapped_kwargs = torch.fx.node.map_arg(
                 (mapped_args, mapped_kwargs),
                 lambda n: self._cast(n, originals[n].dtype) if _floating(originals.get(n)) else n,
@@ -200,7 +211,7 @@ class _Rewriter:
         mapped_args, mapped_kwargs = self._clamped(mapped_args, mapped_kwargs)
         new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
         new.args, new.kwargs = mapped_args, mapped_kwargs
-        new.meta["val"] = self._evaluate(node.target, mapped_args, mapped_kwargs)  # type: ignore[arg-type]
+        new.meta["val"] = self._evaluate(node.target, mapped_args, mapped_kwargs)
         new.meta.pop("tensor_meta", None)
         self._note_kept(node, name, mapped_args)
 
@@ -211,7 +222,7 @@ class _Rewriter:
         if len(dtypes) < 2 or not isinstance(node.target, torch._ops.OpOverload):
             return args, kwargs
         pointwise = torch.Tag.pointwise in node.target.tags
-        if name in _PROMOTING or name in _CASTS or (pointwise and not name.startswith("prelu")):
+        if name in _PROMOTING or name in _CASTS or name in _QUANTIZERS or (pointwise and not name.startswith("prelu")):
             return args, kwargs
         written = _written(node.target, args)
         if written:
@@ -261,9 +272,14 @@ class _Rewriter:
         node = self.graph.output(tuple(results))
         node.meta.update(output_node(self.program).meta)
         node.meta["val"] = tuple(n.meta.get("val") for n in results)
-        by_position = {s.arg.name: s for s in self.program.graph_signature.output_specs if hasattr(s.arg, "name")}
-        kinds = [type(by_position[o.node].arg) for o in outputs]
-        return [OutputSpec(OutputKind.USER_OUTPUT, kind(name=n.name), None) for kind, n in zip(kinds, results)]
+        return [
+            OutputSpec(
+                OutputKind.USER_OUTPUT,
+                (TensorArgument if isinstance(n.meta.get("val"), torch.Tensor) else SymIntArgument)(name=n.name),
+                None,
+            )
+            for n in results
+        ]
 
     def _program(self, inputs: list[InputSpec], outputs: list[OutputSpec], names: list[str]) -> ExportedProgram:
         in_spec = pytree.tree_flatten(((0,) * len(names), {}))[1]
@@ -294,7 +310,7 @@ class _Rewriter:
         narrowing = dtype in (torch.float16, torch.bfloat16) and node.meta["val"].dtype == torch.float32
         if narrowing and _may_overflow(node):
             limit = torch.finfo(dtype).max
-            # min and max of the new dtype: an additive mask of float32's minimum would become -inf, and a row of -inf NaN.
+            # An additive mask of float32's minimum would become -inf, and the softmax of a row of these NaN.
             clamped = self.graph.create_node(
                 "call_function", torch.ops.aten.clamp.default, (node, -limit, limit), name=f"{node.name}_finite"
             )
@@ -322,7 +338,7 @@ class _Rewriter:
         with self.fake_mode, torch.no_grad():
             return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
 
-    def _evaluate(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _evaluate(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The value of a node: shapes, with the export's symbols, and the new dtypes."""
         real_args, real_kwargs = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         if self.fake_mode is None or target is operator.getitem:
@@ -350,6 +366,8 @@ def _upcast_first(node: Node) -> bool:
         name = _operator(user)
         if name in _CASTS and torch.float32 in _dtypes(user.meta.get("val")):
             return True
+        if name in _QUANTIZERS and node in user.args[1:]:
+            return True  # the scale of a quantizer
         if name in _VIEWS and _upcast_first(user):
             return True
     return False

@@ -1,4 +1,4 @@
-"""From a module to an exported program whose dynamic dimensions are what the caller asked for; and the checks of both."""
+"""From a module to an exported program with the dynamic dimensions that the caller asked for, and its checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
-from .arguments import Arguments, Spec, leaves
+from .arguments import Arguments, Spec
 from .structure import children, user_inputs
 from .values import synthesize
 
@@ -42,7 +42,7 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
     generator = torch.Generator().manual_seed(0)
     halves = {p.dtype for p in module.parameters() if p.is_floating_point()}
     half = next(iter(halves)) if len(halves) == 1 and halves <= set(_HALF) else None
-    dims = ShapesCollection()
+    dims = ShapesCollection()  # type: ignore[no-untyped-call]
 
     def example(leaf: Any) -> Any:
         if not isinstance(leaf, Spec):
@@ -60,13 +60,14 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
     args, kwargs = pytree.tree_map(
         example, (arguments.args, arguments.kwargs), is_leaf=lambda leaf: isinstance(leaf, Spec)
     )
+    dynamic = dims.dynamic_shapes(module, args, kwargs) if len(dims) else None  # type: ignore[no-untyped-call]
     with _evaluation(module), _quantizers_exportable(), torch.no_grad():
         try:
             return torch.export.export(
                 module,
                 args,
                 kwargs,
-                dynamic_shapes=dims.dynamic_shapes(module, args, kwargs) if len(dims) else None,
+                dynamic_shapes=dynamic,
                 strict=False,
             )
         except Exception as error:
@@ -95,8 +96,8 @@ def flatten(program: ExportedProgram, arguments: Arguments) -> dict[str, Spec]:
     in_spec = program.call_spec.in_spec
     if len(flat) != len(expected) or (in_spec is not None and spec != in_spec):
         raise SettingError(
-            f"The program takes {len(expected)} inputs ({', '.join(arg.name for arg in expected)}), nested as {in_spec}; "
-            f"{len(flat)} were given, nested as {spec}.",
+            f"The program takes {len(expected)} inputs ({', '.join(arg.name for arg in expected)}), "
+            f"nested as {in_spec}; {len(flat)} were given, nested as {spec}.",
             "inputs as the program was exported with: positional ones in inputs, others in kwarg_inputs",
             "correct the inputs",
         )
@@ -118,7 +119,7 @@ def flatten(program: ExportedProgram, arguments: Arguments) -> dict[str, Spec]:
             )
         if given.dtype is not None and not _feeds(given.dtype, value.dtype):
             raise SettingError(
-                f"The input {arg.name} was given as {_plain(given.dtype)}, and the program takes {_plain(value.dtype)}.",
+                f"The input {arg.name} was given as {_plain(given.dtype)}; the program takes {_plain(value.dtype)}.",
                 _plain(value.dtype),
                 f"write Input(..., dtype={_plain(value.dtype)!r}), or export the program with the other dtype",
             )
@@ -147,14 +148,16 @@ def check_shapes(program: ExportedProgram, specs: Mapping[str, Spec]) -> None:
                     continue
                 wanted = f"{low} to {high}" if low != high else str(low)
                 raise ConversionError(
-                    f"Dimension {dim} of the input {name} is fixed to {size} in the exported program.{_why(program, name, dim)}",
+                    f"Dimension {dim} of the input {name} is fixed to {size} in the exported program."
+                    f"{_why(program, name, dim)}",
                     f"a program that accepts {wanted} there",
                     f"write {size} for this dimension, or change the model (a size used as a Python number, a constant "
                     f"of that size) or export it with torch.export.Dim for it",
                 )
             if low == high:
                 raise ConversionError(
-                    f"Dimension {dim} of the input {name} is dynamic in the exported program ({size}), and its Input says {low}.",
+                    f"Dimension {dim} of the input {name} is dynamic in the exported program ({size}), "
+                    f"and its Input says {low}.",
                     "(min, opt, max) for every dynamic dimension",
                     f"write ({low}, {low}, {low} or more) there, or export the program with a fixed size",
                 )
@@ -173,7 +176,8 @@ def check_shapes(program: ExportedProgram, specs: Mapping[str, Spec]) -> None:
             if (broken := _broken_guard(program, sizes)) is not None:
                 shapes = ", ".join(f"{name} {list(shape)}" for name, shape in sizes.items())
                 raise ConversionError(
-                    f"The exported program does not hold at {point} of profile {profile} ({shapes}): it requires {broken}.",
+                    f"The exported program does not hold at {point} of profile {profile} ({shapes}): "
+                    f"it requires {broken}.",
                     "sizes that belong together at every min, opt and max",
                     "correct the ranges of these inputs, or change the model",
                 )
@@ -252,7 +256,7 @@ def _quantizers_exportable() -> Iterator[None]:
     if "modelopt" not in sys.modules:
         yield
         return
-    from modelopt.torch.quantization.utils import export_torch_mode
+    from modelopt.torch.quantization.utils import export_torch_mode  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     with export_torch_mode():
         yield
@@ -374,12 +378,7 @@ def _reason(error: BaseException) -> str:
 
 
 def module_of(program: ExportedProgram) -> torch.nn.Module:
-    """The program as a module, its guards off: they refuse size 1 in dynamic dimensions, which is only an assumption."""
+    """The program as a module, its guards off: that a dynamic size is never 1 is only torch.export's assumption."""
     if "check_guards" in inspect.signature(program.module).parameters:
         return program.module(check_guards=False)
     return program.module()
-
-
-def has_specs(tree: object) -> bool:
-    """Whether nested arguments hold any tensor."""
-    return any(isinstance(leaf, Spec) for leaf in leaves(tree))

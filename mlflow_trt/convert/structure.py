@@ -1,4 +1,4 @@
-"""Which outputs the engine computes, what the host puts beside them, and how both nest: pytrees as the manifest has them."""
+"""Which outputs the engine computes, what the host puts beside them, and how both nest in the manifest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ConstantArgument,
@@ -55,9 +56,10 @@ def computed_outputs(program: ExportedProgram, names: Sequence[str] | None) -> l
     inputs = {arg.name for arg in user_inputs(program) if isinstance(arg, TensorArgument)}
     paths = _paths(_out_spec(program))
     found: dict[str, list[int]] = {}
+    sources = _sources(program)
     for position, arg in enumerate(_user_outputs(program)):
-        if isinstance(arg, (TensorArgument, SymIntArgument)) and arg.name not in inputs:
-            found.setdefault(arg.name, []).append(position)
+        if isinstance(arg, (TensorArgument, SymIntArgument)) and (source := sources[arg.name]) not in inputs:
+            found.setdefault(source, []).append(position)
     if not found:
         raise ConversionError(
             "The model computes nothing: every output is an input or a constant.",
@@ -65,13 +67,12 @@ def computed_outputs(program: ExportedProgram, names: Sequence[str] | None) -> l
             "return what the model computes",
         )
     default = [_default_name(paths[positions[0]], positions[0]) for positions in found.values()]
-    if names is not None:
-        if len(names) != len(found) or len(set(names)) != len(names) or not all(names):
-            raise SettingError(
-                f"output_names has {len(names)} names: {', '.join(map(repr, names))}.",
-                f"{len(found)} different names, one for each computed output (now {', '.join(default)})",
-                "name every output once; repeated, constant and handed-through outputs have no name of their own",
-            )
+    if names is not None and (len(names) != len(found) or len(set(names)) != len(names) or not all(names)):
+        raise SettingError(
+            f"output_names has {len(names)} names: {', '.join(map(repr, names))}.",
+            f"{len(found)} different names, one for each computed output (now {', '.join(default)})",
+            "name every output once; repeated, constant and handed-through outputs have no name of their own",
+        )
     chosen = list(names) if names is not None else _unique(default)
     return [Output(node, name, tuple(p)) for (node, p), name in zip(found.items(), chosen)]
 
@@ -79,14 +80,15 @@ def computed_outputs(program: ExportedProgram, names: Sequence[str] | None) -> l
 def result(program: ExportedProgram, outputs: Sequence[Output]) -> Structure:
     """How a call's outputs are put together again on the host."""
     computed = {output.node: output.name for output in outputs}
+    sources = _sources(program)
     leaves: list[Structure] = []
     for arg in _user_outputs(program):
         if isinstance(arg, ConstantArgument):
             leaves.append(ConstantLeaf(value=_constant(arg.value, "output")))
-        elif arg.name in computed:
-            leaves.append(TensorLeaf(name=computed[arg.name]))
+        elif (source := sources[arg.name]) in computed:
+            leaves.append(TensorLeaf(name=computed[source]))
         else:
-            leaves.append(InputLeaf(name=arg.name))
+            leaves.append(InputLeaf(name=source))
     return _build(_out_spec(program), iter(leaves).__next__)
 
 
@@ -112,9 +114,29 @@ def arguments(program: ExportedProgram) -> Branch:
     return built
 
 
+_COPIES = ("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "to", "_to_copy")
+
+
+def _sources(program: ExportedProgram) -> dict[str, str]:
+    """For every node the one whose value it has: a copy of an input or output is no computation."""
+    sources: dict[str, str] = {}
+    for node in program.graph.nodes:
+        target = node.target
+        name = str(target._schema.name).split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
+        operand = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+        same = operand is not None and _dtype(operand) is not None and _dtype(operand) == _dtype(node)
+        sources[node.name] = sources[operand.name] if same and name in _COPIES else node.name  # type: ignore[union-attr]
+    return sources
+
+
+def _dtype(node: Node) -> Any:
+    return getattr(node.meta.get("val"), "dtype", None)
+
+
 def output_node(program: ExportedProgram) -> Node:
     """The graph's output node."""
-    return next(node for node in reversed(program.graph.nodes) if node.op == "output")
+    nodes: list[Node] = list(program.graph.nodes)
+    return next(node for node in reversed(nodes) if node.op == "output")
 
 
 def children(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
@@ -130,8 +152,8 @@ def _user_outputs(program: ExportedProgram) -> list[Any]:
 def _out_spec(program: ExportedProgram) -> pytree.TreeSpec:
     spec = program.call_spec.out_spec
     if spec is None:
-        spec = pytree.tree_flatten((0,) * len(_user_outputs(program)))[1]
-    return spec
+        return pytree.tree_flatten((0,) * len(_user_outputs(program)))[1]
+    return spec  # type: ignore[no-any-return]
 
 
 def _constant(value: Any, what: str) -> Any:
@@ -150,10 +172,10 @@ def _build(spec: pytree.TreeSpec, leaf: Callable[[], Structure]) -> Structure:
     keys, kind = _keys(spec)
     items = tuple(_build(child, leaf) for child in children(spec))
     type_name = _namedtuple(spec).__name__ if kind == "namedtuple" else None
-    return Branch(kind=kind, type_name=type_name, keys=keys, items=items)  # type: ignore[arg-type]
+    return Branch(kind=kind, type_name=type_name, keys=keys, items=items)
 
 
-def _keys(spec: pytree.TreeSpec) -> tuple[tuple[Any, ...] | None, str]:
+def _keys(spec: pytree.TreeSpec) -> tuple[tuple[Any, ...] | None, Any]:
     """The keys of a container's children, and the manifest's kind of it."""
     if spec.type in (tuple, list):
         return None, spec.type.__name__
