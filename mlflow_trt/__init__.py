@@ -70,6 +70,11 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(name for name in _HOME if not name.startswith("_"))
 
+# Loading the package of the same name would put it in the function's place: it is loaded (it is light) and taken out
+# again here, and a second import sets no attribute.
+import_module(f"{__name__}.convert")
+del globals()["convert"]
+
 try:
     __version__ = version("mlflow-trt")
 except PackageNotFoundError:  # a source tree that was not installed
