@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from . import evidence, loading, measure, plan, store
 from .errors import ManifestError
 from .manifest import Latency, Manifest, Parity
 from .parity import default_tolerance
+
+if TYPE_CHECKING:
+    from .runtime.engine import TensorRTEngine
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,11 @@ def benchmark(
         )
     tensors = plan.read_golden(model.fetch([golden.inputs, golden.outputs]), golden)
     with loading.load_model(model_uri, device=device, backend=backend) as engine:
-        latency = measure.measure_latency(engine, runs=runs)
+        latency = measure.measure_latency(engine, tensors, runs)
         if backend == "reference":
             parity = Parity(status="not_measured", reason="the reference backend is what an engine is compared with")
         else:
-            record = engine.record  # type: ignore[attr-defined]
+            record = cast("TensorRTEngine", engine).record
             tolerance = record.parity.tolerance or default_tolerance(record.precision.requested)
             parity = measure.measure_parity(engine, tensors, tolerance)
     logged_to = _log(str(model_uri), parity, latency) if backend == "tensorrt" else None

@@ -28,14 +28,14 @@ class Measurements:
 
 
 def measure(folder: Path, manifest: Manifest) -> tuple[Manifest, Measurements]:
-    """Measures every plan of a model's folder that loads on this machine, and writes the figures to its manifest.
+    """Measures each plan of a model's folder that loads on this machine, and writes the figures to its manifest.
 
     Args:
         folder: Holds the model; its ``manifest.json`` is written anew, runtime caches are added.
         manifest: The folder's manifest.
 
     Returns:
-        The manifest with figures, or unchanged where there is no GPU: "not measured" then stays as it is.
+        The manifest with figures; without a GPU, or for plans of other machines, with the reason why there are none.
 
     Raises:
         ParityError: A plan's answers differ from PyTorch's beyond the tolerance.
@@ -43,12 +43,14 @@ def measure(folder: Path, manifest: Manifest) -> tuple[Manifest, Measurements]:
     from .runtime import compatibility, host
 
     here = host.probe()
-    if here.gpu is None:
-        return manifest, Measurements()
     records: list[PlanRecord] = []
     measurements = Measurements()
     for record in manifest.plans:
-        if compatibility.check(record, here).accepted:
+        if here.gpu is None:
+            record = _not_measured(record, "the machine that logged it has no GPU")
+        elif not compatibility.check(record, here).accepted:
+            record = _not_measured(record, "it does not load on the machine that logged it")
+        else:
             alone = manifest.model_copy(update={"plans": (record,)})
             record, found = _measure_plan(folder, alone, here)
             measurements = measurements if measurements.latency_by_batch else found
@@ -58,19 +60,31 @@ def measure(folder: Path, manifest: Manifest) -> tuple[Manifest, Measurements]:
     return manifest, measurements
 
 
+def _not_measured(record: PlanRecord, reason: str) -> PlanRecord:
+    """Says why there are no figures, where there are none yet."""
+    reason += "; mlflow-trt benchmark measures it where it loads"
+    update = {
+        name: figures.model_copy(update={"reason": reason})
+        for name, figures in (("parity", record.parity), ("latency", record.latency))
+        if figures.status == "not_measured"
+    }
+    return record.model_copy(update=update)
+
+
 def _measure_plan(folder: Path, manifest: Manifest, here: Host) -> tuple[PlanRecord, Measurements]:
     from . import measure as measuring
     from . import runtime
 
     record = manifest.plans[0]
     with runtime.load(folder, manifest) as engine:
-        latency = measuring.measure_latency(engine)
+        golden = _plan.read_golden(folder, manifest.golden) if manifest.golden else None
+        parity = record.parity
+        if golden is not None:
+            tolerance = parity.tolerance or _parity.default_tolerance(record.precision.requested)
+            parity = measuring.measure_parity(engine, golden, tolerance)
+        latency = measuring.measure_latency(engine, golden)
         curve = measuring.latency_by_batch(engine)
         layers = engine.layers()
-        parity = record.parity
-        if manifest.golden is not None:
-            tolerance = parity.tolerance or _parity.default_tolerance(record.precision.requested)
-            parity = measuring.measure_parity(engine, _plan.read_golden(folder, manifest.golden), tolerance)
         cache = engine.runtime_cache()
     refuse_failed(parity, record)
     update: dict[str, Any] = {"parity": parity, "latency": latency}

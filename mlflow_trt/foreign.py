@@ -72,13 +72,14 @@ def from_engine(serialized: bytes) -> Plan:
 
 
 def _ask_engine(serialized: bytes, record: PlanRecord) -> tuple[Interface | None, tuple[Profile, ...] | None]:
-    from . import runtime
     from .runtime import compatibility, host
 
     here = host.probe()
     if here.gpu is None or not compatibility.check(record, here).accepted:
         return None, None
-    return runtime.describe_engine(serialized, record)
+    from .runtime.engine import describe_engine
+
+    return describe_engine(serialized, record)
 
 
 def _read_folder(folder: Path) -> list[Plan]:
