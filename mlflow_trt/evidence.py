@@ -197,6 +197,8 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
     client.log_batch(run_id, metrics=[*figures, *rows])
     for key, value in params(manifest).items():
         _log_param(client, run_id, key, value)
+    for key, value in tags(manifest).items():
+        client.set_tag(run_id, key, value)
     folder = f"mlflow_trt/{info.model_id}"
     client.log_text(run_id, manifest.to_json(), f"{folder}/manifest.json")
     if measurements.layers:
