@@ -245,14 +245,14 @@ def _of_program(program: ExportedProgram) -> Arguments:
         if not isinstance(value, torch.Tensor):
             flat.append(getattr(spec.arg, "value", value))
             continue
-        if any(not isinstance(size, int) for size in value.shape):
+        if any(not isinstance(size, int) and not size.node.expr.is_Integer for size in value.shape):
             raise SettingError(
                 f"The exported program has dynamic dimensions ({spec.arg.name}: {list(map(str, value.shape))}), "
                 "and convert was given no inputs.",
                 "the range of every dynamic dimension",
                 "pass inputs=[Input(((1, 8, 32), ...))] with (min, opt, max) for each",
             )
-        shape = tuple(value.shape)
+        shape = tuple(map(int, value.shape))
         flat.append(Spec((ShapeRange(shape, shape, shape),), value.dtype))
     in_spec = program.call_spec.in_spec
     args, kwargs = in_spec.unflatten(flat) if in_spec is not None else (tuple(flat), {})

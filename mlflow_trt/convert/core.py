@@ -20,7 +20,8 @@ from . import gpuless, interface, progress
 from . import settings as _settings
 from .builder import BindingSpec, Built, Job
 from .precision import Prepared, prepare
-from .program import check_shapes, export, flatten, placeholder_values, refuse_mutation
+from .program import export, flatten, placeholder_values, refuse_mutation
+from .shapes import check_shapes
 from .structure import computed_outputs
 
 _logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from ..manifest import Dimension, Interface, Profile, ShapeRange, Tensor
 from .arguments import Spec
 from .precision import public_dtype
 from .program import placeholder_values
+from .shapes import fixed_size
 from .structure import Output, arguments, result
 
 _NUMPY = re.compile(r"^torch\.")
@@ -104,7 +105,7 @@ class _Symbols:
         found: list[Any] = []
         for name, spec in specs.items():
             for dim, size in enumerate(values[name].shape):
-                if isinstance(size, int):
+                if fixed_size(size) is not None:
                     continue
                 expression = size.node.expr
                 if expression.is_Symbol and dim in spec.symbols:
@@ -117,13 +118,11 @@ class _Symbols:
 
     def of(self, size: Any) -> Dimension:
         """A number for a fixed size, an expression in the symbols for a dynamic one."""
-        if isinstance(size, int):
-            return size
+        if (fixed := fixed_size(size)) is not None:
+            return fixed
         import sympy  # type: ignore[import-untyped]
 
         expression = size.node.expr
-        if expression.is_Integer:
-            return int(expression)
         for symbol in sorted(expression.free_symbols, key=str):
             self._number(symbol, "u")
         renamed = expression.xreplace({s: sympy.Symbol(n, integer=True) for s, n in self.names.items()})

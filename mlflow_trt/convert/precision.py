@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,7 +236,7 @@ class _Rewriter:
             differs = _floating(n.meta.get("val")) and n.meta["val"].dtype != wanted and n not in written
             return self._cast(n, wanted) if differs else n
 
-        return torch.fx.node.map_arg((args, kwargs), cast)  # type: ignore[return-value]
+        return torch.fx.node.map_arg((args, kwargs), cast)
 
     def _clamped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Numbers beyond the dtype's range, such as float32's minimum in a mask, become its own limit."""
@@ -353,8 +353,8 @@ def public_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if dtype in (torch.float16, torch.bfloat16) and tensor.is_floating_point():
-        limit = torch.finfo(dtype).max
+    limit = torch.finfo(dtype).max
+    if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > limit:
         # Infinite values stay so: a mask that holds -inf means it.
         tensor = torch.where(tensor.isinf(), tensor, tensor.clamp(-limit, limit))
     return tensor.to(dtype)

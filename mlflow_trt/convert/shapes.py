@@ -1,0 +1,158 @@
+"""Whether an exported program holds for the sizes that the engine is to accept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from ..errors import ConversionError
+from .arguments import Spec
+from .program import placeholder_values
+from .structure import user_inputs
+
+
+def check_shapes(program: ExportedProgram, specs: Mapping[str, Spec]) -> None:
+    """Compares the dimensions that the caller wants dynamic with those that the export kept so.
+
+    Raises:
+        ConversionError: The export fixed a dimension that is to be dynamic, left one open that is to be static, or
+            holds for other sizes only.
+    """
+    values = placeholder_values(program)
+    for name, spec in specs.items():
+        for dim, size in enumerate(values[name].shape):
+            low, high = spec.low[dim], spec.high[dim]
+            if (fixed := fixed_size(size)) is not None:
+                if low == high == fixed:
+                    continue
+                wanted = f"{low} to {high}" if low != high else str(low)
+                raise ConversionError(
+                    f"Dimension {dim} of the input {name} is fixed to {fixed} in the exported program."
+                    f"{_why(program, name, dim)}",
+                    f"a program that accepts {wanted} there",
+                    f"write {fixed} for this dimension, or change the model (a size used as a Python number, a "
+                    "constant of that size) or export it with torch.export.Dim for it",
+                )
+            if low == high:
+                raise ConversionError(
+                    f"Dimension {dim} of the input {name} is dynamic in the exported program ({size}), "
+                    f"and its Input says {low}.",
+                    "(min, opt, max) for every dynamic dimension",
+                    f"write ({low}, {low}, {low} or more) there, or export the program with a fixed size",
+                )
+            lower, upper = _bounds(program, size)
+            # torch.export never says 1 (or 0) of a dynamic dimension, and the program accepts it nevertheless.
+            if (low < lower and lower > 2) or high > upper:
+                raise ConversionError(
+                    f"Dimension {dim} of the input {name} is to be {low} to {high}, and the exported program holds for "
+                    f"{lower} to {upper if upper < 2**31 else 'any size'} only.{_why(program, name, dim)}",
+                    "a range within the program's",
+                    "narrow the Input's range, or change the model",
+                )
+    for profile in range(max((len(s.ranges) for s in specs.values()), default=1)):
+        for point in ("min", "opt", "max"):
+            sizes = {name: getattr(spec.range(profile), point) for name, spec in specs.items()}
+            if (broken := _broken_guard(program, sizes)) is not None:
+                shapes = ", ".join(f"{name} {list(shape)}" for name, shape in sizes.items())
+                raise ConversionError(
+                    f"The exported program does not hold at {point} of profile {profile} ({shapes}): "
+                    f"it requires {broken}.",
+                    "sizes that belong together at every min, opt and max",
+                    "correct the ranges of these inputs, or change the model",
+                )
+
+
+def fixed_size(size: Any) -> int | None:
+    """A size as a number, or None if it is dynamic; torch.export leaves fixed ones as symbols with a value."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_Integer else None
+
+
+def _bounds(program: ExportedProgram, size: Any) -> tuple[float, float]:
+    expression = size.node.expr
+    bounds = program.range_constraints.get(expression)
+    if bounds is None:
+        return 0, math.inf
+    return tuple(int(b) if b.is_finite and b < 2**62 else math.inf for b in (bounds.lower, bounds.upper))  # type: ignore[return-value]
+
+
+def _guards(program: ExportedProgram) -> Sequence[str]:
+    return getattr(program, "_guards_code", None) or ()
+
+
+def _why(program: ExportedProgram, name: str, dim: int) -> str:
+    """The guards of the export that hold this dimension, in its own words."""
+    source = _sources(program).get(name, f"L['{name}']")
+    found = [guard for guard in _guards(program) if f"{source}.size()[{dim}]" in guard]
+    return f" The export requires: {'; '.join(found[:3])}." if found else ""
+
+
+def _sources(program: ExportedProgram) -> dict[str, str]:
+    """How the export's guards spell each input: ``L['d']['m']`` for the input d_m."""
+    in_spec = program.call_spec.in_spec
+    expected = user_inputs(program)
+    signature = program.module_call_graph[0].signature
+    names = list(getattr(signature, "forward_arg_names", None) or []) if signature else []
+    if in_spec is None:
+        return {}
+    args, kwargs = in_spec.unflatten(list(range(len(expected))))
+    found: dict[str, str] = {}
+
+    def walk(tree: Any, source: str) -> None:
+        if isinstance(tree, dict):
+            for key, value in tree.items():
+                walk(value, f"{source}[{key!r}]")
+        elif isinstance(tree, (list, tuple)):
+            for key, value in enumerate(tree):
+                walk(value, f"{source}[{key}]")
+        elif isinstance(tree, int):
+            found[expected[tree].name] = source
+
+    for i, arg in enumerate(args):
+        walk(arg, f"L['{names[i]}']" if i < len(names) else f"L['args'][{i - len(names)}]")
+    for key, value in kwargs.items():
+        walk(value, f"L['{key}']")
+    return found
+
+
+class _Sized:
+    """Stands for an input in a guard's expression."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+
+    def size(self) -> tuple[int, ...]:
+        return self.shape
+
+
+def _broken_guard(program: ExportedProgram, sizes: Mapping[str, Sequence[int]]) -> str | None:
+    """The first of the export's guards that these sizes break, in terms of the inputs' names."""
+    sources = _sources(program)
+    for guard in _guards(program):
+        text = guard
+        for name, source in sorted(sources.items(), key=lambda item: -len(item[1])):
+            text = text.replace(f"{source}.size()", f"{name}.size()")
+        if _holds(text, sizes):
+            continue
+        # A dynamic dimension is traced as if it were never 1. A guard that only 1 breaks is that assumption, which
+        # PyTorch and TensorRT both do without.
+        if _holds(text, {name: [max(2, n) for n in shape] for name, shape in sizes.items()}) and any(
+            1 in shape for shape in sizes.values()
+        ):
+            continue
+        return text.replace(".size()", ".shape")
+    return None
+
+
+def _holds(guard: str, sizes: Mapping[str, Sequence[int]]) -> bool:
+    try:
+        names: dict[str, Any] = {name: _Sized(shape) for name, shape in sizes.items()}
+        # The expression was printed by torch.export from integers; nothing of the caller's is in it.
+        return bool(eval(guard, {"__builtins__": {}, "math": math, "max": max, "min": min, "abs": abs}, names))
+    except Exception:  # a guard on something else than these sizes
+        return True
