@@ -140,7 +140,9 @@ def _view_dlpack(name: str, value: Any) -> DeviceTensor | None:
 
     try:
         # 1 is the legacy default stream: its owner orders its work before that, and the engine's stream waits for it.
-        view = StridedMemoryView(value, stream_ptr=1)
+        # Releases before 1.0 have the constructor only.
+        make = getattr(StridedMemoryView, "from_any_interface", StridedMemoryView)
+        view = make(value, stream_ptr=1)
     except (BufferError, TypeError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"Input {name!r} is a {type(value).__name__} that can't be read by DLPack: {error}.",

@@ -1,8 +1,9 @@
 """A GPU and a TensorRT in host memory, for tests of the code between them on machines that have neither.
 
-A fake only for what can't be had: CUDA's runtime functions work on host memory, streams run at once, captured graphs are
-lists of what to replay, and an "engine" is a Python function from arrays to arrays. It checks what the real ones punish
-with undefined behaviour: a context used by two threads, addresses outside any allocation, memory used after it was freed.
+A fake only for what can't be had: CUDA's runtime functions work on host memory, streams run at once, captured graphs
+are lists of what to replay, and an "engine" is a Python function from arrays to arrays. It checks what the real ones
+punish with undefined behaviour: a context used by two threads, addresses outside any allocation, memory used after it
+was freed.
 """
 
 from __future__ import annotations
@@ -189,12 +190,14 @@ class Binding:
         self.is_input, self.on_host = is_input, on_host
 
 
+STORAGE = {
+    **{"FLOAT": "f4", "HALF": "f2", "BF16": "u2", "INT8": "i1"},
+    **{"UINT8": "u1", "INT32": "i4", "INT64": "i8", "BOOL": "?"},
+}
+
+
 class Engine:
     """Bindings, profiles, and ``compute(inputs by binding) -> outputs by binding`` on numpy arrays of raw bits."""
-
-    STORAGE = {
-        "FLOAT": "f4", "HALF": "f2", "BF16": "u2", "INT32": "i4", "INT64": "i8", "BOOL": "?", "INT8": "i1", "UINT8": "u1"
-    }  # fmt: skip
 
     def __init__(self, trt, bindings, profiles, compute, shapes, *, scratch=4096, context_bytes=0):
         self.trt, self.bindings, self.profiles = trt, {b.name: b for b in bindings}, profiles
@@ -349,7 +352,7 @@ class Context:
         return True
 
     def array(self, binding, pointer, shape):
-        dtype = np.dtype(Engine.STORAGE[binding.dtype])
+        dtype = np.dtype(STORAGE[binding.dtype])
         count = int(np.prod(shape))
         if not binding.on_host:
             self.engine.trt.cudart.check_range(pointer, count * dtype.itemsize, self.engine.trt.cudart.blocks)

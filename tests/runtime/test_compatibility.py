@@ -137,9 +137,7 @@ def test_a_bare_host_is_described():
 
 
 def test_parse_host():
-    assert parse_host("tensorrt_rtx==1.6.1.120,sm_89") == Host(
-        capability="8.9", runtimes={"tensorrt_rtx": "1.6.1.120"}
-    )
+    assert parse_host("tensorrt_rtx==1.6.1.120,sm_89") == Host(capability="8.9", runtimes={"tensorrt_rtx": "1.6.1.120"})
     assert parse_host(" tensorrt-rtx==1.4.0.76 , 12.0, os=Linux, machine=x86_64 ,tensorrt==10.15.1.29") == Host(
         capability="12.0",
         os="linux",

@@ -291,9 +291,7 @@ def test_shape_tensor_is_part_of_what_a_context_is_bound_to(tmp_path, monkeypatc
         )  # fmt: skip
 
     standin.install(monkeypatch, resize)
-    face = interface(
-        [tensor("x", (3,)), tensor("s", (1,), "int64")], [tensor("y", (3,), binding="output0")]
-    )
+    face = interface([tensor("x", (3,)), tensor("s", (1,), "int64")], [tensor("y", (3,), binding="output0")])
     with TensorRTEngine(tmp_path, write_plan(tmp_path), face, host=host()) as engine:
         x = np.ones(3, np.float32)
         for s in (2, 3, 2, 5, 3, 2):
@@ -344,7 +342,7 @@ def test_narrower_and_rounded_bindings(tmp_path, monkeypatch):
         assert engine.memory["lanes"] == 1  # refusing it cost no context
 
 
-# --- loading -----------------------------------------------------------------------------------------------------------
+# --- loading ---
 
 
 def cut(content):
@@ -444,7 +442,7 @@ def test_an_engine_without_a_manifest_describes_itself(tmp_path, module):
         np.testing.assert_array_equal(z, rows(2).sum(axis=1))
 
 
-# --- runtime cache -----------------------------------------------------------------------------------------------------
+# --- runtime cache ---
 
 
 def test_compiled_kernels_are_kept_for_the_next_process(tmp_path, module, monkeypatch):

@@ -54,9 +54,11 @@ def on_gpu(monkeypatch):
         module = standin.install(monkeypatch, make_engine)
         fake = TorchOnGpu(module)
         monkeypatch.setitem(sys.modules, "torch", fake)
-        inside = lambda v: isinstance(v, torch.Tensor) and any(  # noqa: E731
-            base <= v.data_ptr() < base + len(b) for base, b in module.cudart.blocks.items()
-        )
+
+        def inside(value):
+            blocks = module.cudart.blocks.items()
+            return isinstance(value, torch.Tensor) and any(b <= value.data_ptr() < b + len(m) for b, m in blocks)
+
         monkeypatch.setattr(exchange, "on_gpu", inside)
 
         def view(value):
@@ -90,7 +92,11 @@ def test_a_slice_is_copied_to_an_aligned_address(tmp_path, on_gpu):
     with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
         x = fake.register(torch.arange(12, dtype=torch.float32).reshape(4, 3))
         original = torch.Tensor.to
-        placed = lambda self, *a, **k: fake.register(original(self, *a, **k)) if k.get("copy") else original(self, *a)  # noqa: E731
+
+        def placed(self, *args, **settings):
+            found = original(self, *args, **settings)
+            return fake.register(found) if settings.get("copy") else found
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "to", placed)
             assert torch.equal(engine(x[1:])["y"], x[1:] * 2 + 1)
@@ -126,9 +132,11 @@ def test_tensors_on_both_sides_are_refused(tmp_path, on_gpu):
 
     _, fake = on_gpu(add)
     face = interface([tensor("a", (3,)), tensor("b", (3,))], [tensor("o", (3,))])
-    with TensorRTEngine(tmp_path, write_plan(tmp_path), face, host=host()) as engine:
-        with pytest.raises(InputError, match="'b' is not on the GPU"):
-            engine(fake.register(torch.ones(3)), torch.ones(3))
+    with (
+        TensorRTEngine(tmp_path, write_plan(tmp_path), face, host=host()) as engine,
+        pytest.raises(InputError, match="'b' is not on the GPU"),
+    ):
+        engine(fake.register(torch.ones(3)), torch.ones(3))
 
 
 def test_bfloat16_bindings_take_and_give_float32(tmp_path, on_gpu):

@@ -150,11 +150,12 @@ def test_one_bare_array_for_one_input(binder, pairs):
         pairs.named(x)
 
 
-# --- profiles ----------------------------------------------------------------------------------------------------------
+# --- profiles ---
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "profile"), [(1, 8, 0), (2, 16, 0), (2, 32, 0), (3, 32, 1), (2, 128, 1), (32, 128, 1), (2, 8, 0)]
+    ("batch", "length", "profile"),
+    [(1, 8, 0), (2, 16, 0), (2, 32, 0), (3, 32, 1), (2, 128, 1), (32, 128, 1), (2, 8, 0)],
 )
 def test_best_profile(pairs, batch, length, profile):
     assert pairs.check(pair(batch, length)).profile == profile
@@ -191,7 +192,7 @@ def test_endless_new_shapes_do_not_fill_the_memory(monkeypatch):
     assert len(binder._known) <= 10
 
 
-# --- structure ---------------------------------------------------------------------------------------------------------
+# --- structure ---
 
 NESTED = interface(
     [tensor("a", (1,)), tensor("xs_0", (1,)), tensor("xs_1", (1,)), tensor("d_m", (1,)), tensor("s", (1,))],

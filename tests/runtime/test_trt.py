@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import sys
 from types import SimpleNamespace
 
@@ -103,10 +104,15 @@ def test_log_keeps_what_matters(tensorrt_rtx, caplog):
     assert log.text() == "TensorRT gave no reason"
 
 
-def test_refused_bytes_give_tensorrts_own_words(tensorrt_rtx):
+def test_refused_bytes_give_tensorrts_own_words(tensorrt_rtx, tmp_path):
     # Safe without a driver: the runtime is made, the plan's header is refused, nothing reaches a GPU.
-    with pytest.raises(PlanError, match="Serialization|Cuda Runtime") as caught:
-        trt.Deserialized("tensorrt_rtx", None, b"vtrt" + bytes(1000))
+    (tmp_path / "plan").write_bytes(b"vtrt" + bytes(1000))
+    with (
+        (tmp_path / "plan").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        pytest.raises(PlanError, match=r"Serialization|Cuda Runtime") as caught,
+    ):
+        trt.Deserialized("tensorrt_rtx", None, plan)
     assert tensorrt_rtx.__version__ in str(caught.value)
 
 

@@ -1,0 +1,204 @@
+"""Takes the figures: parity at every golden point, latency at every profile point and batch size.
+
+Works with any engine. What the reference backend answers is what engines are compared with: its parity with itself is
+no engine's parity, and whoever calls this has to keep that apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from .errors import InputError
+from .manifest import Interface, Latency, LatencyPoint, Parity, ParityPoint, Profile, ShapeRange, Tensor, Tolerance
+from .parity import compare, judge
+from .plan import GoldenTensors
+from .runtime.host import probe
+from .runtime.interface import Binder, batch_size, batch_symbols
+from .runtime.result import Engine
+
+WARM_UP = 10
+"""Calls before the clock starts: the first compiles kernels, the second records the CUDA graph."""
+
+_LONGEST = 10.0
+"""Seconds that one point may take: a slow model is timed over fewer calls."""
+
+
+def measure_parity(engine: Engine, golden: GoldenTensors, tolerance: Tolerance) -> Parity:
+    """Compares an engine with PyTorch's recorded answers at every golden point.
+
+    At each point with a batch of at least two there is one more check: the first row in every row of every input that
+    has the batch's symbol as its first dimension. All rows of every output with that symbol must then be equal. They
+    may differ by a tenth of the tolerance's relative error, since rows at a tile's edge may be summed in another order;
+    faults in handling batches give differences of whole values.
+
+    Args:
+        engine: Any engine.
+        golden: Inputs and PyTorch's answers.
+        tolerance: What is near enough.
+
+    Returns:
+        The verdict with all figures, and this machine.
+    """
+    points = []
+    for profile, point, inputs, outputs in golden.points():
+        answer = engine.predict(inputs)
+        points.append(
+            ParityPoint(
+                profile=profile,
+                point=point,
+                outputs=compare(outputs, answer, tolerance),
+                identical_rows=_identical_rows(engine, inputs, tolerance),
+            )
+        )
+    return judge(points, tolerance, getattr(engine, "host", None) or probe())
+
+
+def measure_latency(
+    engine: Engine, golden: GoldenTensors | None = None, runs: int = 100, *, warm_up: int = WARM_UP
+) -> Latency:
+    """Times native calls, arrays in host memory in and out, at every point.
+
+    Args:
+        engine: Any engine.
+        golden: Inputs to call it with; None: made up, at min, opt and max of every profile.
+        runs: Timed calls at each point, fewer where they would take more than ten seconds.
+        warm_up: Calls before those.
+
+    Returns:
+        Median and 99th percentile of wall time by a monotonic clock, in ms, and this machine.
+    """
+    if golden is not None:
+        cases = [(profile, point, inputs) for profile, point, inputs, _ in golden.points()]
+    else:
+        cases = list(made_up_points(engine.interface, engine.profiles))
+    points = []
+    for profile, point, inputs in cases:
+        p50, p99, count = _time(_call(engine, inputs), runs, warm_up)
+        batch = batch_size(engine.interface, inputs)
+        points.append(LatencyPoint(profile=profile, point=point, batch=batch, p50_ms=p50, p99_ms=p99, runs=count))
+    if not points:
+        return Latency(status="not_measured", reason="the engine has no profile and no inputs were given")
+    return Latency(status="measured", points=tuple(points), host=getattr(engine, "host", None) or probe())
+
+
+def latency_by_batch(engine: Engine, runs: int = 50, *, warm_up: int = WARM_UP) -> list[dict[str, float]]:
+    """Times native calls at batch sizes from the smallest to the largest, doubling.
+
+    All other dynamic sizes are at the opt of the profile that serves the batch size.
+
+    Args:
+        engine: Any engine.
+        runs: Timed calls at each size, fewer where they would take more than ten seconds.
+        warm_up: Calls before those.
+
+    Returns:
+        Rows of ``batch``, ``p50_ms``, ``p99_ms`` and ``per_second`` (rows of the batch, at the median); none if the
+        model has no batch dimension.
+    """
+    rows: list[dict[str, float]] = []
+    for batch, inputs in _batches(engine.interface, engine.profiles):
+        p50, p99, _ = _time(_call(engine, inputs), runs, warm_up)
+        rows.append({"batch": batch, "p50_ms": p50, "p99_ms": p99, "per_second": batch * 1000.0 / p50})
+    return rows
+
+
+def made_up_points(
+    interface: Interface, profiles: tuple[Profile, ...]
+) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
+    """Yields (profile, point, inputs) for min, opt and max of every profile, one point where they are the same."""
+    for index, profile in enumerate(profiles):
+        seen = set()
+        for point in ("opt", "min", "max"):
+            shapes = {t.name: _shape(t, profile.get(t.name), point) for t in interface.inputs}
+            if tuple(shapes.values()) not in seen:
+                seen.add(tuple(shapes.values()))
+                yield index, point, {t.name: _made_up(t, shapes[t.name]) for t in interface.inputs}
+
+
+def _identical_rows(engine: Engine, inputs: Mapping[str, np.ndarray], tolerance: Tolerance) -> bool | None:
+    verdict: bool | None = None
+    for symbol in batch_symbols(engine.interface):
+        repeated = dict(inputs)
+        for tensor in engine.interface.inputs:
+            if tensor.shape and tensor.shape[0] == symbol:
+                array = inputs[tensor.name]
+                repeated[tensor.name] = np.repeat(array[:1], len(array), axis=0)
+        names = [t.name for t in engine.interface.outputs if t.shape and t.shape[0] == symbol]
+        answer = engine.predict(repeated) if names else {}
+        for name in names:
+            rows = answer[name]
+            if len(rows) > 1:
+                agree = all(_same(rows[0], row, tolerance.rel_l2 / 10) for row in rows[1:])
+                verdict = agree if verdict is None else verdict and agree
+    return verdict
+
+
+def _same(first: np.ndarray, row: np.ndarray, allowed: float) -> bool:
+    if first.dtype.kind != "f":
+        return np.array_equal(first, row)
+    strict = Tolerance(rel_l2=allowed, cosine=-1.0)
+    return compare({"row": first}, {"row": row}, strict)[0].passed
+
+
+def _batches(interface: Interface, profiles: tuple[Profile, ...]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    symbols = batch_symbols(interface)
+    carriers = [t for t in interface.inputs if symbols and t.shape and t.shape[0] == symbols[0]]
+    ranges = [(p[t.name].min[0], p[t.name].max[0]) for p in profiles for t in carriers if t.name in p]
+    if not ranges:
+        return
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    sizes = sorted({low, high, *(1 << n for n in range(high.bit_length()) if low <= 1 << n <= high)})
+    binder = Binder(interface, profiles)
+    for batch in sizes:
+        for profile in profiles:
+            shapes = {t.name: _shape(t, profile.get(t.name), "opt") for t in interface.inputs}
+            shapes.update({t.name: (batch, *shapes[t.name][1:]) for t in carriers})
+            try:
+                binder.profile_of(tuple(shapes.values()))
+            except InputError:  # a size between two profiles
+                continue
+            yield batch, {t.name: _made_up(t, shapes[t.name]) for t in interface.inputs}
+            break
+
+
+def _shape(tensor: Tensor, bounds: ShapeRange | None, point: str) -> tuple[int, ...]:
+    if bounds is not None:
+        return tuple(getattr(bounds, point))
+    return tuple(size if isinstance(size, int) else 1 for size in tensor.shape)
+
+
+def _made_up(tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    dtype = np.dtype(tensor.dtype)
+    if dtype.kind == "f":
+        return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    # Ones are indices, masks and sizes that nearly every model takes.
+    return np.ones(shape, dtype)
+
+
+def _call(engine: Engine, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
+    args, kwargs = Binder(engine.interface, engine.profiles).arguments(inputs)
+    return lambda: engine(*args, **kwargs)
+
+
+def _time(call: Callable[[], object], runs: int, warm_up: int) -> tuple[float, float, int]:
+    """(p50 in ms, p99 in ms, number of timed calls)."""
+    begin = time.perf_counter()
+    for done in range(max(warm_up, 1)):
+        call()
+        # At least two: the second call records the CUDA graph.
+        if done and time.perf_counter() - begin > _LONGEST:
+            break
+    times: list[float] = []
+    end = time.perf_counter_ns() + _LONGEST * 1e9
+    while len(times) < max(runs, 1):
+        start = time.perf_counter_ns()
+        call()
+        now = time.perf_counter_ns()
+        times.append(now - start)
+        if now > end:
+            break
+    p50, p99 = np.percentile(times, (50, 99))
+    return float(p50) / 1e6, float(p99) / 1e6, len(times)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "runtime"))
+
+from interfaces import interface, span, tensor
+from programs import nested
+
+from mlflow_trt import measure, runtime
+from mlflow_trt.manifest import Tolerance
+from mlflow_trt.plan import GoldenTensors
+from mlflow_trt.runtime.result import Result
+
+TIGHT = Tolerance(rel_l2=1e-3, cosine=0.999)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    pytest.importorskip("torch", reason="the reference backend runs with it")
+    folder = tmp_path_factory.mktemp("nested")
+    return (folder, *nested(folder))
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    with runtime.load(*model[:2], backend="reference") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def golden(engine, model):
+    """What the module itself answers, without the engine in between."""
+    import torch
+
+    inputs, outputs = {}, {}
+    random = np.random.default_rng(0)
+    for point, n in (("min", 1), ("opt", 2), ("max", 8)):
+        x, b = random.standard_normal((n, 4)).astype("f4"), random.standard_normal((n, 3)).astype("f4")
+        with torch.no_grad():
+            answer = model[2](torch.from_numpy(x), d={"b": torch.from_numpy(b)})
+        inputs |= {f"0.{point}/x": x, f"0.{point}/d_b": b}
+        outputs |= {
+            f"0.{point}/y": answer["y"].numpy(),
+            f"0.{point}/relu": answer["n"][2].numpy(),
+            f"0.{point}/best": answer["best"].numpy(),
+        }
+    return GoldenTensors(inputs, outputs)
+
+
+def test_parity_of_a_real_model(engine, golden):
+    found = measure.measure_parity(engine, golden, TIGHT)
+    assert found.status == "passed"
+    assert [(p.profile, p.point, p.identical_rows) for p in found.points] == [
+        (0, "min", None),
+        (0, "opt", True),
+        (0, "max", True),
+    ]
+    assert [o.output for o in found.points[0].outputs] == ["y", "relu", "best"]
+    assert found.points[0].outputs[2].top1 == 1.0
+    assert found.host.machine
+    assert found.tolerance == TIGHT
+
+
+def test_parity_of_other_answers_fails(engine, golden):
+    wrong = {name: array + 0.1 if name.endswith("max/y") else array for name, array in golden.outputs.items()}
+    found = measure.measure_parity(engine, GoldenTensors(golden.inputs, wrong), TIGHT)
+    assert found.status == "failed"
+    failed = [(p.point, o.output) for p in found.points for o in p.outputs if not o.passed]
+    assert failed == [("max", "y")]
+
+
+class Wrong:
+    """An engine that is wrong in later rows, as some networks were on real releases."""
+
+    backend = "tensorrt"
+
+    def __init__(self, fault):
+        self.interface = interface(
+            [tensor("x", ("batch", 3)), tensor("w", (3,))], [tensor("y", ("batch", 3)), tensor("s", (3,))]
+        )
+        self.profiles = ({"x": span((1, 3), (2, 3), (4, 3)), "w": span((3,), (3,), (3,))},)
+        self.fault = fault
+
+    def predict(self, inputs):
+        y = inputs["x"] * inputs["w"]
+        y[1:] = y[1:] * (1 + self.fault)
+        return Result({"y": y, "s": inputs["w"]})
+
+    def __call__(self, x, w):
+        return self.predict({"x": x, "w": w})
+
+
+@pytest.mark.parametrize(("fault", "same"), [(0.0, True), (1e-6, True), (5e-4, False), (1.0, False), (np.nan, False)])
+def test_identical_rows(fault, same):
+    random = np.random.default_rng(0)
+    inputs = {"x": random.standard_normal((4, 3)).astype("f4"), "w": np.ones(3, "f4")}
+    golden = GoldenTensors(
+        {f"0.max/{n}": a for n, a in inputs.items()}, {"0.max/y": inputs["x"].copy(), "0.max/s": inputs["w"]}
+    )
+    found = measure.measure_parity(Wrong(fault), golden, Tolerance(rel_l2=1e-3, cosine=-1))
+    assert found.points[0].identical_rows is same
+    assert (found.status == "passed") is same
+
+
+def test_nothing_to_measure(engine):
+    assert measure.measure_parity(engine, GoldenTensors({}, {}), TIGHT).status == "not_measured"
+    assert measure.measure_latency(engine, GoldenTensors({}, {}), 1).status == "not_measured"
+
+
+def test_latency(engine, golden):
+    found = measure.measure_latency(engine, golden, runs=5, warm_up=1)
+    assert [(p.profile, p.point, p.batch, p.runs) for p in found.points] == [
+        (0, "min", 1, 5),
+        (0, "opt", 2, 5),
+        (0, "max", 8, 5),
+    ]
+    assert all(0 < p.p50_ms <= p.p99_ms for p in found.points)
+    assert found.host.machine
+
+
+def test_latency_with_made_up_inputs(engine):
+    found = measure.measure_latency(engine, runs=3, warm_up=1)
+    assert sorted((p.point, p.batch) for p in found.points) == [("max", 8), ("min", 1), ("opt", 2)]
+
+
+def test_latency_counts_calls_and_leaves_the_warm_up_out():
+    class Counting(Wrong):
+        calls = 0
+
+        def predict(self, inputs):
+            import time
+
+            self.calls += 1
+            time.sleep(0.05 if self.calls <= 3 else 0)
+            return super().predict(inputs)
+
+    engine = Counting(0.0)
+    engine.profiles = ({"x": span((2, 3), (2, 3), (2, 3)), "w": span((3,), (3,), (3,))},)
+    (point,) = measure.measure_latency(engine, runs=7, warm_up=3).points
+    assert engine.calls == 10
+    assert point.p99_ms < 25
+
+
+def test_a_slow_model_is_timed_over_fewer_calls(monkeypatch):
+    monkeypatch.setattr(measure, "_LONGEST", 0.0)
+    (point, *_) = measure.measure_latency(Wrong(0.0), runs=1000).points
+    assert point.runs == 1
+
+
+def test_latency_by_batch(engine):
+    rows = measure.latency_by_batch(engine, runs=3, warm_up=1)
+    assert [row["batch"] for row in rows] == [1, 2, 4, 8]
+    assert all(row["per_second"] == pytest.approx(row["batch"] * 1000 / row["p50_ms"]) for row in rows)
+    assert all(row["p99_ms"] >= row["p50_ms"] for row in rows)
+
+
+def test_latency_by_batch_over_profiles_with_a_gap():
+    engine = Wrong(0.0)
+    ranges = ((3, 3, 5), (20, 30, 40))
+    engine.profiles = tuple({"x": span(*((n, 3) for n in r)), "w": span((3,), (3,), (3,))} for r in ranges)
+    assert [row["batch"] for row in measure.latency_by_batch(engine, runs=1, warm_up=1)] == [3, 4, 32, 40]
+
+
+def test_no_batch_dimension():
+    engine = Wrong(0.0)
+    engine.interface = interface([tensor("x", (2, 3)), tensor("w", (3,))], [tensor("y", (2, 3))])
+    engine.profiles = ({"x": span((2, 3), (2, 3), (2, 3)), "w": span((3,), (3,), (3,))},)
+    assert measure.latency_by_batch(engine) == []
+    assert measure.measure_latency(engine, runs=1).points[0].batch is None
+
+
+def test_made_up_inputs_have_the_inputs_dtypes():
+    face = interface(
+        [tensor("a", ("n", 2)), tensor("b", ("n",), "int64"), tensor("c", (3,), "bool"), tensor("d", (), "float16")],
+        [tensor("y", ("n",))],
+    )
+    profiles = ({"a": span((1, 2), (1, 2), (3, 2)), "b": span((1,), (1,), (3,)), "c": span((3,), (3,), (3,))},)
+    made = list(measure.made_up_points(face, profiles))
+    assert [(i, p) for i, p, _ in made] == [(0, "opt"), (0, "max")]
+    assert {n: (a.dtype.name, a.shape) for n, a in made[1][2].items()} == {
+        "a": ("float32", (3, 2)),
+        "b": ("int64", (3,)),
+        "c": ("bool", (3,)),
+        "d": ("float16", ()),
+    }
