@@ -253,5 +253,6 @@ def _write_golden(folder: Path, golden: GoldenTensors) -> Golden:
 
     (folder / GOLDEN_INPUTS).parent.mkdir(parents=True, exist_ok=True)
     for path, tensors in ((GOLDEN_INPUTS, golden.inputs), (GOLDEN_OUTPUTS, golden.outputs)):
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / path)
+        # np.asarray with an order, not np.ascontiguousarray, which makes a scalar an array of one element.
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, folder / path)
     return Golden(inputs=_describe(folder, GOLDEN_INPUTS), outputs=_describe(folder, GOLDEN_OUTPUTS))

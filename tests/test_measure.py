@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "runtime"))
 from interfaces import interface, span, tensor
 from programs import nested
 
-from mlflow_trt import measure, runtime
+from mlflow_trt import measure, plan, runtime
 from mlflow_trt.manifest import Tolerance
 from mlflow_trt.plan import GoldenTensors
 from mlflow_trt.runtime.result import Result
@@ -105,6 +105,19 @@ def test_identical_rows(fault, same):
     found = measure.measure_parity(Wrong(fault), golden, Tolerance(rel_l2=1e-3, cosine=-1))
     assert found.points[0].identical_rows is same
     assert (found.status == "passed") is same
+
+
+def test_golden_tensors_survive_their_files(engine, golden, tmp_path):
+    """Scalars too: they must not come back as arrays of one element."""
+    scalar = {"0.opt/n": np.array(3), **golden.inputs}
+    written = plan._write_golden(tmp_path, GoldenTensors(scalar, golden.outputs))
+    read = plan.read_golden(tmp_path, written)
+    assert read.inputs["0.opt/n"].shape == ()
+    assert read.inputs["0.opt/n"] == 3
+    same = GoldenTensors({k: v for k, v in read.inputs.items() if k in golden.inputs}, read.outputs)
+    found = measure.measure_parity(engine, same, TIGHT)
+    assert found.status == "passed"
+    assert [p.point for p in found.points] == ["min", "opt", "max"]
 
 
 def test_nothing_to_measure(engine):

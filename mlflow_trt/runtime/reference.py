@@ -124,10 +124,13 @@ class _Program:
             exported = torch.export.load(path)
             self._module: Any = exported.module()
         except Exception as error:
+            # A program with a string among its outputs, for one, is saved by torch 2.14 and can't be loaded by it.
             raise ManifestError(
-                f"PyTorch {torch.__version__} can't load the program: {error}.",
-                f"a program that PyTorch {built_with} exported",
-                f"install torch {built_with}, or log the model again",
+                f"PyTorch {torch.__version__} can't load the program: {error}",
+                f"a program of PyTorch {built_with} that PyTorch can read",
+                f"install torch {built_with}"
+                if torch.__version__ != built_with
+                else 'use backend="tensorrt": the same PyTorch wrote this program and can\'t read it back',
             ) from error
         self._spec = exported.call_spec.in_spec
         self._leaves = list(leaves(interface.arguments))
