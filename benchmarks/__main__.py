@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few repetitions and small models")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keeps the models here; default: a temporary folder")
+    parser.add_argument("--add", action="store_true", help="keep the other entries of today's file of this machine")
     parser.add_argument("--budget", type=float, default=3600, metavar="SECONDS", help="for all of them together")
     parser.add_argument("--list", action="store_true", help="names the benchmarks and their goals")
     parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)  # the process of one benchmark
@@ -67,18 +68,29 @@ def _run_all(options: argparse.Namespace, work: Path) -> int:
         "benchmarks": [],
     }
     stem = f"{report['date']}-{label(machine)}{'-quick' if options.quick else ''}"
-    # prepare comes along: without it the first benchmark would pay for the conversion.
-    chosen = [b for b in SUITE if not options.names or b.name in (*options.names, "prepare")]
     path = options.out / f"{stem}.json"
+    kept = {entry["name"]: entry for entry in _entries(path)} if options.add else {}
+    # prepare comes along: without it the first benchmark would pay for the conversion.
+    wanted = options.names or [benchmark.name for benchmark in SUITE]
+    chosen = [b for b in SUITE if b.name in wanted or (b.name == "prepare" and b.name not in kept)]
     for benchmark in chosen:
         print(f"{benchmark.name} … ", end="", file=sys.stderr, flush=True)
         entry = _run_apart(benchmark, work, options.quick, min(benchmark.budget, end - time.monotonic()))
-        report["benchmarks"].append(entry)
-        path = write(options.out, stem, report)  # after each: a run that is cut short leaves what it has
+        kept[benchmark.name] = entry
+        report["benchmarks"] = [kept[b.name] for b in SUITE if b.name in kept]
+        write(options.out, stem, report)  # after each: a run that is cut short leaves what it has
         print(f"{entry['status']}, {entry['seconds']:.0f} s", file=sys.stderr, flush=True)
     print(table(report))
     print(f"Written to {path}", file=sys.stderr)
-    return 1 if any(entry["status"] == "failed" for entry in report["benchmarks"]) else 0
+    return 1 if any(kept[benchmark.name]["status"] == "failed" for benchmark in chosen) else 0
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    except FileNotFoundError:
+        return []
+    return entries
 
 
 def _run_apart(benchmark: Benchmark, work: Path, quick: bool, budget: float) -> dict[str, Any]:

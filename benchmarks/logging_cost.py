@@ -63,7 +63,7 @@ def log_model(context: Context) -> Measurement:
         times["writing the files"].append([end - middle])
 
     last_turn = 0.0
-    for turn in range(context.several(4, 1)):
+    for turn in range(context.several(3, 1)):
         begin = time.monotonic()
         if begin + last_turn > context.deadline():
             break

@@ -59,26 +59,31 @@ def in_turn(context: Context) -> Measurement:
 def random_mix(context: Context) -> Measurement:
     """ResNet-50 FP16: sizes from 1 to 32 at random, against as many calls of each size alone."""
     context.need_gpu()
-    measurement = Measurement(
-        notes=["Sizes are drawn once, uniformly, and the same for both memory limits; every size was called before."]
-    )
+    measurement = Measurement(notes=["Sizes are drawn uniformly, once; every size was called before it counts."])
     folder = context.model("resnet50")
-    sizes = [int(n) for n in np.random.default_rng(0).integers(1, 33, context.several(400, 40))]
-    calls = {size: arrays("resnet50", size) for size in sorted(set(sizes))}
-    for goal, limit, share in ((MIX, None, 0.6), (MIX_SMALL, 1 << 30, 1.0)):
+    random = np.random.default_rng(0)
+    calls = {size: arrays("resnet50", size) for size in range(1, 33)}
+    for goal, limit, share in ((MIX, None, 0.5), (MIX_SMALL, 1 << 30, 1.0)):
         if time.monotonic() > context.deadline(0.7):
             measurement.missing[goal] = "the time budget was used up"
             continue
         with mlflow_trt.load_model(folder, memory_limit=limit) as engine:
-            for inputs in calls.values():  # compiles each size's kernels
-                for _ in range(3):
-                    engine.predict(inputs)
+            known = []
+            for size in random.permutation(32) + 1:
+                for _ in range(3):  # compiles the size's kernels, which takes a second or two where no cache has them
+                    engine.predict(calls[int(size)])
+                known.append(int(size))
+                if time.monotonic() > context.deadline(share * 0.6):
+                    break
+            if len(known) < 32:
+                measurement.notes.append(f"{goal}: only {len(known)} of the 32 sizes, for want of time.")
+            sizes = [int(n) for n in random.choice(known, context.several(400, 40))]
             time.sleep(SETTLE_S)
             alone = {}
-            for size, inputs in calls.items():
+            for size in sorted(set(sizes)):
                 for _ in range(3):
-                    engine.predict(inputs)
-                alone[size] = statistics.median(_timed(engine, inputs) for _ in range(context.several(15, 5)))
+                    engine.predict(calls[size])
+                alone[size] = statistics.median(_timed(engine, calls[size]) for _ in range(context.several(15, 5)))
             mixed: Rounds = []
             for _ in range(context.several(8, 2)):
                 mixed.append([_timed(engine, calls[size]) for size in sizes])
@@ -101,7 +106,7 @@ def _timed(engine: mlflow_trt.Engine, inputs: dict[str, np.ndarray]) -> float:
 def threads(context: Context) -> Measurement:
     """ResNet-50 FP16, batch 1: images per second of 8 threads and of 1 on one loaded model, in turn."""
     context.need_gpu()
-    seconds = context.several(20, 5) / 10
+    seconds = context.several(10, 5) / 10
     measurement = Measurement(notes=[f"Turns of {seconds:g} s, 1 thread and 8 threads one after the other."])
     with mlflow_trt.load_model(context.model("resnet50")) as engine:
         for batch in (1, 8):
@@ -110,7 +115,7 @@ def threads(context: Context) -> Measurement:
                 _calls_per_second(engine, inputs, count, 3.0)
             rates: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: []}
             ratios = []
-            for turn in range(context.several(6, 2)):
+            for turn in range(context.several(8, 2)):
                 for count in list(rates) if turn % 2 == 0 else reversed(list(rates)):
                     rates[count].append(_calls_per_second(engine, inputs, count, seconds) * batch)
                 ratios.append(rates[8][-1] / rates[1][-1])

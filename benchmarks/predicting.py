@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -204,7 +205,11 @@ def _other_ways(context: Context) -> dict[str, Callable[[], Callable[[dict[str, 
         import mlflow.pytorch
 
         folder = _fresh(context, "pytorch-flavor")
-        mlflow.pytorch.save_model(module("resnet50"), str(folder), pip_requirements=["torch"])
+        # Newer MLflow's default, pt2, would need an example and take only its batch size.
+        pickle = {"serialization_format": "pickle"}
+        known = inspect.signature(mlflow.pytorch.save_model).parameters
+        options = pickle if pickle.keys() <= known.keys() else {}
+        mlflow.pytorch.save_model(module("resnet50"), str(folder), pip_requirements=["torch"], **options)
         model = mlflow.pyfunc.load_model(str(folder), model_config={"device": device})
         return lambda inputs: model.predict(inputs["images"])
 

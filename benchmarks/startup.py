@@ -79,8 +79,8 @@ def first_answer(context: Context) -> Measurement:
         if "answer" in name and not close(np.load(answer), expected):
             raise RuntimeError(f"{name}: the answer differs")
 
-    for turn in range(context.several(7, 1)):
-        if turn and time.monotonic() > context.deadline(0.9):
+    for turn in range(context.several(5, 1)):
+        if turn and time.monotonic() > context.deadline(0.75):
             break
         run("import mlflow.pyfunc", _IMPORT_MLFLOW, {})
         run("first answer through mlflow.pyfunc, warm", code(_PYFUNC, folder), warm_cache)

@@ -27,12 +27,15 @@ except mlflow_trt.TrtError as error:
 print(f"Refittable, as the manifest says: {plan.record.refittable}")
 trt = importlib.import_module(plan.record.runtime)
 logger = trt.Logger(trt.Logger.WARNING)
-engine = trt.Runtime(logger).deserialize_cuda_engine(plan.serialized)
+runtime = trt.Runtime(logger)
+engine = runtime.deserialize_cuda_engine(plan.serialized)
 refitter = trt.Refitter(engine, logger)
 names = refitter.get_all_weights()
 print(f"Weights that can be replaced: {', '.join(names)}")
+new = {}  # TensorRT keeps no copy: these live until the refit is done
 for name in names:  # all to zero, to see that it takes effect; a real use gives the newly trained values
     prototype = refitter.get_weights_prototype(name)
-    assert refitter.set_named_weights(name, trt.Weights(np.zeros(prototype.size, trt.nptype(prototype.dtype))))
+    new[name] = np.zeros(prototype.size, trt.nptype(prototype.dtype))
+    assert refitter.set_named_weights(name, trt.Weights(new[name]))
 assert refitter.refit_cuda_engine()
 print("Refitted.")
