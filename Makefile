@@ -41,7 +41,7 @@ test: $(environment)
 	  || status=1; exit $$status
 
 benchmark: $(environment)
-	@$(PY) benchmarks/run.py
+	@$(PY) -m benchmarks
 
 wheel: $(environment)
 	@rm -rf dist

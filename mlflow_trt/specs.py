@@ -90,9 +90,16 @@ def load_source(text: str) -> Any:
         An ``ExportedProgram`` or an ``nn.Module``.
 
     Raises:
-        SettingError: There is no such file, module or attribute, or it is no model.
+        SettingError: There is no such file, module or attribute, it is no model, or torch is not installed.
     """
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            "torch is not installed here.",
+            "torch and Torch-TensorRT, which convert models",
+            "pip install 'mlflow-trt[convert-rtx]', or [convert] for full TensorRT",
+        ) from error
 
     if text.endswith(".pt2"):
         try:

@@ -141,7 +141,7 @@ def benchmarked(monkeypatch):
     def set_report(parity: Parity, latency: Latency, logged_to: str | None = "r1"):
         def benchmark(model_uri, **options):
             calls.append((model_uri, options))
-            print("chatter of MLflow")
+            print("chatter of MLflow", flush=True)
             return mlflow_trt.BenchmarkReport(MANIFEST, parity, latency, options["backend"], logged_to)
 
         monkeypatch.setattr(mlflow_trt, "benchmark", benchmark, raising=False)
@@ -335,6 +335,15 @@ def test_a_module_is_logged_with_its_program(tmp_path):
     assert "program/model.pt2" in logged.stdout
     assert "Logged as models:/m-" in logged.stdout
     assert "building" in logged.stderr
+
+
+def test_without_torch_a_conversion_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    result = run("convert", "m:n", "-o", "out.engine")
+
+    assert result.exit_code == 1
+    assert "pip install 'mlflow-trt[convert-rtx]'" in result.stderr
 
 
 def test_converting_into_a_folder_that_is_not_empty_fails_before_anything_is_built(program_file):
