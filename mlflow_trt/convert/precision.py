@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -343,7 +344,8 @@ class _Rewriter:
         real_args, real_kwargs = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         if self.fake_mode is None or target is operator.getitem:
             return target(*real_args, **real_kwargs)
-        with self.fake_mode, torch.no_grad():
+        # The Python dispatcher, as in the export itself: without it some operators (baddbmm) take no symbolic sizes.
+        with self.fake_mode, enable_python_dispatcher(), torch.no_grad():
             return target(*real_args, **real_kwargs)
 
 

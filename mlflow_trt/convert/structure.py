@@ -180,7 +180,7 @@ def _keys(spec: pytree.TreeSpec) -> tuple[tuple[Any, ...] | None, Any]:
     if spec.type in (tuple, list):
         return None, spec.type.__name__
     if (named := _namedtuple(spec)) is not None:
-        return tuple(named._fields), "namedtuple"
+        return _fields(named), "namedtuple"
     context = spec.context
     # Dataclasses (torch.export.register_dataclass) flatten to [names, names of None]; defaultdict to [factory, keys];
     # OrderedDict, and transformers' ModelOutput, to their keys.
@@ -198,9 +198,14 @@ def _keys(spec: pytree.TreeSpec) -> tuple[tuple[Any, ...] | None, Any]:
 
 def _namedtuple(spec: pytree.TreeSpec) -> Any:
     for candidate in (spec.type, spec.context):
-        if isinstance(candidate, type) and issubclass(candidate, tuple) and hasattr(candidate, "_fields"):
+        if isinstance(candidate, type) and issubclass(candidate, tuple) and _fields(candidate):
             return candidate
     return None
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    """The fields of a namedtuple, or of what torch.max returns, which is none but looks like one."""
+    return tuple(getattr(kind, "_fields", getattr(kind, "__match_args__", ())))
 
 
 def _paths(spec: pytree.TreeSpec, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

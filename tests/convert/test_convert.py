@@ -1,0 +1,255 @@
+# ruff: noqa: E402
+"""From a model to a plan with the real builder, without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the conversion extra")
+pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
+
+from torch import nn
+
+import mlflow_trt
+from mlflow_trt import Input, UnsupportedOperatorError
+from mlflow_trt.errors import ConversionError, PrecisionError, SettingError
+from mlflow_trt.manifest import Branch, ShapeRange, TensorLeaf, parse
+from mlflow_trt.plan import read_header
+
+from .models import Attention, Cnn, Function, Islands, Nested, Pair
+
+TARGET = "8.6"
+WEIGHTS = 3 * 8 * 9 + 8 + 8 * 36 * 20 + 20
+"""Of Cnn's convolution and linear layer."""
+
+
+def convert(model, inputs, kwargs=None, **options):
+    return mlflow_trt.convert(
+        model, inputs, kwarg_inputs=kwargs, **{"compute_capabilities": TARGET, "timeout": 300, **options}
+    )
+
+
+def bindings_of(plan):
+    return [t.binding_dtype for t in (*plan.manifest.interface.inputs, *plan.manifest.interface.outputs)]
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    return Cnn().train()
+
+
+@pytest.fixture(scope="module")
+def cnn_fp32(cnn):
+    return convert(cnn, [Input(((1, 4, 8), 3, 8, 8))], precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def cnn_fp16(cnn):
+    return convert(cnn, [Input(((1, 4, 8), 3, 8, 8))], precision="fp16", optimization_level=2)
+
+
+def test_record(cnn_fp32, cnn_fp16):
+    record = cnn_fp32.record
+    header = read_header(cnn_fp32.serialized)
+    assert (record.runtime, record.release, record.capabilities) == ("tensorrt_rtx", header.release, (TARGET,))
+    assert header.capabilities == (TARGET,)
+    assert record.file.size == len(cnn_fp32.serialized) == header.length
+    assert record.file.path == f"plans/tensorrt_rtx-{header.release}-sm86/model.plan"
+    assert record.profiles == ({"x": ShapeRange(min=(1, 3, 8, 8), opt=(4, 3, 8, 8), max=(8, 3, 8, 8))},)
+    assert record.settings["disable_tf32"] is True
+    assert record.settings["attn_bias_is_causal"] is False
+    assert cnn_fp16.record.settings["optimization_level"] == 2
+    assert (record.parity.status, record.latency.status) == ("not_measured", "not_measured")
+    assert record.built_on.torch == torch.__version__.split("+")[0]
+    assert record.build_seconds > 0
+    assert not record.refittable
+    assert parse(cnn_fp32.manifest.to_json()) == cnn_fp32.manifest
+
+
+def test_interface(cnn_fp16):
+    interface = cnn_fp16.manifest.interface
+    (x,) = interface.inputs
+    (y,) = interface.outputs
+    assert (x.name, x.binding, x.shape) == ("x", "x", ("batch", 3, 8, 8))
+    assert (y.name, y.binding, y.shape) == ("output0", "output0", ("batch", 20))
+    assert {x.dtype, x.binding_dtype, y.dtype, y.binding_dtype} == {"float32"}
+    assert interface.result == TensorLeaf(name="output0")
+
+
+def test_caller_keeps_a_module_in_training_mode(cnn, cnn_fp16):
+    assert all(module.training for module in cnn.modules())
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in cnn.parameters())
+
+
+def test_parent_is_left_alone(cnn_fp32):
+    import sys
+
+    assert "torch_tensorrt" not in sys.modules
+    assert torch.cuda.get_device_capability.__module__ == "torch.cuda"
+    assert torch.cuda.current_device.__module__ == "torch.cuda"
+    assert torch.cuda.mem_get_info.__module__ == "torch.cuda.memory"
+
+
+def test_fp16_is_the_precision_of_the_network(cnn_fp32, cnn_fp16):
+    single, half = cnn_fp32.record.precision, cnn_fp16.record.precision
+    assert (single.requested, half.requested) == ("fp32", "fp16")
+    assert single.census.weight_bytes["float32"] >= 4 * WEIGHTS
+    assert "float16" not in single.census.weight_bytes
+    assert 2 * WEIGHTS <= half.census.weight_bytes["float16"] < 2 * WEIGHTS + 100
+    assert half.census.weight_bytes.get("float32", 0) == 0
+    assert (single.census.tf32, half.census.layers["float32"]) == (False, 1)  # the cast of the output
+
+
+def test_program_and_plan_size_at_half_precision():
+    """An exported program gets real half precision too, and its plan shrinks by half of the weights."""
+    torch.manual_seed(0)
+    model = nn.Linear(512, 512).eval()
+    program = torch.export.export(model, (torch.zeros(2, 512),))
+    single = convert(program, None)
+    half = mlflow_trt.convert(
+        program, arg_inputs=[Input((2, 512))], enabled_precisions={torch.float16}, compute_capabilities=TARGET
+    )
+    assert half.record.precision.requested == "fp16"
+    assert half.record.precision.census.weight_bytes["float16"] == 2 * (512 * 512 + 512)
+    assert 0.45e6 < len(single.serialized) - len(half.serialized) < 0.6e6
+    assert single.record.precision.requested is None
+    assert program.state_dict["weight"].dtype == torch.float32
+    assert half.program is program
+
+
+def test_bf16_and_tf32(cnn):
+    plan = convert(cnn, [Input((2, 3, 8, 8))], precision="bf16", compute_capabilities=["8.0", "sm86", (8, 9), 12.0])
+    assert plan.record.precision.census.weight_bytes["bfloat16"] == pytest.approx(2 * WEIGHTS, abs=100)
+    assert plan.record.capabilities == read_header(plan.serialized).capabilities == ("8.0", "8.6", "8.9", "12.0")
+    assert bindings_of(plan) == ["float32"] * 2
+
+
+def test_bf16_model_has_float32_bindings_and_every_target_that_can():
+    plan = convert(nn.Linear(4, 4).bfloat16(), [Input((2, 4))], compute_capabilities=None)
+    assert plan.record.capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert plan.record.precision.census.weight_bytes == {"bfloat16": 40}
+    assert bindings_of(plan) == ["float32"] * 2
+    with pytest.raises(SettingError, match=r"bfloat16.*7\.5"):
+        convert(nn.Linear(4, 4).bfloat16(), [Input((2, 4))], compute_capabilities="7.5")
+
+
+def test_precision_that_the_network_does_not_have():
+    with pytest.raises(PrecisionError, match=r"matrix_multiply .*: float32"):
+        convert(Islands(), [Input((2, 4))], precision="fp16")
+
+
+def test_nested():
+    """Everything at once: several inputs, by keyword, nested; outputs repeated, handed through, constant, None."""
+    plan = convert(
+        Nested(),
+        [Input(((1, 4, 8), 4)), {"m": Input(((1, 2, 4), 3)), "n": Input(((1, 2, 4), 3))}],
+        {"flag": True, "ids": Input(((1, 4, 8),), "int64"), "mask": Input(((1, 4, 8), 6), "bool")},
+    )
+    interface = plan.manifest.interface
+    assert {t.name: (t.dtype, t.shape) for t in interface.inputs} == {
+        "x": ("float32", ("batch", 4)),
+        "pair_m": ("float32", ("s0", 3)),
+        "pair_n": ("float32", ("s0", 3)),
+        "ids": ("int64", ("s1",)),
+        "mask": ("bool", ("s2", 6)),
+    }
+    assert {t.name: (t.dtype, t.shape) for t in interface.outputs} == {
+        "y": ("float32", ("batch", 5)),
+        "again.4": ("int64", ()),
+        "again.5.left": ("float32", ("s0", 3)),
+        "more.0": ("float32", ("s1", 8)),
+        "more.1": ("bool", ("s2", 6)),
+        "more.2": ("int64", ("s1",)),
+        "more.4": ("float32", (3,)),
+        "more.5": ("float32", ()),
+        "more.6": ("bool", ("batch", 5)),
+    }
+    assert all(t.binding_dtype == t.dtype for t in interface.outputs)
+    assert isinstance(interface.result, Branch)
+    pair = interface.result.items[1].items[5]
+    assert (pair.kind, pair.type_name, pair.keys) == ("namedtuple", "Pair", Pair._fields)
+    assert {key.split("/")[1] for key in plan.golden.outputs} == {t.name for t in interface.outputs}
+
+
+def test_attention_and_profiles():
+    shapes = [((1, 1, 2), (2, 4, 8)), ((4, 8, 16), (8, 16, 16))]
+    plan = convert(Attention(), [Input(profiles=shapes, dtype="int64")] * 2, precision="fp16")
+    assert [p["ids"].max for p in plan.record.profiles] == [(2, 8), (16, 16)]
+    assert [t.shape for t in plan.manifest.interface.inputs] == [("batch", "s0"), ("batch", "s0")]
+    assert plan.record.precision.census.weight_bytes["float16"] > 3000
+    one = convert(Attention(), [Input(((1, 8, 16), (2, 16, 16)), "int64")] * 2, precision="fp16")
+    assert len(plan.serialized) > 1.5 * len(one.serialized)  # two profiles, two sets of kernels
+
+
+def test_output_names_and_bindings_that_would_clash():
+    plan = convert(Function(lambda x: {"x": x * 2, "y": x.sum(0)}), [Input(((1, 2, 4), 3))])
+    assert [(t.name, t.binding) for t in plan.manifest.interface.outputs] == [("x", "x.out"), ("y", "y")]
+    named = convert(Function(lambda x: (x * 2, x.repeat(2, 1))), [Input(((1, 2, 4), 3))], output_names=["a", "b"])
+    assert [(t.name, t.shape) for t in named.manifest.interface.outputs] == [("a", ("batch", 3)), ("b", ("2*batch", 3))]
+
+
+def test_operand_handed_through_by_a_converter():
+    """A view that changes nothing is the input itself to TensorRT, and would rename its binding."""
+    plan = convert(Function(lambda x: (x.view(2, 3), x.reshape(2, 3), x + 1)), [Input((2, 3))])
+    assert [t.name for t in plan.manifest.interface.outputs][-1] == "output2"
+    assert [t.binding for t in plan.manifest.interface.inputs] == ["x"]
+
+
+def test_unsupported_operators():
+    with pytest.raises(UnsupportedOperatorError, match="require_full_compilation") as caught:
+        convert(Function(lambda x: torch.linalg.svd(x)[1] + torch.special.i0(x).sum()), [Input((4, 4))])
+    assert caught.value.operators == ("torch.ops.aten._linalg_svd.default", "torch.ops.aten.i0.default")
+
+
+def test_what_tensorrt_itself_refuses_comes_with_its_words():
+    with pytest.raises(ConversionError) as caught:
+        convert(Function(lambda x: (x.float() * 2).to(torch.int16) + 1), [Input((2, 2))])
+    assert "int16" in str(caught.value)
+    assert "UnboundLocalError" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimisation_level": 3}, "optimization_level"),
+        ({"immutable_weights": False}, "without a GPU"),
+        ({"compute_capabilities": "9.0"}, r"9\.0.*\n.*7\.5, 8\.0"),
+        ({"compute_capabilities": "ampere"}, "no compute capability"),
+        ({"compute_capabilities": []}, "empty"),
+        ({"arg_inputs": [Input((2, 3))]}, "Both inputs and arg_inputs"),
+        ({"precision": "int8"}, "unknown"),
+        ({"tolerance": -1}, "tolerance"),
+        ({"device": object()}, "process of its own"),
+    ],
+)
+def test_refused_before_anything_is_built(options, words):
+    with pytest.raises(SettingError, match=words):
+        convert(Function(lambda x: x * 2), [Input((2, 3))], **options)
+
+
+def test_model_of_another_kind():
+    with pytest.raises(SettingError, match=r"torch\.nn\.Module"):
+        convert("model.onnx", [Input((2, 3))])
+
+
+def test_tolerance():
+    from mlflow_trt.convert.core import _tolerance
+    from mlflow_trt.parity import default_tolerance
+
+    assert _tolerance(None, "fp16") == default_tolerance("fp16")
+    assert _tolerance(0.5, "fp16").rel_l2 == 0.5
+    assert _tolerance({"top1": 0.9}, None).top1 == 0.9
+
+
+def test_fp8_weights_of_modelopt():
+    quantization = pytest.importorskip("modelopt.torch.quantization", reason="needs nvidia-modelopt")
+    torch.manual_seed(0)
+    model = Cnn().eval()
+    x = torch.randn(4, 3, 8, 8)
+    quantized = quantization.quantize(model, quantization.FP8_DEFAULT_CFG, forward_loop=lambda m: m(x))
+    plan = convert(quantized, [Input(((1, 4, 8), 3, 8, 8))], precision="fp16", compute_capabilities=None)
+    assert plan.record.precision.census.layers["float8"] >= 4  # inputs and weights of both layers
+    assert plan.record.capabilities == ("8.9", "12.0", "12.1")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(plan.golden.inputs["0.opt/x"]))
+    assert plan.golden.outputs["0.opt/output0"] == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-3)
