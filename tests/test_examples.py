@@ -14,6 +14,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 HAS_GPU = probe().gpu is not None
 BACKEND = "tensorrt" if HAS_GPU else "reference"
 
+# Where there is a GPU these are tests of it, whatever else they test.
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
+
 pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx", reason="the examples convert")
 
