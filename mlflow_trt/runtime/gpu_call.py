@@ -170,4 +170,4 @@ class GpuCall:
     def _shape_tensor(binding: Binding, value: Any) -> np.ndarray:
         if hasattr(value, "cpu"):
             value = value.cpu()
-        return np.ascontiguousarray(np.asarray(value), binding.storage)
+        return np.asarray(value, binding.storage, order="C")
