@@ -72,7 +72,7 @@ SUITE = (
         "A tiny MLP, batch 1: what a call costs beside the engine's work",
         "predicting:tiny_mlp",
         (Goal(predicting.ABOVE, 100, "µs"),),
-        45,
+        60,
     ),
     Benchmark(
         "sizes_in_turn",
@@ -107,7 +107,7 @@ SUITE = (
         "log_model against convert alone and writing the files",
         "logging_cost:log_model",
         (Goal(logging_cost.RATIO, 1.15, "×"),),
-        300,
+        400,
     ),
     Benchmark(
         "peak_memory",
@@ -128,7 +128,7 @@ SUITE = (
         "What mlflow.pyfunc adds to a call, the reference backend answering",
         "predicting:wrapper",
         (Goal(predicting.WRAPPER, 100, "µs"),),
-        45,
+        120,
     ),
     Benchmark(
         "alternatives",
