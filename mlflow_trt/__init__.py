@@ -2,7 +2,7 @@
 
 A PyTorch model goes in (:func:`convert`, :func:`log_model`); a model version comes out that is described by its shape
 profile, its real precision and the hosts it loads on; that same version is loaded (:func:`load_model`), checked
-(:func:`check`, :func:`inspect`) and measured (:func:`benchmark`).
+(:func:`check`, :func:`inspect`), measured (:func:`benchmark`) and promoted (:func:`promote`, :func:`rollback`).
 
 Every name is resolved at first use: importing this package imports neither torch nor TensorRT.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .errors import ParityError as ParityError
     from .errors import PlanError as PlanError
     from .errors import PrecisionError as PrecisionError
+    from .errors import PromotionError as PromotionError
     from .errors import SettingError as SettingError
     from .errors import StoreError as StoreError
     from .errors import TrtError as TrtError
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from .manifest import Manifest as Manifest
     from .manifest import Tolerance as Tolerance
     from .plan import Plan as Plan
+    from .registry import check_fleet as check_fleet
+    from .registry import check_upgrade as check_upgrade
+    from .registry import promote as promote
+    from .registry import rollback as rollback
     from .runtime import Engine as Engine
 
 _HOMES = {
@@ -53,6 +58,7 @@ _HOMES = {
         "ParityError",
         "PlanError",
         "PrecisionError",
+        "PromotionError",
         "SettingError",
         "StoreError",
         "TrtError",
@@ -64,6 +70,7 @@ _HOMES = {
     "loading": ("load_model", "_load_pyfunc"),
     "manifest": ("Host", "Manifest", "Tolerance"),
     "plan": ("Plan",),
+    "registry": ("check_fleet", "check_upgrade", "promote", "rollback"),
     "runtime": ("Engine",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -105,3 +105,9 @@ class DeviceError(TrtError):
 
 class StoreError(TrtError):
     """A model could not be read from or written to its artifact store or registry."""
+
+
+class PromotionError(TrtError):
+    """An alias can't be moved: no such version, nothing to go back to, or somebody else moved it first."""
+
+    error_code_number = INVALID_STATE

@@ -34,11 +34,12 @@ class StoredModel:
     repository: Any = None
     """MLflow's artifact repository; None: the folder is the model itself."""
 
-    def fetch(self, files: Iterable[File]) -> Path:
+    def fetch(self, files: Iterable[File], *, anew: bool = False) -> Path:
         """Makes files of the model available, from the local cache where it holds them.
 
         Args:
             files: Entries of the manifest.
+            anew: Whether to fetch what the cache holds too, to know what the store holds.
 
         Returns:
             The folder below which they lie at their manifest paths.
@@ -51,9 +52,12 @@ class StoredModel:
             if self.repository is None:
                 continue  # whoever opens a local file checks its digest
             try:
-                verify(self.folder, file)
+                if not anew:
+                    verify(self.folder, file)
+                    continue
             except PlanError:
-                self._download(file)
+                pass
+            self._download(file)
         return self.folder
 
     def _download(self, file: File) -> None:

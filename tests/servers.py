@@ -1,4 +1,4 @@
-"""Real servers for the tests: MLflow's own tracking server and an S3 server (SeaweedFS), each on free ports.
+"""Real servers for the tests: MLflow's own tracking server, PostgreSQL and an S3 server, each on free ports.
 
 Every server runs in a process group of its own under a guard, this same file run as a program: the guard ends the
 whole group when the test process closes its end of a pipe, which the kernel does even if pytest is killed.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -22,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,15 +66,21 @@ class Server:
 
 @contextlib.contextmanager
 def tracking_server(
-    folder: Path, *, artifacts: str | None = None, proxied: bool = True, env: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    artifacts: str | None = None,
+    proxied: bool = True,
+    env: Mapping[str, str] | None = None,
+    database: str | None = None,
 ) -> Iterator[Server]:
-    """Runs ``mlflow server`` on SQLite.
+    """Runs ``mlflow server``.
 
     Args:
         folder: Where it keeps its database, log and, by default, artifacts.
         artifacts: Where the artifacts go instead, an ``s3://`` URI.
         proxied: Whether clients send artifacts through the server, or straight to ``artifacts``.
         env: What the server, and the clients if not proxied, need to reach ``artifacts``.
+        database: Its backend store's URI; default: SQLite in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = None if artifacts else folder / "artifacts"
@@ -85,7 +94,7 @@ def tracking_server(
     def command(ports: list[int]) -> list[str]:
         return [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(ports[0])),
-            *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", *where),
+            *("--workers", "1", "--backend-store-uri", database or f"sqlite:///{folder}/mlflow.db", *where),
         ]
 
     server_env = {
@@ -97,6 +106,90 @@ def tracking_server(
     with _running(command, 1, lambda ports: _answers(ports[0], "/health"), folder, server_env) as ports:
         uri = f"http://127.0.0.1:{ports[0]}"
         yield Server(uri, {"MLFLOW_TRACKING_URI": uri, **({} if proxied else env or {})}, files)
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running PostgreSQL with one database, ``mlflow``."""
+
+    uri: str
+    """For SQLAlchemy."""
+    run: Callable[[str], None]
+    """Runs a statement as the superuser."""
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[Postgres]:
+    """Runs a PostgreSQL cluster of its own on loopback, as an unprivileged user where the tests run as root."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    if installed:
+        programs = installed[-1].parent
+    elif found := shutil.which("initdb"):
+        programs = Path(found).resolve().parent
+    else:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    psycopg2 = pytest.importorskip("psycopg2", reason="needs psycopg2: pip install psycopg2-binary")
+    # Below pytest's own folders, which only their owner may enter, the server's user could not reach its files.
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-postgres-") as home:
+        become: list[str] = []
+        if os.geteuid() == 0:
+            account = next((a for a in map(_account, ("postgres", "nobody")) if a), None)
+            if account is None:
+                pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
+            os.chown(home, account.pw_uid, account.pw_gid)
+            become = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+        password = secrets.token_hex(16)
+        secret = Path(home, "password")
+        secret.write_text(password)
+        if become:
+            os.chown(secret, account.pw_uid, account.pw_gid)
+        # C.UTF-8: Debian's minimal images have no other. No fsync: the cluster does not outlive the tests.
+        options = (
+            "--username=tests",
+            "--auth=scram-sha-256",
+            f"--pwfile={secret}",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        )
+        initdb = [f"{programs}/initdb", f"--pgdata={home}/data", "--no-sync", *options]
+        subprocess.run([*become, *initdb], check=True, capture_output=True, cwd=home)
+
+        def command(ports: list[int]) -> list[str]:
+            settings = (
+                f"port={ports[0]}",
+                "listen_addresses=127.0.0.1",
+                f"unix_socket_directories={home}",
+                "fsync=off",
+            )
+            return [*become, f"{programs}/postgres", "-D", f"{home}/data", *(w for s in settings for w in ("-c", s))]
+
+        def connect(ports: list[int], database: str) -> Any:
+            connection = psycopg2.connect(
+                host="127.0.0.1", port=ports[0], user="tests", password=password, dbname=database, connect_timeout=5
+            )
+            connection.autocommit = True
+            return connection
+
+        def ready(ports: list[int]) -> bool:
+            try:
+                connect(ports, "postgres").cursor().execute("CREATE DATABASE mlflow")
+            except psycopg2.OperationalError:
+                return False
+            return True
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with _running(command, 1, ready, folder, {}) as ports:
+            yield Postgres(
+                f"postgresql+psycopg2://tests:{password}@127.0.0.1:{ports[0]}/mlflow",
+                lambda statement: connect(ports, "postgres").cursor().execute(statement),
+            )
+
+
+def _account(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        return None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,39 @@
+"""Promotion by evidence: gates, aliases, rollback, and what an upgrade would do to a registry.
+
+* :mod:`.promotion`: ``promote``, ``rollback``, ``history``: the order of things;
+* :mod:`.gates`: what a version must show; :mod:`.contract`, :mod:`.latency`, :mod:`.accuracy` hold the longer ones,
+  :mod:`.statistics` how sure a ratio of latencies is;
+* :mod:`.ledger`: the one place that writes to the registry, and what it guarantees; :mod:`.moves`: what follows from
+  the moves;
+* :mod:`.report` and :mod:`.page`: what was found, as JSON, text and HTML;
+* :mod:`.fleet`: many machines, many models.
+"""
+
+from __future__ import annotations
+
+from .case import Case, Gate, Subject
+from .fleet import check_fleet, check_upgrade
+from .ledger import LostError
+from .moves import Move
+from .promotion import evidence, history, promote, rollback
+from .report import PromotionReport
+from .verdicts import Chart, Mark, Table, Verdict
+
+__all__ = [
+    "Case",
+    "Chart",
+    "Gate",
+    "LostError",
+    "Mark",
+    "Move",
+    "PromotionReport",
+    "Subject",
+    "Table",
+    "Verdict",
+    "check_fleet",
+    "check_upgrade",
+    "evidence",
+    "history",
+    "promote",
+    "rollback",
+]
