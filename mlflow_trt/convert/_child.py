@@ -56,11 +56,14 @@ def _build(folder: Path, say: Callable[[dict[str, Any]], None]) -> dict[str, Any
     job_content = json.loads((folder / JOB).read_text())
     for module in job_content["imports"]:
         __import__(module)
+    if not job_content["imports"]:
+        # Torch-TensorRT imports modelopt, and with it transformers, wherever it is installed: seconds for nothing.
+        sys.modules.setdefault("modelopt", None)  # type: ignore[arg-type]
     import torch
 
     from .builder import Job, build
 
-    _quiet_torch_tensorrt()
+    _without_runtime()
     job = Job.from_json(job_content["job"])
     program = torch.export.load(folder / PROGRAM)
     (folder / PROGRAM).unlink()  # its room may be needed for the plan
@@ -79,7 +82,8 @@ def _pretend_gpu() -> None:
     torch.cuda.mem_get_info = lambda device=None: (64 << 30, 64 << 30)
 
 
-def _quiet_torch_tensorrt() -> None:
+def _without_runtime() -> None:
+    """Imports Torch-TensorRT and takes TensorRT's Runtime out of it."""
     import warnings
 
     with warnings.catch_warnings():

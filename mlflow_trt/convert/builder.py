@@ -11,13 +11,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch.export import ExportedProgram
 
 from ..errors import ConversionError, UnsupportedOperatorError
-from ..manifest import Census
+from .network import Network, look
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 ProgressListener = Callable[[str, str, int], None]
@@ -25,9 +25,6 @@ ProgressListener = Callable[[str, str, int], None]
 
 _TENSORRT_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
 _lock = threading.Lock()
-
-# The layers that carry a network's arithmetic.
-_ARITHMETIC = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "ATTENTION_OUTPUT"}
 
 
 @dataclass(frozen=True)
@@ -72,23 +69,6 @@ class Job:
 def _shapes(profile: Sequence[Sequence[int]]) -> Shapes:
     low, opt, high = profile
     return tuple(low), tuple(opt), tuple(high)
-
-
-@dataclass
-class Network:
-    """What the network that TensorRT was given really holds."""
-
-    layers: dict[str, int] = field(default_factory=dict)
-    weight_bytes: dict[str, int] = field(default_factory=dict)
-    tf32: bool = False
-    arithmetic: list[tuple[str, str, str]] = field(default_factory=list)
-    """Name, kind and dtype of every layer that carries arithmetic."""
-    inputs: list[tuple[str, str]] = field(default_factory=list)
-    outputs: list[tuple[str, str, list[int]]] = field(default_factory=list)
-    """Binding, dtype and shape (-1: dynamic)."""
-
-    def census(self) -> Census:
-        return Census(layers=self.layers, weight_bytes=self.weight_bytes, tf32=self.tf32)
 
 
 @dataclass(frozen=True)
@@ -272,16 +252,14 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
 
         def output(self, target: str, args: Any, kwargs: Any) -> Any:
             outputs = args[0] if isinstance(args[0], (tuple, list)) else (args[0],)
-            inputs = {self.ctx.net.get_input(i).name for i in range(self.ctx.net.num_inputs)}
-            seen: set[str] = set()
+            values = [getattr(n, "meta", {}).get("val") for n in self._cur_node.args[0]]
+            dtypes = self.output_dtypes or [None] * len(outputs)
+            taken = {self.ctx.net.get_input(i).name for i in range(self.ctx.net.num_inputs)}
             own = []
-            for output in outputs:
-                # A converter may hand its operand through. As an output it would rename an input's binding, or vanish.
-                if isinstance(output, trt.ITensor) and (output.name in inputs or output.name in seen):
-                    layer = self.ctx.net.add_identity(output)
-                    output = layer.get_output(0)
+            for output, value, dtype in zip(outputs, values, dtypes):
                 if isinstance(output, trt.ITensor):
-                    seen.add(output.name)
+                    output = _own_output(trt, self.ctx.net, output, value, dtype, taken)
+                    taken.add(output.name)
                 own.append(output)
             result = super().output(target, (tuple(own),), kwargs)
             for position, name in enumerate(job.outputs):
@@ -301,10 +279,34 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
                 for i, capability in enumerate(job.capabilities):
                     member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
                     config.set_compute_capability(member, i)
-            watch.network = _look(trt, self.ctx.net, config.get_flag(trt.BuilderFlag.TF32))
+            watch.network = look(trt, self.ctx.net, config.get_flag(trt.BuilderFlag.TF32))
             return config
 
     return Interpreter
+
+
+def _own_output(trt: Any, net: Any, tensor: Any, value: Any, dtype: Any, taken: set[str]) -> Any:
+    """A tensor that can be marked as an output: of the program's rank and dtype, and nobody else's.
+
+    Args:
+        trt: The TensorRT module.
+        net: The network.
+        tensor: What the converters made of the output.
+        value: The program's example value; a symbolic number counts as rank 0.
+        dtype: Torch-TensorRT's dtype of it. 2.11 declares it instead of casting, which a strongly typed
+            network refuses.
+        taken: Names of the inputs and of outputs before this one. A converter may hand its operand through; marked as
+            an output it would rename an input's binding, or vanish.
+    """
+    wanted = dtype.to(trt.DataType, use_default=True) if dtype is not None else tensor.dtype
+    rank = getattr(value, "ndim", 0) if value is not None else None
+    if rank == 0 and len(tensor.shape) == 1:  # a size, which TensorRT has as a vector of one
+        layer = net.add_shuffle(tensor)
+        layer.reshape_dims = ()
+        tensor = layer.get_output(0)
+    if tensor.dtype != wanted:
+        return net.add_cast(tensor, wanted).get_output(0)
+    return net.add_identity(tensor).get_output(0) if tensor.name in taken else tensor
 
 
 def _profiles(builder: Any, job: Job) -> list[Any]:
@@ -348,58 +350,3 @@ def _monitor(trt: Any, watch: _Watch) -> Any:
                 watch.listener = None  # a display that fails is no reason to lose the engine
 
     return Monitor()
-
-
-def _look(trt: Any, net: Any, tf32: bool) -> Network:
-    """Reads dtypes, weights and outputs off a network. Strongly typed, it says exactly what the engine computes in."""
-    network = Network(tf32=bool(tf32))
-    for i in range(net.num_layers):
-        layer = net.get_layer(i)
-        if layer.num_outputs:
-            dtype = _dtype_name(layer.get_output(0).dtype)
-            network.layers[dtype] = network.layers.get(dtype, 0) + 1
-            if layer.type.name in _ARITHMETIC:
-                network.arithmetic.append((layer.name, layer.type.name, dtype))
-        for weights in _weights(trt, layer):
-            dtype = _dtype_name(weights.dtype)
-            network.weight_bytes[dtype] = network.weight_bytes.get(dtype, 0) + int(weights.nbytes)
-    for i in range(net.num_inputs):
-        tensor = net.get_input(i)
-        network.inputs.append((tensor.name, _dtype_name(tensor.dtype)))
-    for i in range(net.num_outputs):
-        tensor = net.get_output(i)
-        try:
-            shape = list(tensor.shape)
-        except ValueError:  # TensorRT says so of a rank that it can't infer
-            shape = []
-        network.outputs.append((tensor.name, _dtype_name(tensor.dtype), shape))
-    return network
-
-
-def _weights(trt: Any, layer: Any) -> Sequence[Any]:
-    """The constant weights of a layer; a base-class object hides the attributes of its kind."""
-    kinds = {
-        "CONSTANT": (getattr(trt, "IConstantLayer", None), ("weights",)),
-        "CONVOLUTION": (getattr(trt, "IConvolutionLayer", None), ("kernel", "bias")),
-        "DECONVOLUTION": (getattr(trt, "IDeconvolutionLayer", None), ("kernel", "bias")),
-        "SCALE": (getattr(trt, "IScaleLayer", None), ("shift", "scale", "power")),
-    }
-    kind, attributes = kinds.get(layer.type.name, (None, ()))
-    if kind is None:
-        return ()
-    layer.__class__ = kind
-    return [_WeightSize(value) for name in attributes if (value := getattr(layer, name, None)) is not None]
-
-
-class _WeightSize:
-    """dtype and bytes of weights, which TensorRT gives as a numpy array or, where numpy has no such dtype, its own."""
-
-    def __init__(self, weights: Any) -> None:
-        self.dtype = weights.dtype
-        self.nbytes = weights.nbytes
-
-
-def _dtype_name(dtype: Any) -> str:
-    name = str(getattr(dtype, "name", dtype)).lower()
-    names = {"float": "float32", "half": "float16", "bf16": "bfloat16", "fp8": "float8", "fp4": "float4"}
-    return names.get(name, name)

@@ -28,7 +28,8 @@ from torch.export import ExportedProgram
 from .. import errors
 from ..errors import ConversionError, SettingError, TrtError
 from ._child import JOB, PLAN, PROGRAM
-from .builder import Built, Job, Network, ProgressListener
+from .builder import Built, Job, ProgressListener
+from .network import Network
 
 _logger = logging.getLogger(__name__)
 

@@ -33,50 +33,22 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from .operators import (
+    ARITHMETIC,
+    CASTS,
+    NORMALIZATIONS,
+    PROMOTING,
+    QUANTIZERS,
+    dtypes_of,
+    is_floating,
+    may_overflow,
+    no_double,
+    operands,
+    operator_name,
+    upcast_first,
+    written_operands,
+)
 from .structure import Output, output_node
-
-ARITHMETIC = (
-    "linear",
-    "matmul",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "addbmm",
-    "mv",
-    "einsum",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "convolution",
-    "scaled_dot_product_attention",
-    "lstm",
-    "gru",
-)
-"""Operators of aten that carry a network's arithmetic."""
-
-_NORMALIZATIONS = ("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm")
-_PROMOTING = ("cat", "concat", "stack", "hstack", "vstack", "where", "result_type", "type_as")
-_VIEWS = (
-    "alias",
-    "detach",
-    "expand",
-    "flatten",
-    "permute",
-    "reshape",
-    "select",
-    "slice",
-    "squeeze",
-    "t",
-    "transpose",
-    "unsqueeze",
-    "view",
-)
-_CASTS = ("to", "_to_copy", "type_as")
-_QUANTIZERS = ("quantize_op", "dynamic_block_quantize_op")
 
 
 @dataclass(frozen=True)
@@ -91,10 +63,10 @@ class Prepared:
 
     def dtypes(self) -> set[torch.dtype]:
         """Every dtype that a value of the network has."""
-        found = {dtype for node in self.program.graph.nodes for dtype in _dtypes(node.meta.get("val"))}
+        found = {dtype for node in self.program.graph.nodes for dtype in dtypes_of(node.meta.get("val"))}
         for node in self.program.graph.nodes:
             # modelopt's quantizers give back what they take; FP8 lies between: (x, amax, 8 bits, 4 of exponent).
-            if _operator(node) in _QUANTIZERS and 4 in node.args[2:]:
+            if operator_name(node) in QUANTIZERS and 4 in node.args[2:]:
                 found.add(torch.float8_e4m3fn)
         return found
 
@@ -178,70 +150,90 @@ class _Rewriter:
             own = torch.float32
         if self.dtype is None or own not in (torch.float32, torch.float16, torch.bfloat16):
             return own
-        return own if own == torch.float32 and _upcast_first(node) else self.dtype
+        return own if own == torch.float32 and upcast_first(node) else self.dtype
 
     def _copy(self, node: Node) -> None:
         """Copies one node, with the casts that it now needs before it."""
         if node.op != "call_function":
             self.nodes[node] = self.graph.node_copy(node, self._mapped)
             return
-        name = _operator(node)
+        name = operator_name(node)
         if name == "_assert_tensor_metadata":
             return  # it would hold the dtypes of the original program
-        operands = list(node.all_input_nodes)
-        changed = any(_dtypes(n.meta.get("val")) != _dtypes(self.nodes[n].meta.get("val")) for n in operands)
-        args, kwargs = pytree.tree_map(_no_double, (node.args, node.kwargs))
+        read = list(node.all_input_nodes)
+        changed = any(dtypes_of(n.meta.get("val")) != dtypes_of(self.nodes[n].meta.get("val")) for n in read)
+        args, kwargs = pytree.tree_map(no_double, (node.args, node.kwargs))
         mapped_args, mapped_kwargs = torch.fx.node.map_arg((args, kwargs), self._mapped)
-        doubles = torch.float64 in _dtypes(node.meta.get("val"))
-        if not changed and not doubles:
+        doubles = torch.float64 in dtypes_of(node.meta.get("val"))
+        if not changed and not doubles and name != "baddbmm":
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
             self._note_kept(node, name, mapped_args)
             return
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             # A branch of control flow is a graph of its own, with the types that it was traced with.
-            originals: dict[Node, Any] = {self.nodes[n]: n.meta.get("val") for n in operands}
+            originals: dict[Node, Any] = {self.nodes[n]: n.meta.get("val") for n in read}
             mapped_args, mapped_kwargs = torch.fx.node.map_arg(
                 (mapped_args, mapped_kwargs),
-                lambda n: self._cast(n, originals[n].dtype) if _floating(originals.get(n)) else n,
+                lambda n: self._cast(n, originals[n].dtype) if is_floating(originals.get(n)) else n,
             )
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
             return
         mapped_args, mapped_kwargs = self._unify(node, name, mapped_args, mapped_kwargs)
         mapped_args, mapped_kwargs = self._clamped(mapped_args, mapped_kwargs)
+        if name == "baddbmm":
+            self.nodes[node] = self._baddbmm(node, mapped_args, mapped_kwargs)
+            return
         new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
         new.args, new.kwargs = mapped_args, mapped_kwargs
         new.meta["val"] = self._evaluate(node.target, mapped_args, mapped_kwargs)
         new.meta.pop("tensor_meta", None)
         self._note_kept(node, name, mapped_args)
 
+    def _baddbmm(self, node: Node, args: Any, kwargs: Any) -> Node:
+        """Writes ``beta * x + alpha * (a @ b)`` out: PyTorch's own decomposition computes it in float32."""
+
+        def call(target: Any, *operands: Any) -> Node:
+            new = self.graph.call_function(target, operands)
+            new.meta = {**node.meta, "val": self._evaluate(target, operands, {})}
+            new.meta.pop("tensor_meta", None)
+            return new
+
+        added, left, right = args[:3]
+        product = call(torch.ops.aten.bmm.default, left, right)
+        if kwargs.get("alpha", 1) != 1:
+            product = call(torch.ops.aten.mul.Tensor, product, kwargs["alpha"])
+        if kwargs.get("beta", 1) != 1:
+            added = call(torch.ops.aten.mul.Tensor, added, kwargs["beta"])
+        return call(torch.ops.aten.add.Tensor, product, added)
+
     def _unify(self, node: Node, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Brings the floating operands of an operation to one dtype, where it needs that."""
-        tensors = [n for n in _flat_nodes((args, kwargs)) if _floating(n.meta.get("val"))]
+        tensors = [n for n in operands((args, kwargs)) if is_floating(n.meta.get("val"))]
         dtypes = {n.meta["val"].dtype for n in tensors}
         if len(dtypes) < 2 or not isinstance(node.target, torch._ops.OpOverload):
             return args, kwargs
         pointwise = torch.Tag.pointwise in node.target.tags
-        if name in _PROMOTING or name in _CASTS or name in _QUANTIZERS or (pointwise and not name.startswith("prelu")):
+        if name in PROMOTING or name in CASTS or name in QUANTIZERS or (pointwise and not name.startswith("prelu")):
             return args, kwargs
-        written = _written(node.target, args)
+        written = written_operands(node.target, args)
         if written:
             wanted = written[0].meta["val"].dtype
-        elif name in _NORMALIZATIONS:
+        elif name in NORMALIZATIONS:
             wanted = tensors[0].meta["val"].dtype
         else:
             wanted = self.dtype or torch.promote_types(*list(dtypes)[:2])
 
         def cast(n: Node) -> Node:
-            differs = _floating(n.meta.get("val")) and n.meta["val"].dtype != wanted and n not in written
+            differs = is_floating(n.meta.get("val")) and n.meta["val"].dtype != wanted and n not in written
             return self._cast(n, wanted) if differs else n
 
         return torch.fx.node.map_arg((args, kwargs), cast)
 
     def _clamped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Numbers beyond the dtype's range, such as float32's minimum in a mask, become its own limit."""
-        dtypes = {n.meta["val"].dtype for n in _flat_nodes((args, kwargs)) if _floating(n.meta.get("val"))}
+        dtypes = {n.meta["val"].dtype for n in operands((args, kwargs)) if is_floating(n.meta.get("val"))}
         if len(dtypes) != 1:
             return args, kwargs
         limit = torch.finfo(dtypes.pop()).max
@@ -256,7 +248,7 @@ class _Rewriter:
     def _note_kept(self, node: Node, name: str, args: Any) -> None:
         if self.dtype in (None, torch.float32) or name not in ARITHMETIC:
             return
-        dtypes = {n.meta["val"].dtype for n in _flat_nodes(args) if _floating(n.meta.get("val"))}
+        dtypes = {n.meta["val"].dtype for n in operands(args) if is_floating(n.meta.get("val"))}
         if dtypes == {torch.float32}:
             self.kept.append(node.name)
 
@@ -267,7 +259,7 @@ class _Rewriter:
             original = originals[output.node]
             new = self.nodes[original]
             value = original.meta.get("val")
-            if _floating(value) and (public := public_dtype(value.dtype)) != new.meta["val"].dtype:
+            if is_floating(value) and (public := public_dtype(value.dtype)) != new.meta["val"].dtype:
                 new = self._cast(new, public)
             results.append(new)
         node = self.graph.output(tuple(results))
@@ -309,7 +301,7 @@ class _Rewriter:
         new.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")}
         new.meta["val"] = self._as(node.meta["val"], dtype)
         narrowing = dtype in (torch.float16, torch.bfloat16) and node.meta["val"].dtype == torch.float32
-        if narrowing and _may_overflow(node):
+        if narrowing and may_overflow(node):
             limit = torch.finfo(dtype).max
             # An additive mask of float32's minimum would become -inf, and the softmax of a row of these NaN.
             clamped = self.graph.create_node(
@@ -360,64 +352,3 @@ def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         # Infinite values stay so: a mask that holds -inf means it.
         tensor = torch.where(tensor.isinf(), tensor, tensor.clamp(-limit, limit))
     return tensor.to(dtype)
-
-
-def _upcast_first(node: Node) -> bool:
-    """Whether the program casts a value to float32 itself, views aside: rotary frequencies, say, need every bit."""
-    for user in node.users:
-        name = _operator(user)
-        if name in _CASTS and torch.float32 in _dtypes(user.meta.get("val")):
-            return True
-        if name in _QUANTIZERS and node in user.args[1:]:
-            return True  # the scale of a quantizer
-        if name in _VIEWS and _upcast_first(user):
-            return True
-    return False
-
-
-def _may_overflow(node: Node) -> bool:
-    """Whether a float32 value may be a mask: built from a constant beyond the range of half precision."""
-    seen: set[Node] = set()
-    todo = [node]
-    while todo and len(seen) < 32:
-        current = todo.pop()
-        if current in seen or current.op != "call_function":
-            continue
-        seen.add(current)
-        if any(type(v) is float and abs(v) > 6e4 for v in pytree.tree_leaves((current.args, current.kwargs))):
-            return True
-        todo += current.all_input_nodes
-    return False
-
-
-def _operator(node: Node) -> str:
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-        return ""
-    return str(target._schema.name).split("::")[-1].removesuffix("_") or ""
-
-
-def _flat_nodes(tree: Any) -> list[Node]:
-    found: list[Node] = []
-    torch.fx.node.map_arg(tree, lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-    return found
-
-
-def _written(target: torch._ops.OpOverload, args: Sequence[Any]) -> list[Node]:
-    return [
-        value
-        for value, argument in zip(args, target._schema.arguments)
-        if isinstance(value, Node) and argument.alias_info is not None and argument.alias_info.is_write
-    ]
-
-
-def _floating(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype.itemsize > 1
-
-
-def _dtypes(value: Any) -> tuple[Any, ...]:
-    return tuple(v.dtype for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor))
-
-
-def _no_double(value: Any) -> Any:
-    return torch.float32 if value is torch.float64 else value

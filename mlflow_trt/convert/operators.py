@@ -1,0 +1,120 @@
+"""What aten's operators do with dtypes, as far as a change of precision must know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+ARITHMETIC = (
+    "linear",
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "mv",
+    "einsum",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "convolution",
+    "scaled_dot_product_attention",
+    "lstm",
+    "gru",
+)
+"""Operators of aten that carry a network's arithmetic."""
+
+NORMALIZATIONS = ("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm")
+PROMOTING = ("cat", "concat", "stack", "hstack", "vstack", "where", "result_type", "type_as")
+VIEWS = (
+    "alias",
+    "detach",
+    "expand",
+    "flatten",
+    "permute",
+    "reshape",
+    "select",
+    "slice",
+    "squeeze",
+    "t",
+    "transpose",
+    "unsqueeze",
+    "view",
+)
+CASTS = ("to", "_to_copy", "type_as")
+QUANTIZERS = ("quantize_op", "dynamic_block_quantize_op")
+
+
+def upcast_first(node: Node) -> bool:
+    """Whether the program casts a value to float32 itself, views aside: rotary frequencies, say, need every bit."""
+    for user in node.users:
+        name = operator_name(user)
+        if name in CASTS and torch.float32 in dtypes_of(user.meta.get("val")):
+            return True
+        if name in QUANTIZERS and node in user.args[1:]:
+            return True  # the scale of a quantizer
+        if name in VIEWS and upcast_first(user):
+            return True
+    return False
+
+
+def may_overflow(node: Node) -> bool:
+    """Whether a float32 value may be a mask: built from a constant beyond the range of half precision."""
+    seen: set[Node] = set()
+    todo = [node]
+    while todo and len(seen) < 32:
+        current = todo.pop()
+        if current in seen or current.op != "call_function":
+            continue
+        seen.add(current)
+        if any(type(v) is float and abs(v) > 6e4 for v in pytree.tree_leaves((current.args, current.kwargs))):
+            return True
+        todo += current.all_input_nodes
+    return False
+
+
+def operator_name(node: Node) -> str:
+    """Its name in aten, without overload and in-place mark; empty for anything else."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return ""
+    return str(target._schema.name).split("::")[-1].removesuffix("_") or ""
+
+
+def operands(tree: Any) -> list[Node]:
+    """Every node in nested arguments."""
+    found: list[Node] = []
+    torch.fx.node.map_arg(tree, lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
+    return found
+
+
+def written_operands(target: torch._ops.OpOverload, args: Sequence[Any]) -> list[Node]:
+    """The operands that an operation changes in place."""
+    return [
+        value
+        for value, argument in zip(args, target._schema.arguments)
+        if isinstance(value, Node) and argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def is_floating(value: Any) -> bool:
+    """Whether a value is a tensor of a floating dtype that arithmetic runs in: FP8 is only stored."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype.itemsize > 1
+
+
+def dtypes_of(value: Any) -> tuple[Any, ...]:
+    """The dtypes of a node's value, or values."""
+    return tuple(v.dtype for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor))
+
+
+def no_double(value: Any) -> Any:
+    """float64 as an argument becomes float32."""
+    return torch.float32 if value is torch.float64 else value
