@@ -143,6 +143,7 @@ class Core:
     def _make_config(self, trt: Any) -> Any:
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return config
 

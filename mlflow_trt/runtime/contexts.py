@@ -150,7 +150,15 @@ class Pool(Generic[R, L]):
                 return free.pop(chosen)
             ticket = _Ticket()
             self._waiting.append(ticket)
-        ticket.lock.acquire()
+        try:
+            ticket.lock.acquire()
+        except BaseException:  # Ctrl-C: whoever gives up its place must not be handed a slot
+            with self._lock:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+            if ticket.slot is not None:
+                self.release(ticket.slot)
+            raise
         if ticket.slot is None:
             raise _closed()
         slot = ticket.slot

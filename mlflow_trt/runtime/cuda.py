@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ stream_synchronize = cudart.cudaStreamSynchronize
 _memcpy = cudart.cudaMemcpyAsync
 _get_device = cudart.cudaGetDevice
 _set_device = cudart.cudaSetDevice
+_thread = threading.local()
 _TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 _ON_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
@@ -99,10 +101,13 @@ def enter(device: int) -> int | None:
         example, goes by the current device, so it must find it as it was.
     """
     error, current = _get_device()
-    if error == SUCCESS and current == device:
+    if error == SUCCESS and current == device and getattr(_thread, "has_context", False):
         return None
+    # Also where it is current already: a new thread has no CUDA context before this, and TensorRT's compiler and its
+    # runtime cache want one.
     check(_set_device(device), f"choosing device {device}")
-    return int(current) if error == SUCCESS else None
+    _thread.has_context = True
+    return int(current) if error == SUCCESS and current != device else None
 
 
 def leave(previous: int | None) -> None:

@@ -408,13 +408,15 @@ class Trt:
 
     def Runtime(self, logger):
         self.logger = logger
-        return SimpleNamespace(
+        self.runtime = SimpleNamespace(
             engine_host_code_allowed=True,
             deserialize_cuda_engine=self.deserialize,
             get_engine_validity=lambda plan: (SimpleNamespace(name="INVALID"), 2),
         )
+        return self.runtime
 
     def deserialize(self, plan):
+        assert not self.runtime.engine_host_code_allowed, "a plan may bring code for the host"
         engine = self.make_engine(self)
         if engine is None:
             self.say("WARNING", "a warning")

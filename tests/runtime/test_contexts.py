@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from mlflow_trt.errors import DeviceError
+from mlflow_trt.runtime import contexts
 from mlflow_trt.runtime.contexts import OutOfMemory, Pool
 
 
@@ -212,6 +214,34 @@ def test_calls_beyond_the_slots_wait_in_order():
     for thread in threads:
         thread.join()
     assert order == list(range(5))
+
+
+def test_a_waiting_call_that_is_interrupted_loses_no_slot(monkeypatch):
+    pool = Pool(Workshop(), 1, 1000)
+    slot = pool.acquire("a")
+
+    class Interrupted:
+        """A lock whose owner is interrupted while it waits, before or after the slot was handed over."""
+
+        def __init__(self, handed_over):
+            self.handed_over = handed_over
+
+        def acquire(self):
+            if self.handed_over:
+                pool.release(slot)
+            raise KeyboardInterrupt
+
+        def release(self):
+            pass
+
+    for handed_over in (False, True):
+        ticket = SimpleNamespace(lock=Interrupted(handed_over), slot=None)
+        with monkeypatch.context() as patch:
+            patch.setattr(contexts, "_Ticket", lambda ticket=ticket: ticket)
+            with pytest.raises(KeyboardInterrupt):
+                pool.acquire("a")
+        assert not pool._waiting
+    assert pool.acquire("a") is slot
 
 
 def test_close_waits_for_who_runs_and_refuses_who_waits():
