@@ -119,7 +119,7 @@ def write(folder: Path, stem: str, report: Mapping[str, Any]) -> Path:
 def table(report: Mapping[str, Any]) -> str:
     """Returns the results as Markdown: the machine, the verdicts, the absolute figures."""
     lines = [f"# Benchmarks, {report['date']}{' (quick)' if report['quick'] else ''}", ""]
-    lines += [f"- {key}: {_machine_text(value)}" for key, value in report["machine"].items() if value]
+    lines += [f"- {key}: {_machine_text(value)}" for key, value in report["machine"].items() if value is not None]
     lines += ["", "## Goals", ""]
     lines += _rows(
         ("benchmark", "what", "found", "goal", "verdict"),
