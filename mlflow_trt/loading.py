@@ -55,6 +55,7 @@ def load_model(
     record: PlanRecord | None = None
     files = [model.manifest.program.file] if model.manifest.program else []
     if backend == "tensorrt":
+        host.check_index(device)
         record = compatibility.choose(model.manifest, host.probe(device))
         files = [record.file, *([record.runtime_cache] if record.runtime_cache else [])]
     return runtime.load(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from . import manifest as _manifest
-from .errors import PlanError, SettingError
+from .errors import ConversionError, PlanError, SettingError
 from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime
 
 if TYPE_CHECKING:
@@ -244,7 +244,16 @@ def _write_program(folder: Path, program: ExportedProgram | Path) -> Program:
     if isinstance(program, Path):
         shutil.copyfile(program, target)
     else:
-        torch.export.save(program, target)
+        try:
+            torch.export.save(program, target)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ConversionError(
+                f"PyTorch can't save the exported program: {str(error).strip().splitlines()[0][:300]}",
+                "a program that torch.export.save takes",
+                'return types that torch.export can write (a dict, a tuple), or log the model with program="omit"',
+            ) from error
     return Program(file=_describe(folder, PROGRAM), torch=torch.__version__)
 
 

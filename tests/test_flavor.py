@@ -257,6 +257,27 @@ def test_a_failed_conversion_touches_nothing(tmp_path):
     assert all_runs() == []
 
 
+def test_a_program_that_torch_cannot_save_is_refused_or_left_out(classifier_plan, tmp_path):
+    import collections
+
+    import torch
+
+    Answer = collections.namedtuple("Answer", "scores")  # never registered with torch.export
+
+    class Named(torch.nn.Module):
+        def forward(self, x):
+            return Answer(x + 1)
+
+    program = torch.export.export(Named(), (torch.ones(2),))
+    plan = dataclasses.replace(classifier_plan, program=program)
+
+    with pytest.raises(mlflow_trt.ConversionError, match="can't save"):
+        mlflow_trt.save_model(plan, tmp_path / "saved")
+
+    assert not (tmp_path / "saved").exists()
+    mlflow_trt.save_model(plan, tmp_path / "saved", program="omit")
+
+
 def test_a_folder_that_holds_something_is_left_alone(classifier_plan, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/mine.txt").write_text("keep")
