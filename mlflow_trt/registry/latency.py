@@ -24,6 +24,8 @@ LOOKS = 5
 CALLS = 4
 """Calls of each engine in one round."""
 _FEWEST_ROUNDS = 50
+_MOST_ROUNDS = 250
+"""At the first look; the last has 16 times as many, where resampling begins to take longer than measuring."""
 _QUANTILES = (("p50", 0.5), ("p99", 0.99))
 
 
@@ -273,7 +275,8 @@ def _warm_up(pair: Pair, clock: Callable[[], float], share: float) -> int:
             break
     all_looks = share / max(fastest * CALLS, 1e-9)
     # A p99 of few calls is their maximum: no fewer than 50 rounds, unless the model is slow.
-    return int(max(all_looks / 2 ** (LOOKS - 1), min(_FEWEST_ROUNDS, all_looks), 10))
+    wanted = max(all_looks / 2 ** (LOOKS - 1), min(_FEWEST_ROUNDS, all_looks), 10)
+    return int(min(wanted, _MOST_ROUNDS))
 
 
 def _joined(before: Timed | None, more: Timed) -> Timed:

@@ -39,7 +39,9 @@ processes at once) instead of waiting for a process that may be dead. So there a
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -53,6 +55,9 @@ from .moves import Move
 
 CLAIM_TAG = "mlflow_trt.claim"
 
+_logger = logging.getLogger(__name__)
+
+_GONE = object()
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 _TAKEN = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
@@ -121,9 +126,7 @@ class Ledger:
 
     def pending(self, state: State) -> Move | None:
         """The claim for the next move, if a process made one and did not finish."""
-        with registry_errors(f"the claims on {self.name}@{self.alias} can't be read"):
-            model = _unless(_ABSENT, lambda: self.client.get_registered_model(self._claim(state.next)))
-        return moves.parse(model.tags.get(CLAIM_TAG, "")) if model is not None else None
+        return self._claimed(state.next)
 
     def settle(self) -> State:
         """Finishes what a killed process left, if anything, and tells how things stand then.
@@ -135,6 +138,7 @@ class Ledger:
             state = self.read()
             claim = self.pending(state)
             if claim is None:
+                self._clear(state)
                 return state
             # Read after the claim: had its number been on record before, the claim would be void.
             if self.read().next == claim.number:
@@ -184,13 +188,23 @@ class Ledger:
         self._finish(move)
         return move
 
+    def _claimed(self, number: int) -> Move | None:
+        with registry_errors(f"the claims on {self.name}@{self.alias} can't be read"):
+            model = _unless(_ABSENT, lambda: self.client.get_registered_model(self._claim(number)))
+        return moves.parse(model.tags.get(CLAIM_TAG, "")) if model is not None else None
+
+    def _clear(self, state: State) -> None:
+        """Deletes the last move's claim if its process was killed just before it did: it means nothing any more."""
+        if state.moves and state.moves[-1].id == getattr(self._claimed(state.moves[-1].number), "id", None):
+            self._delete_claim(state.moves[-1])
+
     def _finish(self, move: Move) -> None:
         """Steps 3 to 6; harmless if others do them too."""
         there = f"{self.name}@{self.alias}"
         unfinished = f"Move {move.number} of {there}, to version {move.to_version}, is accepted but not finished"
         remedy = "call promote or rollback for this alias again when the registry answers: that finishes the move first"
         with registry_errors(unfinished, remedy):
-            if _unless(_ABSENT, lambda: self._set_alias(move)) is None:
+            if not self._set_alias(move):
                 self._delete_claim(move)
                 raise _GoneError(
                     f"Version {move.to_version} of {self.name} was deleted before it could become {self.alias}.",
@@ -199,19 +213,27 @@ class Ledger:
                 )
             text = move.to_json()
             tag = f"{moves.MOVE_TAG}{move.id}"
-            _unless(_ABSENT, lambda: self.client.set_model_version_tag(self.name, move.to_version, tag, text))
-            self.client.set_registered_model_tag(self.name, f"{moves.MOVE_TAG}{self.alias}.{move.number}", text)
+            _repeated(lambda: self.client.set_model_version_tag(self.name, move.to_version, tag, text))
+            key = f"{moves.MOVE_TAG}{self.alias}.{move.number}"
+            _repeated(lambda: self.client.set_registered_model_tag(self.name, key, text))
+        try:
             self._delete_claim(move)
-            state = self.read()
+            self._put_right()
+        except StoreError as error:
+            _logger.warning("Move %d of %s is made and on record, but: %s", move.number, there, error.found)
+
+    def _put_right(self) -> None:
+        """Looks again where the alias is: a process that had slept may have written over it, this one or another."""
+        state = self.read()
         last = state.moves[-1]
         if state.holder != last.to_version and self.pending(state) is None:
-            # Written over while this process slept, or by a process that had slept: see the module's text.
-            with registry_errors(unfinished, remedy):
-                _unless(_ABSENT, lambda: self._set_alias(last))
+            with registry_errors(f"{self.name}@{self.alias} can't be set to version {last.to_version} again"):
+                self._set_alias(last)
 
     def _set_alias(self, move: Move) -> bool:
-        self.client.set_registered_model_alias(self.name, self.alias, move.to_version)
-        return True
+        """Whether the version is there to take it."""
+        set_alias = self.client.set_registered_model_alias
+        return _repeated(lambda: set_alias(self.name, self.alias, move.to_version)) is not _GONE
 
     def _make_claim(self, move: Move) -> bool:
         """Whether the number is this process's own."""
@@ -222,7 +244,8 @@ class Ledger:
             f"the process was killed, and the next promote or rollback for {there} finishes the move."
         )
         name = self._claim(move.number)
-        with registry_errors(what):
+        remedy = "run it again; should the claim have reached the registry after all, that finishes the move"
+        with registry_errors(what, remedy):
             made = _unless(
                 _TAKEN,
                 lambda: self.client.create_registered_model(name, {CLAIM_TAG: move.to_json()}, description),
@@ -230,8 +253,7 @@ class Ledger:
             if made is not None:
                 return True
             # MLflow's client repeats a request whose answer was lost: the name may be taken by this very process.
-            there = _unless(_ABSENT, lambda: self.client.get_registered_model(name))
-        claim = moves.parse(there.tags.get(CLAIM_TAG, "")) if there is not None else None
+            claim = self._claimed(move.number)
         return claim is not None and claim.id == move.id
 
     def _delete_claim(self, move: Move) -> None:
@@ -315,6 +337,23 @@ def _unless(codes: tuple[str, ...], call: Callable[[], Any]) -> Any:
         if error.error_code not in codes:
             raise
         return None
+
+
+def _repeated(write: Callable[[], Any]) -> Any:
+    """Writes what others may be writing at the same moment: of two equal rows, a database refuses the second.
+
+    Returns:
+        The call's answer; ``_GONE`` if what it writes to was deleted.
+    """
+    for pause in (0.05, 0.2, 0.5, None):
+        try:
+            return write()
+        except MlflowException as error:
+            if error.error_code in _ABSENT:
+                return _GONE
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 @contextmanager

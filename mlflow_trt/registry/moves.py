@@ -34,7 +34,7 @@ class Move:
     digest: str | None = None
     """SHA-256 of the first plan of ``to_version``."""
     report: str | None = None
-    """The model's folder that holds ``report.json`` and ``report.html``, ``models:/<name>/<version>/promotions/<id>``."""
+    """The folder that holds ``report.json`` and ``report.html``: ``models:/<name>/<version>/promotions/<id>``."""
     model_id: str | None = None
     """The logged model that this folder belongs to, whatever becomes of the version."""
     note: str | None = None

@@ -42,7 +42,7 @@ def ratio_interval(
         champion: The same rounds of the other engine.
         quantile: 0.5 for the median, 0.99 for p99.
         confidence: Of the interval.
-        resamples: How many; default: enough that ten lie outside on either side, 1,000 to 20,000.
+        resamples: How many; default: enough that ten lie outside on either side, 1,000 to 10,000.
         seed: Of the draws.
 
     Returns:
@@ -50,7 +50,7 @@ def ratio_interval(
     """
     tail = (1.0 - confidence) / 2.0
     if resamples is None:
-        resamples = int(np.clip(10.0 / max(tail, 1e-9), 1_000, 20_000))
+        resamples = int(np.clip(10.0 / max(tail, 1e-9), 1_000, 10_000))
     rounds = len(candidate)
     draws = np.random.default_rng(seed)
     ratios: list[np.ndarray] = []
