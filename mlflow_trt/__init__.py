@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .benchmarking import BenchmarkReport as BenchmarkReport
     from .benchmarking import benchmark as benchmark
-    from .convert import convert as convert
+    from .conversion import convert as convert
     from .errors import CompatibilityError as CompatibilityError
     from .errors import ConversionError as ConversionError
     from .errors import DeviceError as DeviceError
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "benchmarking": ("benchmark", "BenchmarkReport"),
-    "convert": ("convert",),
+    "conversion": ("convert",),
     "errors": (
         "CompatibilityError",
         "ConversionError",
@@ -76,11 +76,6 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(name for name in _HOME if not name.startswith("_"))
-
-# Loading the package of the same name would put it in the function's place: it is loaded (it is light) and taken out
-# again here, and a second import sets no attribute.
-import_module(f"{__name__}.convert")
-del globals()["convert"]
 
 try:
     __version__ = version("mlflow-trt")

@@ -344,7 +344,7 @@ def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
     elif isinstance(model_or_plan, Sequence) and model_or_plan and all(isinstance(p, Plan) for p in model_or_plan):
         plans = list(model_or_plan)
     else:
-        from .convert import convert
+        from .conversion import convert
 
         return [convert(model_or_plan, **conversion)]
     if conversion:

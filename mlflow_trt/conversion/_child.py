@@ -1,6 +1,6 @@
 """The building child: a process of its own, in which torch may be told that there is a GPU.
 
-``python -m mlflow_trt.convert._child FOLDER`` reads FOLDER/job.json and FOLDER/program.pt2, writes FOLDER/model.plan,
+``python -m mlflow_trt.conversion._child FOLDER`` reads FOLDER/job.json and FOLDER/program.pt2, writes FOLDER/model.plan
 and says on its standard output, one JSON object per line, how far it is and what came of it. It ends with its parent.
 """
 

@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch", reason="needs the conversion extra")
 from torch import nn
 
 from mlflow_trt import Input
-from mlflow_trt.convert import golden
-from mlflow_trt.convert.arguments import parse
-from mlflow_trt.convert.program import export, flatten
-from mlflow_trt.convert.structure import computed_outputs
+from mlflow_trt.conversion import golden
+from mlflow_trt.conversion.arguments import parse
+from mlflow_trt.conversion.program import export, flatten
+from mlflow_trt.conversion.structure import computed_outputs
 from mlflow_trt.errors import ConversionError, SettingError
 
 from .models import Cnn, Function, Nested, Two

@@ -208,6 +208,13 @@ def test_unsupported_operators():
     assert caught.value.operators == ("torch.ops.aten._linalg_svd.default", "torch.ops.aten.i0.default")
 
 
+def test_an_operator_whose_converter_is_not_declared_for_dynamic_sizes_says_so():
+    model = Function(lambda x: torch.gather(x, 1, (x > 0).long()))
+
+    with pytest.raises(UnsupportedOperatorError, match=r"gather.*assume_dynamic_shape_support=True"):
+        convert(model, [Input(((1, 2, 4), 3))])
+
+
 def test_what_tensorrt_itself_refuses_comes_with_its_words():
     with pytest.raises(ConversionError) as caught:
         convert(Function(lambda x: (x.float() * 2).to(torch.int16) + 1), [Input((2, 2))])
@@ -240,7 +247,7 @@ def test_model_of_another_kind():
 
 
 def test_tolerance():
-    from mlflow_trt.convert.core import _tolerance
+    from mlflow_trt.conversion.core import _tolerance
     from mlflow_trt.parity import default_tolerance
 
     assert _tolerance(None, "fp16") == default_tolerance("fp16")

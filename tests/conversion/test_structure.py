@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the conversion extra")
 
 from mlflow_trt import Input
-from mlflow_trt.convert import structure
-from mlflow_trt.convert.arguments import parse
-from mlflow_trt.convert.program import export
+from mlflow_trt.conversion import structure
+from mlflow_trt.conversion.arguments import parse
+from mlflow_trt.conversion.program import export
 from mlflow_trt.errors import ConversionError, SettingError
 from mlflow_trt.manifest import Branch, ConstantLeaf, InputLeaf, TensorLeaf
 

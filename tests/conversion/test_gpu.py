@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch", reason="needs the conversion extra")
 
 import mlflow_trt
 from mlflow_trt import Input
-from mlflow_trt.convert import core
-from mlflow_trt.convert.precision import prepare
-from mlflow_trt.convert.structure import computed_outputs
+from mlflow_trt.conversion import core
+from mlflow_trt.conversion.precision import prepare
+from mlflow_trt.conversion.structure import computed_outputs
 
 from .models import Attention, Cnn
 

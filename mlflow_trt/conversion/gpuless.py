@@ -179,7 +179,7 @@ def _run(folder: Path, timeout: float | None, listener: ProgressListener | None)
     log = folder / "stderr"
     with log.open("wb") as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-m", "mlflow_trt.convert._child", str(folder)],
+            [sys.executable, "-m", "mlflow_trt.conversion._child", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -12,11 +12,11 @@ torch = pytest.importorskip("torch", reason="needs the conversion extra")
 from torch import nn
 
 from mlflow_trt import Input
-from mlflow_trt.convert import interface
-from mlflow_trt.convert.arguments import parse
-from mlflow_trt.convert.precision import prepare
-from mlflow_trt.convert.program import export, flatten, placeholder_values
-from mlflow_trt.convert.structure import computed_outputs
+from mlflow_trt.conversion import interface
+from mlflow_trt.conversion.arguments import parse
+from mlflow_trt.conversion.precision import prepare
+from mlflow_trt.conversion.program import export, flatten, placeholder_values
+from mlflow_trt.conversion.structure import computed_outputs
 
 from .models import Attention, Cnn, Function, Islands, Nested, Two
 
@@ -175,3 +175,27 @@ def test_shapes_keep_the_exports_symbols():
     ]
     assert sizes[0] == sizes[1]
     assert half.inputs == ("ids", "mask")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_biased_batch_product_is_written_out(scaled):
+    """``nn.MultiheadAttention`` with a padding mask has one; PyTorch's own decomposition computes it in float32."""
+    numbers = {"beta": 0.5, "alpha": 2.0} if scaled else {}
+
+    class Biased(torch.nn.Module):
+        def forward(self, x, y):
+            return torch.baddbmm(x[:, :1], x, y, **numbers)
+
+    model = Biased()
+    x, y = torch.randn(3, 4, 6), torch.randn(3, 6, 6)
+    program, half = prepared(model, [Input(((1, 3, 8), (2, 4, 8), 6)), Input(((1, 3, 8), 6, 6))], torch.float16)
+
+    (actual,) = run(half.program, x, y)
+
+    assert relative(actual, run(program, x, y)) < 2e-3
+    decomposed = half.program.run_decompositions({torch.ops.aten.baddbmm.default: _float32_baddbmm})
+    assert dtypes_of(decomposed, "bmm") == {torch.float16}
+
+
+def _float32_baddbmm(added, left, right, *, beta=1, alpha=1):
+    return (beta * added.float() + alpha * torch.bmm(left.float(), right.float())).to(added.dtype)

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the conversion extra")
 
 from mlflow_trt import Input
-from mlflow_trt.convert.arguments import Spec, parse
+from mlflow_trt.conversion.arguments import Spec, parse
 from mlflow_trt.errors import SettingError
 
 from .models import Cnn, Nested, Two

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,6 +142,8 @@ class _Watch:
         self.network = Network()
         self.messages: list[str] = []
         self.missing: tuple[str, ...] = ()
+        self.static_only: tuple[str, ...] = ()
+        """Those of them whose converter is only not declared for dynamic sizes."""
         self.error: BaseException | None = None
         self.node: str | None = None
         self.interrupted = False
@@ -150,13 +152,19 @@ class _Watch:
         """Makes one error of what upstream hides: 2.11 fails with a NameError, 2.14 with "returned None"."""
         if self.missing:
             listed = "\n".join(f"  {operator}" for operator in self.missing)
+            dynamic = (
+                f"; {', '.join(self.static_only)}: has a converter that is not declared for dynamic sizes, so give the "
+                "inputs fixed sizes, or try assume_dynamic_shape_support=True and look at the parity check"
+                if self.static_only
+                else ""
+            )
             return UnsupportedOperatorError(
                 f"The model has {len(self.missing)} operators that Torch-TensorRT cannot convert:\n{listed}",
                 "operators with a converter: an engine is the whole model (require_full_compilation), so none can be "
                 "left to PyTorch",
                 "replace these operators, register a converter "
                 "(torch_tensorrt.dynamo.conversion.dynamo_tensorrt_converter), or move them out of the model, before "
-                "or after the engine",
+                f"or after the engine{dynamic}",
                 self.missing,
             )
         cause = self.error or error
@@ -225,10 +233,11 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of the missing operators, which become an error below
                     super().__init__(*args, **kwargs)
-                missing = sorted({operator.split(" ", 1)[-1] for operator in self.validate_conversion()})
-                # Python's getitem has a converter of its own; it is listed where its operand's producer has none.
-                watch.missing = tuple(m for m in missing if not m.startswith("_operator.")) or tuple(missing)
+                watch.missing = _named(self.validate_conversion())
                 if watch.missing:
+                    self.compilation_settings.assume_dynamic_shape_support = True
+                    still = _named(self.validate_conversion())
+                    watch.static_only = tuple(operator for operator in watch.missing if operator not in still)
                     raise RuntimeError("operators without a converter")
             except Exception as error:
                 watch.error = watch.error or error
@@ -307,6 +316,13 @@ def _own_output(trt: Any, net: Any, tensor: Any, value: Any, dtype: Any, taken: 
     if tensor.dtype != wanted:
         return net.add_cast(tensor, wanted).get_output(0)
     return net.add_identity(tensor).get_output(0) if tensor.name in taken else tensor
+
+
+def _named(operators: Iterable[str]) -> tuple[str, ...]:
+    """Operators' own names, of upstream's ``call_function torch.ops.aten.gather.default``."""
+    names = sorted({operator.split(" ", 1)[-1] for operator in operators})
+    # Python's getitem has a converter of its own; it is listed where its operand's producer has none.
+    return tuple(name for name in names if not name.startswith("_operator.")) or tuple(names)
 
 
 def _profiles(builder: Any, job: Job) -> list[Any]:

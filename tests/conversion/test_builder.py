@@ -14,18 +14,18 @@ pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
 
 SCRIPT = """
 import json, sys
-from mlflow_trt.convert import _child
+from mlflow_trt.conversion import _child
 _child._pretend_gpu()
 _child._without_runtime()
 sys.path.insert(0, {tests!r})
 import torch
 from mlflow_trt import Input
-from mlflow_trt.convert import interface
-from mlflow_trt.convert.arguments import parse
-from mlflow_trt.convert.builder import BindingSpec, Job, build
-from mlflow_trt.convert.precision import prepare
-from mlflow_trt.convert.program import export, flatten, placeholder_values
-from mlflow_trt.convert.structure import computed_outputs
+from mlflow_trt.conversion import interface
+from mlflow_trt.conversion.arguments import parse
+from mlflow_trt.conversion.builder import BindingSpec, Job, build
+from mlflow_trt.conversion.precision import prepare
+from mlflow_trt.conversion.program import export, flatten, placeholder_values
+from mlflow_trt.conversion.structure import computed_outputs
 from convert.models import Nested
 
 pair = {{"m": Input(((1, 2, 4), 3)), "n": Input(((1, 2, 4), 3))}}

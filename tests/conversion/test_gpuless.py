@@ -18,7 +18,7 @@ pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
 
 import mlflow_trt
 from mlflow_trt import Input
-from mlflow_trt.convert import gpuless
+from mlflow_trt.conversion import gpuless
 from mlflow_trt.errors import ConversionError, SettingError
 
 from .models import Cnn
@@ -60,7 +60,7 @@ def children_of(process):
 def is_builder(process):
     try:
         with open(f"/proc/{process}/cmdline") as file:
-            return "mlflow_trt.convert._child" in file.read()
+            return "mlflow_trt.conversion._child" in file.read()
     except OSError:
         return False
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.export import Dim
 
 from mlflow_trt import Input
-from mlflow_trt.convert.arguments import parse
-from mlflow_trt.convert.program import export, flatten, refuse_mutation
-from mlflow_trt.convert.shapes import check_shapes
+from mlflow_trt.conversion.arguments import parse
+from mlflow_trt.conversion.program import export, flatten, refuse_mutation
+from mlflow_trt.conversion.shapes import check_shapes
 from mlflow_trt.errors import ConversionError, SettingError
 
 from .models import Cnn, Counter, Function, Nested, Two

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the conversion extra")
 
-from mlflow_trt.convert import settings
+from mlflow_trt.conversion import settings
 from mlflow_trt.errors import SettingError
 
 
@@ -21,9 +21,7 @@ def test_reading_them_does_not_import_torch_tensorrt():
     import subprocess
     import sys
 
-    code = (
-        "import sys; from mlflow_trt.convert import settings; settings.known(); print('torch_tensorrt' in sys.modules)"
-    )
+    code = "import sys; from mlflow_trt.conversion import settings; settings.known(); print('torch_tensorrt' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -93,7 +93,7 @@ def parse(model: torch.nn.Module | ExportedProgram, inputs: object, kwarg_inputs
 
     Args:
         model: For the names of its parameters, and for an exported program that was given no inputs.
-        inputs: A sequence of inputs, or one; see :func:`mlflow_trt.convert.convert`.
+        inputs: A sequence of inputs, or one; see :func:`mlflow_trt.convert`.
         kwarg_inputs: Inputs by name.
 
     Raises:
