@@ -21,7 +21,12 @@ def test_reading_them_does_not_import_torch_tensorrt():
     import subprocess
     import sys
 
-    code = "import sys; from mlflow_trt.conversion import settings; settings.known(); print('torch_tensorrt' in sys.modules)"
+    code = """
+import sys
+from mlflow_trt.conversion import settings
+settings.known()
+print('torch_tensorrt' in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
