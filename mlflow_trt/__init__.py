@@ -10,7 +10,6 @@ Every name is resolved at first use: importing this package imports neither torc
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,10 +76,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(name for name in _HOME if not name.startswith("_"))
 
-try:
-    __version__ = version("mlflow-trt")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
@@ -19,7 +18,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 
-from . import _mlflow, evidence, foreign
+from . import __version__, _mlflow, evidence, foreign
 from . import plan as _plan
 from .errors import SettingError, StoreError, TrtError
 from .loading import MODEL_CONFIG
@@ -58,7 +57,7 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
     for record in manifest.plans if manifest else ():
         releases.setdefault(record.runtime, record.release)
     runtimes = [f"{_PACKAGES[runtime]}=={release}" for runtime, release in releases.items()]
-    return [f"mlflow-trt=={version('mlflow-trt')}", f"numpy=={np.__version__}", *runtimes]
+    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *runtimes]
 
 
 def signature(interface: Interface) -> ModelSignature:

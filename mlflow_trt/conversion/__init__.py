@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..errors import SettingError
+
 if TYPE_CHECKING:
     from .core import convert as convert
 
@@ -23,7 +25,15 @@ __all__ = ["convert"]
 def __getattr__(name: str) -> Any:
     # Lazily: the building child is a module of this package, and must come before torch's first use.
     if name == "convert":
-        from .core import convert
-
+        try:
+            from .core import convert
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise SettingError(
+                "torch is not installed, and converting needs it.",
+                "the conversion extra",
+                'pip install "mlflow-trt[convert-rtx]" (or "mlflow-trt[convert]" for the full TensorRT)',
+            ) from error
         return convert
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
