@@ -221,21 +221,40 @@ def inspect(model: str, as_json: bool) -> None:
 
 
 @main.command(short_help="Tell which plans load on a machine, and why others don't.")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option(
     "--host",
     "hosts",
     multiple=True,
     help="Another machine, such as tensorrt_rtx==1.6.1.120,sm_89; repeatable.  [default: this machine]",
 )
+@click.option("--fleet", type=click.Path(path_type=Path), help="A YAML file of machines: NAME: TEXT, as for --host.")
+@click.option(
+    "--upgrade",
+    metavar="RUNTIME==RELEASE",
+    help="Tell what this upgrade would break, over all registered models; with --fleet, on these machines.",
+)
 @_json
-def check(model: str, hosts: tuple[str, ...], as_json: bool) -> None:
+def check(model: str | None, hosts: tuple[str, ...], fleet: Path | None, upgrade: str | None, as_json: bool) -> None:
     """Tell which plans of a model load on a machine, and why the others don't. Reads only its manifest.
 
-    The exit status is 1 if no plan loads on one of the machines.
+    With --upgrade, no MODEL: of each registered model the versions count that an alias names, or else the newest.
+
+    The exit status is 1 if no plan loads on one of the machines, or if the upgrade would break something.
     """
+    if (model is None) == (upgrade is None):
+        raise click.UsageError("Give a MODEL, or --upgrade for all registered models.")
+    if hosts and (fleet or upgrade):
+        raise click.UsageError("--host can't be combined with --fleet or --upgrade.")
     import mlflow_trt
 
+    if upgrade is not None:
+        _check_upgrade(upgrade, fleet, as_json)
+        return
+    assert model is not None
+    if fleet is not None:
+        _check_fleet(model, fleet, as_json)
+        return
     with _results() as stdout:
         reports = [mlflow_trt.check(model, host) for host in hosts or (None,)]
         if as_json:
@@ -246,6 +265,135 @@ def check(model: str, hosts: tuple[str, ...], as_json: bool) -> None:
             _print(stdout, *(tables.of_report(report) for report in reports))
     if any(report.accepted is None for report in reports):
         sys.exit(1)
+
+
+def _check_fleet(model: str, fleet: Path, as_json: bool) -> None:
+    import mlflow_trt
+
+    with _results() as stdout:
+        reports = mlflow_trt.check_fleet(model, fleet)
+        if as_json:
+            _print_json(stdout, {"model": model, "hosts": {name: r.to_dict() for name, r in reports.items()}})
+        else:
+            from .registry import tables
+
+            _print(stdout, tables.of_fleet(reports))
+    if any(report.accepted is None for report in reports.values()):
+        sys.exit(1)
+
+
+def _check_upgrade(upgrade: str, fleet: Path | None, as_json: bool) -> None:
+    import mlflow_trt
+
+    with _results() as stdout:
+        changes = mlflow_trt.check_upgrade(upgrade, fleet=fleet)
+        if as_json:
+            _print_json(stdout, {"upgrade": upgrade, "changes": [vars(change) for change in changes]})
+        else:
+            from .registry import tables
+
+            _print(stdout, tables.of_changes(upgrade, changes))
+    if any(change.broken for change in changes):
+        sys.exit(1)
+
+
+@main.command(short_help="Give a version an alias if it passes the gates.")
+@click.argument("name")
+@click.argument("version")
+@click.option("--alias", default="champion", show_default=True)
+@click.option("--target", "targets", multiple=True, help="A machine it must load on, as for check --host; repeatable.")
+@click.option("--fleet", type=click.Path(path_type=Path), help="A YAML file of machines that it must load on.")
+@click.option("--latency-ratio", default=1.05, show_default=True, help="How much slower than the holder it may be.")
+@click.option("--latency-seconds", default=60.0, show_default=True, help="The longest time to measure latency.")
+@click.option("--device", default=0, show_default=True, help="Index of the GPU.")
+@click.option(
+    "--allow-not-measured",
+    "allowed",
+    multiple=True,
+    metavar="GATE",
+    help="A gate that need not be measured, such as parity on a machine without a GPU; repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Only ask the gates: write nothing, move nothing.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report here too, as a page.")
+@_json
+def promote(
+    name: str,
+    version: str,
+    alias: str,
+    targets: tuple[str, ...],
+    fleet: Path | None,
+    latency_ratio: float,
+    latency_seconds: float,
+    device: int,
+    allowed: tuple[str, ...],
+    dry_run: bool,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Give a version of a registered model an alias, if it passes the gates; the report is kept with the model.
+
+    The exit status is 1 if a gate refuses it, or if somebody else moves the alias meanwhile.
+    """
+    import mlflow_trt
+
+    from .registry import gates
+
+    with _results() as stdout:
+        chosen = gates.default(
+            targets=targets, fleet=fleet, max_ratio=latency_ratio, seconds=latency_seconds, device=device
+        )
+        unknown = set(allowed) - {gate.name for gate in chosen}
+        if unknown:
+            raise click.UsageError(f"There is no gate {', '.join(sorted(unknown))}.")
+        report = mlflow_trt.promote(name, version, alias, chosen, dry_run, allow_not_measured=allowed)
+        if html is not None:
+            html.write_text(report.to_html(), encoding="utf-8")
+        if as_json:
+            _print_json(stdout, report.to_dict())
+        else:
+            from .registry import tables
+
+            _print(stdout, tables.of_promotion(report))
+    if not report.ok:
+        sys.exit(1)
+
+
+@main.command(short_help="Give an alias back to the version that held it before.")
+@click.argument("name")
+@click.option("--alias", default="champion", show_default=True)
+@_json
+def rollback(name: str, alias: str, as_json: bool) -> None:
+    """Give an alias of a registered model back to the version that held it before; again, to the one before that."""
+    import mlflow_trt
+
+    with _results() as stdout:
+        report = mlflow_trt.rollback(name, alias)
+        if as_json:
+            _print_json(stdout, report.to_dict())
+        else:
+            from .registry import tables
+
+            _print(stdout, tables.of_promotion(report))
+    if not report.ok:
+        sys.exit(1)
+
+
+@main.command(short_help="Show the moves of an alias.")
+@click.argument("name")
+@click.option("--alias", default="champion", show_default=True)
+@_json
+def history(name: str, alias: str, as_json: bool) -> None:
+    """Show all moves of an alias of a registered model: who, when, from, to, and where the evidence is."""
+    from .registry import history as moves_of
+
+    with _results() as stdout:
+        moves = moves_of(name, alias)
+        if as_json:
+            _print_json(stdout, [vars(move) for move in moves])
+        else:
+            from .registry import tables
+
+            _print(stdout, tables.of_moves(name, alias, moves))
 
 
 @main.command(short_help="Measure a model's parity and latency here.")

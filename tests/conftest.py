@@ -17,6 +17,7 @@ pytest_plugins = ["plans"]
 SERVER_FIXTURES = {"tracking_server", "s3_server", "tracking_server_s3_proxied", "tracking_server_s3_direct"}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips GPU tests where there is no GPU; keeps tests of servers in one worker, so that each is started once."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]

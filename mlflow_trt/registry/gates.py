@@ -27,7 +27,7 @@ from ..plan import check_length, folder_name, read_header
 from ..runtime import compatibility, host
 from . import contract, fleet
 from .accuracy import Accuracy
-from .case import Case, Gate, Subject
+from .case import Case, Subject
 from .latency import Latency
 from .verdicts import Chart, Mark, Table, Verdict
 
@@ -36,17 +36,28 @@ __all__ = ["Accuracy", "Compatibility", "Contract", "Integrity", "Latency", "Par
 DIGEST_TAG = "mlflow_trt.digest"
 
 
-def default(*, targets: Iterable[Host | str] = (), fleet: str | Path | None = None) -> list[Gate]:
+def default(
+    *,
+    targets: Iterable[Host | str] = (),
+    fleet: str | Path | None = None,
+    max_ratio: float = 1.05,
+    seconds: float = 60.0,
+    device: int = 0,
+) -> list[Any]:
     """The gates that are asked when none are given: integrity, contract, parity, latency.
 
     Args:
         targets: Machines the version must load on, such as ``"tensorrt_rtx==1.6.1.120,sm_89"``: adds the gate of
             compatibility.
         fleet: A YAML file of such machines, see :func:`mlflow_trt.registry.fleet.read`.
+        max_ratio: How much slower than the present holder it may be.
+        seconds: The longest time to measure latency.
+        device: Index of the GPU.
     """
     targets = list(targets)
-    where: list[Gate] = [Compatibility(targets, fleet)] if targets or fleet else []
-    return [Integrity(), *where, Contract(), Parity(), Latency()]
+    where = [Compatibility(targets, fleet)] if targets or fleet else []
+    latency = Latency(max_ratio=max_ratio, seconds=seconds, device=device)
+    return [Integrity(), *where, Contract(), Parity(device=device), latency]
 
 
 @dataclass(frozen=True)

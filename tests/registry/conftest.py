@@ -18,16 +18,17 @@ from servers import Postgres, Server
 import mlflow_trt
 from mlflow_trt.registry import ledger
 
-_FIXTURES = {"registry", "sqlite_server", "postgres_server", "postgres"}
 _numbers = itertools.count(1)
 _shared: dict[str, tuple[str, str]] = {}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps tests of one server in one worker, so that each server is started once."""
     for item in items:
-        if _FIXTURES & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("registries"))
+        database = getattr(item, "callspec", None) and item.callspec.params.get("registry")
+        if database and "registry" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(f"registry-{database}"))
 
 
 @pytest.fixture(scope="session")
