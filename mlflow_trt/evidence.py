@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
     client.log_text(run_id, manifest.to_json(), f"{folder}/manifest.json")
     if measurements.layers:
         client.log_text(run_id, _csv(measurements.layers), f"{folder}/layers.csv")
-    if measurements.latency_by_batch:
+    if measurements.latency_by_batch and find_spec("matplotlib"):  # the light runtime has none
         client.log_figure(run_id, latency_figure(measurements.latency_by_batch), f"{folder}/latency_by_batch.png")
 
 
