@@ -151,20 +151,23 @@ class _Watch:
     def explain(self, error: Exception) -> ConversionError:
         """Makes one error of what upstream hides: 2.11 fails with a NameError, 2.14 with "returned None"."""
         if self.missing:
+            count = f"{len(self.missing)} operator" + "s" * (len(self.missing) != 1)
             listed = "\n".join(f"  {operator}" for operator in self.missing)
-            dynamic = (
+            hint = (
                 f"; {', '.join(self.static_only)}: has a converter that is not declared for dynamic sizes, so give the "
                 "inputs fixed sizes, or try assume_dynamic_shape_support=True and look at the parity check"
                 if self.static_only
                 else ""
             )
+            if any("scaled_dot_product" in operator for operator in self.missing):
+                hint += "; try decompose_attention=True, which takes attention apart"
             return UnsupportedOperatorError(
-                f"The model has {len(self.missing)} operators that Torch-TensorRT cannot convert:\n{listed}",
+                f"The model has {count} that Torch-TensorRT cannot convert:\n{listed}",
                 "operators with a converter: an engine is the whole model (require_full_compilation), so none can be "
                 "left to PyTorch",
                 "replace these operators, register a converter "
                 "(torch_tensorrt.dynamo.conversion.dynamo_tensorrt_converter), or move them out of the model, before "
-                f"or after the engine{dynamic}",
+                f"or after the engine{hint}",
                 self.missing,
             )
         cause = self.error or error
@@ -179,31 +182,44 @@ class _Watch:
 
 
 class _Messages(logging.Handler):
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.messages = messages
+    """Keeps TensorRT's own error messages."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__(logging.ERROR)
+        self.watch = watch
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
-            self.messages.append(record.getMessage().strip()[:500])
+        self.watch.messages.append(record.getMessage().strip()[:500])
+
+
+class _Swallowed(logging.Handler):
+    """Keeps the exception that 2.11 only logs, to fail with an UnboundLocalError after it."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__(logging.ERROR)
+        self.watch = watch
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and self.watch.error is None:
+            self.watch.error = record.exc_info[1]
 
 
 @contextlib.contextmanager
 def _captured(watch: _Watch) -> Iterator[None]:
     """Reads TensorRT's own messages, and keeps upstream's dump of the whole graph off the user's screen."""
     logger = logging.getLogger(_TENSORRT_LOGGER)
-    handler = _Messages(watch.messages)
+    handler = _Messages(watch)
     compiler = logging.getLogger("torch_tensorrt.dynamo._compiler")
     propagates, compiler_propagates = logger.propagate, compiler.propagate
     logger.addHandler(handler)
-    silent = logging.NullHandler()
-    compiler.addHandler(silent)
+    swallowed = _Swallowed(watch)
+    compiler.addHandler(swallowed)
     logger.propagate = compiler.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        compiler.removeHandler(silent)
+        compiler.removeHandler(swallowed)
         logger.propagate, compiler.propagate = propagates, compiler_propagates
 
 

@@ -183,7 +183,7 @@ def _run(folder: Path, timeout: float | None, listener: ProgressListener | None)
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=_environment(),
+            env=_environment(folder),
             start_new_session=True,  # Ctrl-C is for this process, which then ends the child
         )
     lines: queue.Queue[bytes | None] = queue.Queue()
@@ -267,10 +267,19 @@ def _tail(log: Path, lines: int = 12) -> str:
     return "\nIts last words:\n  " + "\n  ".join(last) if last else ""
 
 
-def _environment() -> dict[str, str]:
-    """The child's environment: no GPU, so that the build is the same everywhere, and this package to be found."""
+def _environment(folder: Path) -> dict[str, str]:
+    """The child's environment: no GPU, so that the build is the same everywhere, and this package to be found.
+
+    Torch-TensorRT makes folders for caches at import: in the child's own folder they go when it goes.
+    """
     import os
 
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(folder),
+    }

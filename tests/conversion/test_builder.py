@@ -26,7 +26,7 @@ from mlflow_trt.conversion.builder import BindingSpec, Job, build
 from mlflow_trt.conversion.precision import prepare
 from mlflow_trt.conversion.program import export, flatten, placeholder_values
 from mlflow_trt.conversion.structure import computed_outputs
-from convert.models import Nested
+from conversion.models import Nested
 
 pair = {{"m": Input(((1, 2, 4), 3)), "n": Input(((1, 2, 4), 3))}}
 kwargs = {{"ids": Input(((1, 4, 8),), "int64"), "mask": Input(((1, 4, 8), 6), "bool")}}
