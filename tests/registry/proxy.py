@@ -55,6 +55,9 @@ def proxy(upstream: str) -> Iterator[Proxy]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # One packet for an answer: headers alone would wait for the client's delayed acknowledgement, 40 ms each.
+        wbufsize = -1
+        disable_nagle_algorithm = True
 
         def serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
