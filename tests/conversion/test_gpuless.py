@@ -35,13 +35,18 @@ except ConversionError as error:
 """
 
 
+@pytest.fixture(autouse=True)
+def _torchs_own_cache(tmp_path, monkeypatch):
+    """torch makes it at a process's first export, by default among the temporary files that are counted here."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
     """The folder for temporary files, which must be empty again afterwards."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch makes it at its first export
     yield folder
     assert list(folder.iterdir()) == []
 
