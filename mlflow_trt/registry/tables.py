@@ -67,8 +67,10 @@ def of_changes(upgrade: str, changes: Sequence[Change]) -> RenderableType:
     for c in changes:
         verdict = Text(c.verdict, styles.get(c.verdict, ""))
         table.add_row(c.name, c.version, ", ".join(c.aliases), c.host, verdict, Text(c.reason))
-    broken = [f"{c.name}/{c.version}" for c in changes if c.broken]
-    end = f"{len(set(broken))} versions would break." if broken else "Nothing would break."
+    broken = {(c.name, c.version) for c in changes if c.broken}
+    end = "Nothing would break."
+    if broken:
+        end = f"{len(broken)} version{'s' if len(broken) > 1 else ''} would break, or can't be read."
     return Group(table, Text(end, style=_BAD if broken else _GOOD))
 
 

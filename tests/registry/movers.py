@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,15 @@ CONTEXT.set_forkserver_preload(
     ["mlflow", "mlflow_trt.registry.promotion", "mlflow.store.artifact.mlflow_artifacts_repo"]
 )
 
+NOT_PROMOTED = 3
+"""Exit status of a child that was refused or lost."""
+
 
 def start(target: Any, uri: str, *arguments: Any) -> Any:
     """Starts a child that is a client of ``uri``."""
     env = {name: os.environ[name] for name in ("MLFLOW_TRT_CACHE",)}
-    env |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    # MLflow's own default is 7. Its server on PostgreSQL answers 503 now and then when several write at once.
+    env |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5"}
     process = CONTEXT.Process(target=_run, args=(target, env, *arguments), daemon=True)
     process.start()
     return process
@@ -36,7 +41,7 @@ def _run(target: Any, env: Mapping[str, str], *arguments: Any) -> None:
 def promote(name: str, version: str, alias: str) -> None:
     import mlflow_trt
 
-    mlflow_trt.promote(name, version, alias, gates=[])
+    sys.exit(0 if mlflow_trt.promote(name, version, alias, gates=[]).ok else NOT_PROMOTED)
 
 
 def rollback(name: str, alias: str) -> None:

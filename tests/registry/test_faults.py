@@ -186,6 +186,30 @@ def test_of_several_at_once_exactly_one_wins_and_the_others_say_why(registry, ve
     assert registry.claims() == []
 
 
+def test_a_claim_that_comes_late_is_void(registry, versions, between):
+    """It is held just before it claims the move; meanwhile another claims, makes and finishes it."""
+    held, release = threading.Event(), threading.Event()
+
+    def hold(request):
+        if request.path.endswith("/registered-models/create") and not held.is_set():
+            held.set()
+            release.wait(60)
+        return "forward"
+
+    between.rule = hold
+    late = movers.start(movers.promote, between.uri, registry.name, versions[0], "champion")
+    assert held.wait(60)
+
+    assert promote(registry, versions[1]).promoted
+    release.set()
+    late.join(60)
+
+    assert late.exitcode == movers.NOT_PROMOTED
+    assert registry.holder() == versions[1]
+    assert [m.to_version for m in registry.state().moves] == [versions[1]]
+    assert registry.claims() == []
+
+
 def test_a_process_that_slept_does_not_bring_back_what_was_replaced(registry, versions, between):
     """It is held just before it sets the alias; meanwhile another finishes its move and makes the next."""
     held, release = threading.Event(), threading.Event()
