@@ -179,7 +179,7 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
         step: The run's step.
     """
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param, RunTag
     from mlflow.utils.time import get_current_time_millis
 
     client = MlflowClient()
@@ -195,11 +195,13 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
         )
         for row in measurements.latency_by_batch
     ]
-    client.log_batch(run_id, metrics=[*figures, *rows])
-    for key, value in params(manifest).items():
-        _log_param(client, run_id, key, value)
-    for key, value in tags(manifest).items():
-        client.set_tag(run_id, key, value)
+    _log_batch(
+        client,
+        run_id,
+        [*figures, *rows],
+        [Param(key, value) for key, value in params(manifest).items()],
+        [RunTag(key, value) for key, value in tags(manifest).items()],
+    )
     folder = f"mlflow_trt/{info.model_id}"
     client.log_text(run_id, manifest.to_json(), f"{folder}/manifest.json")
     if measurements.layers:
@@ -225,14 +227,18 @@ def latency_figure(rows: Sequence[Mapping[str, float]]) -> Any:
     return figure
 
 
-def _log_param(client: Any, run_id: str, key: str, value: str) -> None:
+def _log_batch(client: Any, run_id: str, metrics: list[Any], params: list[Any], tags: list[Any]) -> None:
+    """Logs everything in one request, since a store may take a transaction for each."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.log_param(run_id, key, value)
+        client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
     except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
         # A run's parameters never change: a second model of another make in the same run keeps its own on the model.
-        _logger.debug("The run already has another %s: %s", key, error)
+        _logger.debug("The run already has other parameters: %s", error)
+        client.log_batch(run_id, metrics=metrics, tags=tags)
 
 
 def _profile_text(profile: _manifest.Profile) -> str:
