@@ -62,6 +62,7 @@ def benchmark(
             "measure the engine with inputs of your own through mlflow_trt.load_model",
         )
     tensors = plan.read_golden(model.fetch([golden.inputs, golden.outputs]), golden)
+    plan_digest: str | None = None
     with loading.load_model(model_uri, device=device, backend=backend) as engine:
         latency = measure.measure_latency(engine, tensors, runs)
         if backend == "reference":
@@ -70,11 +71,12 @@ def benchmark(
             record = cast("TensorRTEngine", engine).record
             tolerance = record.parity.tolerance or default_tolerance(record.precision.requested)
             parity = measure.measure_parity(engine, tensors, tolerance)
-    logged_to = _log(str(model_uri), parity, latency) if backend == "tensorrt" else None
+            plan_digest = record.file.sha256
+    logged_to = _log(str(model_uri), plan_digest, parity, latency) if plan_digest else None
     return BenchmarkReport(model.manifest, parity, latency, backend, logged_to)
 
 
-def _log(model_uri: str, parity: Parity, latency: Latency) -> str | None:
+def _log(model_uri: str, plan_digest: str, parity: Parity, latency: Latency) -> str | None:
     if store.local_folder(model_uri) is not None:
         return None
     from mlflow import MlflowClient
@@ -94,6 +96,6 @@ def _log(model_uri: str, parity: Parity, latency: Latency) -> str | None:
         client.log_batch(
             run_id, metrics=[Metric(k, v, now, 0, model_id=info.model_id, run_id=run_id) for k, v in figures.items()]
         )
-        text = f'{{"parity": {parity.model_dump_json()}, "latency": {latency.model_dump_json()}}}\n'
-        client.log_text(run_id, text, f"mlflow_trt/{info.model_id}/benchmark.json")
+        found = {"plan": plan_digest, "parity": parity.model_dump(), "latency": latency.model_dump()}
+        client.log_dict(run_id, found, f"mlflow_trt/{info.model_id}/benchmark.json")
     return run_id
