@@ -85,7 +85,7 @@ class PromotionReport:
         return {
             "promoted": f"{target} is {self.alias} now{before}.",
             "rolled back": f"{there} is version {self.version} again{before}.",
-            "accepted": f"{target} passes every gate for {self.alias}; nothing was moved.",
+            "accepted": f"{target} passes every gate for {self.alias}; the alias has not moved yet.",
             "refused": f"{target} is refused as {self.alias}: "
             + ", ".join(v.gate for v in self.verdicts if v.blocks)
             + ".",

@@ -57,7 +57,7 @@ def test_a_dry_run_and_a_target(registry, versions):
     loads, does_not = run(*arguments, forged.HERE), run(*arguments, "tensorrt_rtx==1.4.0.76,sm_89")
 
     assert (loads.exit_code, does_not.exit_code) == (0, 1)
-    assert "passes every gate for champion; nothing was moved" in loads.stdout
+    assert "passes every gate for champion; the alias has not moved yet" in loads.stdout
     assert "tensorrt_rtx 1.4.0.76 is installed" in does_not.stdout
     assert registry.holder() is None
 
