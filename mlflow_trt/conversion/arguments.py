@@ -137,7 +137,7 @@ def _leaf(value: Any, where: str) -> Any:
     if isinstance(value, Input):
         return Spec(value.ranges, getattr(torch, value.dtype), name=value.name)
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = torch.from_numpy(np.asarray(value, order="C"))
     if isinstance(value, torch.Tensor):
         dtype_name(value.dtype)
         shape = tuple(value.shape)

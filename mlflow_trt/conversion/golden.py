@@ -185,4 +185,4 @@ def _array(value: Any) -> np.ndarray:
     value = value.detach().cpu()
     if value.dtype in (torch.bfloat16, torch.float64):
         value = value.float()
-    return np.ascontiguousarray(value.numpy())
+    return np.asarray(value.numpy(), order="C")  # np.ascontiguousarray would give a scalar a dimension

@@ -74,6 +74,11 @@ def test_sizes():
     assert [tensors.outputs[f"0.{point}/output1"] for point in ("min", "opt", "max")] == [1, 2, 5]
 
 
+def test_scalars_have_no_dimension():
+    tensors = computed(Function(lambda x: x.sum()), [Input((2, 4))])
+    assert tensors.outputs["0.opt/output0"].shape == ()
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
