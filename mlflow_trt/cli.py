@@ -7,22 +7,20 @@ Exit status: 0, 1 (an error of this package or MLflow, or "no" to what was asked
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
+from . import __version__, terminal
+from .cli_promotion import history, promote, rollback
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 
@@ -53,7 +51,9 @@ def main() -> None:
     """
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+main.add_command(promote)
+main.add_command(rollback)
+main.add_command(history)
 
 
 def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +120,7 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
     help="A new folder (the model in MLflow's format), or a file *.engine or *.plan (the bare engine).",
 )
 @_conversion
-@_json
+@terminal.json_option
 def convert(source: str, output: Path, omit_program: bool, as_json: bool, conversion: dict[str, Any]) -> None:
     """Convert a PyTorch model to a TensorRT engine.
 
@@ -130,7 +130,7 @@ def convert(source: str, output: Path, omit_program: bool, as_json: bool, conver
 
     from . import specs
 
-    with _results() as stdout:
+    with terminal.results() as stdout:
         if not output.absolute().parent.is_dir():
             raise click.UsageError(f"There is no folder {output.absolute().parent}.")
         if output.suffix in ENGINE_SUFFIXES:
@@ -142,11 +142,11 @@ def convert(source: str, output: Path, omit_program: bool, as_json: bool, conver
             mlflow_trt.save_model(specs.load_source(source), output, program=_program(omit_program), **conversion)
             manifest = mlflow_trt.inspect(output)
         if as_json:
-            _print_json(stdout, {"output": str(output), "manifest": json.loads(manifest.to_json())})
+            terminal.show_json(stdout, {"output": str(output), "manifest": json.loads(manifest.to_json())})
         else:
             from . import tables
 
-            _print(stdout, tables.of_manifest(manifest), f"Written to {output}")
+            terminal.show(stdout, tables.of_manifest(manifest), f"Written to {output}")
 
 
 @main.command()
@@ -155,7 +155,7 @@ def convert(source: str, output: Path, omit_program: bool, as_json: bool, conver
 @click.option("--register", metavar="NAME", help="Register a version under this name.")
 @click.option("--alias", "aliases", multiple=True, help="An alias for the registered version; repeatable.")
 @_conversion
-@_json
+@terminal.json_option
 def log(
     source: str,
     name: str | None,
@@ -176,7 +176,7 @@ def log(
 
     from . import specs
 
-    with _results() as stdout:
+    with terminal.results() as stdout:
         model = Path(source) if specs.is_engine_or_folder(source) else specs.load_source(source)
         info = mlflow_trt.log_model(
             model, name, registered_model_name=register, program=_program(omit_program), **conversion
@@ -192,7 +192,7 @@ def log(
         manifest = mlflow_trt.inspect(info.model_uri)
         if as_json:
             logged = {"model_uri": info.model_uri, "model_id": info.model_id, "run_id": info.run_id}
-            _print_json(stdout, {**logged, "registered": registered, "manifest": json.loads(manifest.to_json())})
+            terminal.show_json(stdout, {**logged, "registered": registered, "manifest": json.loads(manifest.to_json())})
         else:
             from . import tables
 
@@ -200,24 +200,24 @@ def log(
             if registered:
                 lines.append(f"Registered as models:/{register}/{registered['version']}")
                 lines += [f"Alias models:/{register}@{alias}" for alias in aliases]
-            _print(stdout, tables.of_manifest(manifest), *lines)
+            terminal.show(stdout, tables.of_manifest(manifest), *lines)
 
 
 @main.command(short_help="Show what a model is.")
 @click.argument("model")
-@_json
+@terminal.json_option
 def inspect(model: str, as_json: bool) -> None:
     """Show what a model is: inputs, outputs, plans, measurements, files. Reads only its manifest."""
     import mlflow_trt
 
-    with _results() as stdout:
+    with terminal.results() as stdout:
         manifest = mlflow_trt.inspect(model)
         if as_json:
-            _print_json(stdout, json.loads(manifest.to_json()))
+            terminal.show_json(stdout, json.loads(manifest.to_json()))
         else:
             from . import tables
 
-            _print(stdout, tables.of_manifest(manifest))
+            terminal.show(stdout, tables.of_manifest(manifest))
 
 
 @main.command(short_help="Tell which plans load on a machine, and why others don't.")
@@ -234,7 +234,7 @@ def inspect(model: str, as_json: bool) -> None:
     metavar="RUNTIME==RELEASE",
     help="Tell what this upgrade would break, over all registered models; with --fleet, on these machines.",
 )
-@_json
+@terminal.json_option
 def check(model: str | None, hosts: tuple[str, ...], fleet: Path | None, upgrade: str | None, as_json: bool) -> None:
     """Tell which plans of a model load on a machine, and why the others don't. Reads only its manifest.
 
@@ -255,14 +255,14 @@ def check(model: str | None, hosts: tuple[str, ...], fleet: Path | None, upgrade
     if fleet is not None:
         _check_fleet(model, fleet, as_json)
         return
-    with _results() as stdout:
+    with terminal.results() as stdout:
         reports = [mlflow_trt.check(model, host) for host in hosts or (None,)]
         if as_json:
-            _print_json(stdout, {"model": model, "hosts": [report.to_dict() for report in reports]})
+            terminal.show_json(stdout, {"model": model, "hosts": [report.to_dict() for report in reports]})
         else:
             from . import tables
 
-            _print(stdout, *(tables.of_report(report) for report in reports))
+            terminal.show(stdout, *(tables.of_report(report) for report in reports))
     if any(report.accepted is None for report in reports):
         sys.exit(1)
 
@@ -270,14 +270,14 @@ def check(model: str | None, hosts: tuple[str, ...], fleet: Path | None, upgrade
 def _check_fleet(model: str, fleet: Path, as_json: bool) -> None:
     import mlflow_trt
 
-    with _results() as stdout:
+    with terminal.results() as stdout:
         reports = mlflow_trt.check_fleet(model, fleet)
         if as_json:
-            _print_json(stdout, {"model": model, "hosts": {name: r.to_dict() for name, r in reports.items()}})
+            terminal.show_json(stdout, {"model": model, "hosts": {name: r.to_dict() for name, r in reports.items()}})
         else:
             from .registry import tables
 
-            _print(stdout, tables.of_fleet(reports))
+            terminal.show(stdout, tables.of_fleet(reports))
     if any(report.accepted is None for report in reports.values()):
         sys.exit(1)
 
@@ -285,115 +285,16 @@ def _check_fleet(model: str, fleet: Path, as_json: bool) -> None:
 def _check_upgrade(upgrade: str, fleet: Path | None, as_json: bool) -> None:
     import mlflow_trt
 
-    with _results() as stdout:
+    with terminal.results() as stdout:
         changes = mlflow_trt.check_upgrade(upgrade, fleet=fleet)
         if as_json:
-            _print_json(stdout, {"upgrade": upgrade, "changes": [vars(change) for change in changes]})
+            terminal.show_json(stdout, {"upgrade": upgrade, "changes": [vars(change) for change in changes]})
         else:
             from .registry import tables
 
-            _print(stdout, tables.of_changes(upgrade, changes))
+            terminal.show(stdout, tables.of_changes(upgrade, changes))
     if any(change.broken for change in changes):
         sys.exit(1)
-
-
-@main.command(short_help="Give a version an alias if it passes the gates.")
-@click.argument("name")
-@click.argument("version")
-@click.option("--alias", default="champion", show_default=True)
-@click.option("--target", "targets", multiple=True, help="A machine it must load on, as for check --host; repeatable.")
-@click.option("--fleet", type=click.Path(path_type=Path), help="A YAML file of machines that it must load on.")
-@click.option("--latency-ratio", default=1.05, show_default=True, help="How much slower than the holder it may be.")
-@click.option("--latency-seconds", default=60.0, show_default=True, help="The longest time to measure latency.")
-@click.option("--device", default=0, show_default=True, help="Index of the GPU.")
-@click.option(
-    "--allow-not-measured",
-    "allowed",
-    multiple=True,
-    metavar="GATE",
-    help="A gate that need not be measured, such as parity on a machine without a GPU; repeatable.",
-)
-@click.option("--dry-run", is_flag=True, help="Only ask the gates: write nothing, move nothing.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report here too, as a page.")
-@_json
-def promote(
-    name: str,
-    version: str,
-    alias: str,
-    targets: tuple[str, ...],
-    fleet: Path | None,
-    latency_ratio: float,
-    latency_seconds: float,
-    device: int,
-    allowed: tuple[str, ...],
-    dry_run: bool,
-    html: Path | None,
-    as_json: bool,
-) -> None:
-    """Give a version of a registered model an alias, if it passes the gates; the report is kept with the model.
-
-    The exit status is 1 if a gate refuses it, or if somebody else moves the alias meanwhile.
-    """
-    import mlflow_trt
-
-    from .registry import gates
-
-    with _results() as stdout:
-        chosen = gates.default(
-            targets=targets, fleet=fleet, max_ratio=latency_ratio, seconds=latency_seconds, device=device
-        )
-        unknown = set(allowed) - {gate.name for gate in chosen}
-        if unknown:
-            raise click.UsageError(f"There is no gate {', '.join(sorted(unknown))}.")
-        report = mlflow_trt.promote(name, version, alias, chosen, dry_run, allow_not_measured=allowed)
-        if html is not None:
-            html.write_text(report.to_html(), encoding="utf-8")
-        if as_json:
-            _print_json(stdout, report.to_dict())
-        else:
-            from .registry import tables
-
-            _print(stdout, tables.of_promotion(report))
-    if not report.ok:
-        sys.exit(1)
-
-
-@main.command(short_help="Give an alias back to the version that held it before.")
-@click.argument("name")
-@click.option("--alias", default="champion", show_default=True)
-@_json
-def rollback(name: str, alias: str, as_json: bool) -> None:
-    """Give an alias of a registered model back to the version that held it before; again, to the one before that."""
-    import mlflow_trt
-
-    with _results() as stdout:
-        report = mlflow_trt.rollback(name, alias)
-        if as_json:
-            _print_json(stdout, report.to_dict())
-        else:
-            from .registry import tables
-
-            _print(stdout, tables.of_promotion(report))
-    if not report.ok:
-        sys.exit(1)
-
-
-@main.command(short_help="Show the moves of an alias.")
-@click.argument("name")
-@click.option("--alias", default="champion", show_default=True)
-@_json
-def history(name: str, alias: str, as_json: bool) -> None:
-    """Show all moves of an alias of a registered model: who, when, from, to, and where the evidence is."""
-    from .registry import history as moves_of
-
-    with _results() as stdout:
-        moves = moves_of(name, alias)
-        if as_json:
-            _print_json(stdout, [vars(move) for move in moves])
-        else:
-            from .registry import tables
-
-            _print(stdout, tables.of_moves(name, alias, moves))
 
 
 @main.command(short_help="Measure a model's parity and latency here.")
@@ -401,7 +302,7 @@ def history(name: str, alias: str, as_json: bool) -> None:
 @click.option("--device", default=0, show_default=True, help="Index of the GPU.")
 @click.option("--backend", type=click.Choice(["tensorrt", "reference"]), default="tensorrt", show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed calls at each point.")
-@_json
+@terminal.json_option
 def benchmark(model: str, device: int, backend: Any, runs: int, as_json: bool) -> None:
     """Measure a logged model's parity with PyTorch and its latency here, and log them to its run.
 
@@ -409,60 +310,26 @@ def benchmark(model: str, device: int, backend: Any, runs: int, as_json: bool) -
     """
     import mlflow_trt
 
-    with _results() as stdout:
+    with terminal.results() as stdout:
         report = mlflow_trt.benchmark(model, device=device, backend=backend, runs=runs)
         if as_json:
             figures = {
                 "parity": report.parity.model_dump(mode="json"),
                 "latency": report.latency.model_dump(mode="json"),
             }
-            _print_json(stdout, {"model": model, "backend": report.backend, "run_id": report.logged_to, **figures})
+            terminal.show_json(
+                stdout, {"model": model, "backend": report.backend, "run_id": report.logged_to, **figures}
+            )
         else:
             from . import tables
 
             where = f"Logged to the run {report.logged_to}" if report.logged_to else "Logged nowhere"
-            _print(stdout, tables.of_benchmark(report.parity, report.latency), f"Backend: {report.backend}. {where}.")
+            terminal.show(
+                stdout, tables.of_benchmark(report.parity, report.latency), f"Backend: {report.backend}. {where}."
+            )
     if report.parity.status == "failed":
         sys.exit(1)
 
 
 def _program(omit: bool) -> Any:
     return "omit" if omit else "include"
-
-
-@contextlib.contextmanager
-def _results() -> Iterator[TextIO]:
-    """Yields standard output for results alone; what anything else prints meanwhile goes to standard error.
-
-    MLflow prints links to its pages; TensorRT's libraries write to the file descriptor itself.
-    """
-    stdout = sys.stdout
-    stdout.flush()
-    try:
-        descriptor = stdout.fileno()
-    except (OSError, io.UnsupportedOperation):
-        with contextlib.redirect_stdout(sys.stderr):
-            yield stdout
-        return
-    kept = os.dup(descriptor)
-    results = os.fdopen(os.dup(descriptor), "w", encoding=stdout.encoding, errors=stdout.errors)
-    os.dup2(sys.stderr.fileno(), descriptor)
-    try:
-        with results, contextlib.redirect_stdout(sys.stderr):
-            yield results
-    finally:
-        os.dup2(kept, descriptor)
-        os.close(kept)
-
-
-def _print_json(stdout: TextIO, content: object) -> None:
-    click.echo(json.dumps(content, indent=2), file=stdout)
-
-
-def _print(stdout: TextIO, *parts: RenderableType) -> None:
-    from rich.console import Console
-
-    # Names and shapes are shown as they are: rich would take [1:8] for markup and colour every number.
-    console = Console(file=stdout, markup=False, highlight=False, emoji=False)
-    for part in parts:
-        console.print(part)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 import mlflow
 import numpy as np
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 
-from . import __version__, _mlflow, evidence, foreign
+from . import __version__, _mlflow, evidence, foreign, undo
 from . import plan as _plan
-from .errors import SettingError, StoreError, TrtError
+from .errors import SettingError, StoreError
 from .loading import MODEL_CONFIG
 from .manifest import Interface, Manifest
 from .plan import Plan
@@ -145,7 +143,7 @@ def save_model(
     _mlflow.validate_environment(conda_env, pip_requirements, extra_pip_requirements)
     existed = Path(path).exists()
     folder = _mlflow.prepare_folder(path)
-    with _nothing_left_behind(folder, keep_folder=existed):
+    with undo.nothing_left_behind(folder, keep_folder=existed):
         staged: _Staged
         if isinstance(model_or_plan, _Staged):
             staged = cast(_Staged, model_or_plan)
@@ -282,7 +280,8 @@ def log_model(
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch:
         staged = _stage(model_or_plan, Path(scratch), program, conversion)
         model_tags = {**evidence.tags(staged.manifest), **(tags or {})}
-        with _run(run_id) as run, _deleted_on_failure(given=model_id) as flavor:
+        flavor = _Flavor()
+        with undo.own_run(run_id) as run, undo.deleted_on_failure(flavor, given=model_id):
             info: ModelInfo = Model.log(
                 artifact_path=None,
                 name=name or artifact_path or "model",
@@ -373,35 +372,6 @@ def _configuration(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _nothing_left_behind(folder: Path, keep_folder: bool) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if keep_folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        raise
-
-
-@contextmanager
-def _run(run_id: str | None) -> Iterator[str]:
-    """The run to log to: the one named, the active one, or a new one that goes again when logging fails."""
-    active = mlflow.active_run()
-    if run_id or active:
-        yield run_id or cast(mlflow.ActiveRun, active).info.run_id
-        return
-    run_id = mlflow.start_run().info.run_id
-    try:
-        yield run_id
-    except BaseException:
-        with _best_effort(f"remove the run {run_id}"):
-            mlflow.end_run("FAILED")
-            mlflow.delete_run(run_id)
-        raise
-    mlflow.end_run()
-
-
 class _Flavor:
     """What ``Model.log`` calls; remembers the logged model that MLflow made, which ``Model.log`` hides on failure."""
 
@@ -411,34 +381,3 @@ class _Flavor:
     def save_model(self, path: str, mlflow_model: Model, **arguments: Any) -> None:
         self.model_id = mlflow_model.model_id
         save_model(path=path, mlflow_model=mlflow_model, **arguments)
-
-
-@contextmanager
-def _deleted_on_failure(given: str | None) -> Iterator[_Flavor]:
-    """Deletes the logged model that MLflow made if anything fails, unless the caller had made it."""
-    flavor = _Flavor()
-    try:
-        yield flavor
-    except BaseException as error:
-        unfinished = flavor.model_id if flavor.model_id != given else None
-        if unfinished:
-            with _best_effort(f"delete the unfinished logged model {unfinished}"):
-                mlflow.MlflowClient().delete_logged_model(unfinished)
-        if isinstance(error, TrtError) or not isinstance(error, Exception):
-            raise
-        if isinstance(error, MlflowException) and not flavor.model_id:
-            raise  # MLflow's own refusal of an argument, in its own words
-        raise StoreError(
-            f"Logging broke off: {type(error).__name__}: {str(error)[:500]}",
-            "a tracking server and an artifact store that take the whole model",
-            "log it again" + (f"; the unfinished logged model {unfinished} was deleted" if unfinished else ""),
-        ) from error
-
-
-@contextmanager
-def _best_effort(what: str) -> Iterator[None]:
-    """Cleaning up after a failure must not hide the failure, least of all when the server is what failed."""
-    try:
-        yield
-    except Exception as error:
-        _logger.warning("Could not %s: %s", what, error)

@@ -258,10 +258,10 @@ def test_help_names_every_command_and_imports_neither_mlflow_nor_torch():
 def test_what_libraries_write_to_the_descriptor_is_not_in_the_json():
     code = (
         "import os, sys\n"
-        "from mlflow_trt import cli\n"
-        "with cli._results() as stdout:\n"
+        "from mlflow_trt import terminal\n"
+        "with terminal.results() as stdout:\n"
         "    os.write(1, b'from a library\\n'); print('from Python')\n"
-        "    cli._print_json(stdout, {'a': 1})\n"
+        "    terminal.show_json(stdout, {'a': 1})\n"
         "print('after')\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -343,7 +343,8 @@ def test_without_torch_a_conversion_says_what_to_install(monkeypatch):
     result = run("convert", "m:n", "-o", "out.engine")
 
     assert result.exit_code == 1
-    assert "pip install 'mlflow-trt[convert-rtx]'" in result.stderr
+    assert "pip install" in result.stderr
+    assert "mlflow-trt[convert-rtx]" in result.stderr
 
 
 def test_converting_into_a_folder_that_is_not_empty_fails_before_anything_is_built(program_file):

@@ -17,7 +17,8 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; 
 h1 { font-size: 1.4rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
 h3 { font-size: .95rem; margin: 1rem 0 .3rem; font-weight: 600; }
 table { border-collapse: collapse; font-size: .9rem; } th { text-align: left; font-weight: 600; color: #555; }
-th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; overflow-wrap: break-word; }
+th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+td { overflow-wrap: break-word; }
 .badge { display: inline-block; padding: 0 .5rem; border-radius: .6rem; font-size: .85rem; font-weight: 600; }
 .good { background: #d9f2e0; color: #0b5c2a; } .bad { background: #fbdcd9; color: #8c1810; }
 .unsure { background: #fdefc8; color: #6b4a00; } .dim { color: #666; } li { white-space: pre-line; }
