@@ -381,7 +381,8 @@ def _interface(
     check_interface(trt, engine, interface)
     # The engine's own profiles, not the record's: they are what it will accept.
     found = profiles(trt, engine, interface.inputs)
-    if record.profiles is not None and len(record.profiles) != len(found):
+    # An engine whose inputs are all static may have none.
+    if found and record.profiles is not None and len(record.profiles) != len(found):
         raise ManifestError(
             f"The engine has {len(found)} optimization profiles.",
             f"{len(record.profiles)}, as the manifest says",
