@@ -2,6 +2,12 @@
 
 A context is made without scratch memory of its own and works in its slot's. It is bound once: profile, shapes, content
 of shape tensors, and an allocator for the outputs whose size only the data decide.
+
+With TensorRT-RTX a context keeps its shape for life and has a runtime cache of its own. Kernels that were specialized
+for a batch of 1 are otherwise taken for larger batches, of which they compute the first row and leave the others
+undefined: when one context is given another shape, and when two contexts share a cache object (TensorRT-RTX 1.4.0.76 on
+an H100, every matrix product, fp32 and fp16; benchmarks/specialization.py shows it). A cache that was serialized and
+read again is not affected, so what one context has compiled reaches the next as bytes.
 """
 
 from __future__ import annotations
@@ -66,6 +72,18 @@ class Slot:
         self.stream.close()
 
 
+@dataclass(frozen=True)
+class Context:
+    """An execution context, and the runtime cache that it compiles into."""
+
+    raw: Any
+    """TensorRT's own."""
+    cache: Any = None
+    """TensorRT-RTX; None: it has none."""
+    config: Any = None
+    """TensorRT-RTX: kept for as long as the context."""
+
+
 class Core:
     """A deserialized engine with what all its lanes need.
 
@@ -88,40 +106,45 @@ class Core:
         self.own_graphs = cuda_graphs
         self.runtime_graphs = False
         self.is_rtx = hasattr(self.engine, "create_runtime_config") and hasattr(trt, "CudaGraphStrategy")
-        self.cache: Any = None
-        self._config: Any = None
+        self.kernels: bytes | None = None
+        """TensorRT-RTX's compiled kernels of the moment, serialized: what the next context begins with."""
         if self.is_rtx:
-            self._config = self._make_config(trt)
-            self._load_kernels(kernels)
+            self._take_kernels(kernels)
 
-    def create_context(self, slot: Slot) -> Any:
+    @property
+    def reshapes(self) -> bool:
+        """Whether a context may be given another shape."""
+        return not self.is_rtx
+
+    def create_context(self, slot: Slot) -> Context:
         """Makes an execution context that works in a slot's scratch memory.
 
         Raises:
             OutOfMemory: The GPU's memory does not suffice.
             PlanError: TensorRT refused.
         """
-        if self._config is not None:
-            if self.runtime_graphs:
-                self._config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self.engine.create_execution_context(self._config)
+        cache = config = None
+        if self.is_rtx:
+            config = self._make_config(self._trt)
+            cache = self._make_cache(config)
+            context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise self.loaded.error("creating an execution context")
         context.set_device_memory(slot.scratch.pointer, slot.scratch.nbytes)
-        return context
+        return Context(context, cache, config)
 
-    def kernels(self) -> bytes | None:
-        """Returns TensorRT-RTX's compiled kernels of the moment, serialized; None if there are none."""
-        if self.cache is None:
-            return None
-        return bytes(memoryview(self.cache.serialize())) or None
+    def learn(self, context: Context) -> None:
+        """Takes over the kernels that a context compiled in its first run."""
+        if context.cache is not None:
+            try:
+                self.kernels = bytes(memoryview(context.cache.serialize())) or self.kernels
+            except Exception as error:
+                _logger.debug("A runtime cache can't be serialized: %s", error)
 
     def release(self) -> None:
         """Lets go of everything in the order that TensorRT asks for; no context may be left."""
-        self.cache = None
-        self._config = None
         self.engine = None
         self.loaded.release()
 
@@ -143,21 +166,33 @@ class Core:
     def _make_config(self, trt: Any) -> Any:
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        config.cuda_graph_strategy = (
+            trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if self.runtime_graphs else trt.CudaGraphStrategy.DISABLED
+        )
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return config
 
-    def _load_kernels(self, kernels: Sequence[bytes]) -> None:
-        """Takes the first of several caches that TensorRT accepts; one that it refuses is as if it were not there."""
+    def _make_cache(self, config: Any) -> Any:
+        """Gives a configuration a runtime cache with what was compiled so far; None: there is none."""
         try:
-            cache = self._config.create_runtime_cache()
+            cache = config.create_runtime_cache()
+            if self.kernels is not None and not cache.deserialize(self.kernels):
+                _logger.debug("TensorRT refused a runtime cache: %s", self.loaded.log.text())
+            return cache if config.set_runtime_cache(cache) else None
+        except Exception as error:
+            _logger.debug("There is no runtime cache: %s", error)
+            return None
+
+    def _take_kernels(self, kernels: Sequence[bytes]) -> None:
+        """Keeps the first of several caches that TensorRT accepts; one that it refuses is as if it were not there."""
+        try:
+            cache = self.engine.create_runtime_config().create_runtime_cache()
             for saved in kernels:
                 if cache.deserialize(saved):
                     _logger.debug("Took a runtime cache of %d bytes", len(saved))
-                    break
+                    self.kernels = saved
+                    return
                 _logger.debug("TensorRT refused a runtime cache: %s", self.loaded.log.text())
-            if self._config.set_runtime_cache(cache):
-                self.cache = cache
         except Exception as error:
             _logger.debug("There is no runtime cache: %s", error)
 
@@ -215,11 +250,12 @@ class OutputMemory:
 class BoundContext:
     """A context with a profile, shapes, and memory for what is not a plain output on the GPU."""
 
-    def __init__(self, core: Core, slot: Slot, key: Key, context: Any = None) -> None:
+    def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
         self.core = core
         self.slot = slot
         self.key = key
-        self.context = core.create_context(slot) if context is None else context
+        self._made: Context | None = core.create_context(slot) if context is None else context
+        self.context: Any = self._made.raw
         self._set_profile()
         self._host: dict[str, np.ndarray] = {}
         values = iter(key.values)
@@ -264,15 +300,20 @@ class BoundContext:
         if not self.context.execute_async_v3(self.slot.stream.handle):
             raise self.core.loaded.error("running the engine")
 
-    def give_up(self) -> Any:
+    def keep_kernels(self) -> None:
+        """Lets later contexts have what this one compiled; after its first run."""
+        if self._made is not None:
+            self.core.learn(self._made)
+
+    def give_up(self) -> Context | None:
         """Gives back everything but the context, which another lane may take over."""
         if self.memory is not None:
             for binding, shape in zip(self.core.outputs, self.output_shapes):
                 if shape is None:
                     self.context.set_output_allocator(binding.name, None)
             self.memory.close()
-        context, self.context = self.context, None
-        return context
+        made, self._made, self.context = self._made, None, None
+        return made
 
     def _bind_host(self, binding: Binding, array: np.ndarray) -> None:
         self._host[binding.name] = array if array.size else np.zeros(1, binding.storage)

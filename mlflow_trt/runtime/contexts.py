@@ -5,7 +5,8 @@ Three facts shape it (measured on an H100, ResNet-50 fp16):
 * A context is not thread-safe, and two that run at once gain a third more images per second, while four lose. So there
   are ``size`` **slots**, each with a stream and one block of scratch memory; a call owns a slot while it runs, further
   calls wait.
-* Giving a context another input shape costs 5 ms, six times an inference. So a slot keeps a **lane** (context, buffers
+* Giving a context another input shape costs 5 ms, six times an inference, and wrong numbers with TensorRT-RTX
+  (:mod:`mlflow_trt.runtime.bound`). So a slot keeps a **lane** (context, buffers
   and CUDA graph) for every shape it has seen, as far as the memory limit allows; a lane keeps its shape.
 * 158 of a context's 215 MB are scratch, which contexts that never run at the same time can share. So the lanes of one
   slot share its scratch.
@@ -192,8 +193,8 @@ class Pool(Generic[R, L]):
     def open(self, slot: Slot[R, L], key: Hashable) -> L:
         """Makes a lane for a key that the slot has none for. The slot must be the caller's.
 
-        Where the memory is used up, the slot's least recently used lane is made over: its context takes the new shape,
-        which is far cheaper than a new context.
+        Where the memory is used up, the slot's least recently used lane is made over: its context takes the new shape
+        where contexts may do that, and goes where they may not.
 
         Raises:
             DeviceError: The GPU's memory does not suffice even after every lane that could go has gone. The pool stays

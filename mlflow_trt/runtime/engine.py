@@ -93,10 +93,10 @@ class TensorRTEngine:
         self._pool: Pool[Slot, Any] = Pool(self._workshop, max_contexts, limit)
         self._host_inputs = [i for i, b in enumerate(core.inputs) if b.on_host]
         self._output_names = tuple(t.name for t in self.interface.outputs)
-        # One at a time makes and first runs a context: two that compile the same kernels at once gain nothing, the
-        # second finds them in the runtime cache; and nothing is compiled while the cache is serialized.
+        # One at a time makes and first runs a context: two that compile the same kernels at once gain nothing, and the
+        # second begins with what the first has compiled.
         self._making = threading.Lock()
-        self._keeper = kernels.Keeper(saved, self._serialize_kernels) if runtime_cache and core.is_rtx else None
+        self._keeper = kernels.Keeper(saved, self._kernels) if runtime_cache and core.is_rtx else None
         _open_engines.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,11 +138,7 @@ class TensorRTEngine:
 
     def runtime_cache(self) -> bytes | None:
         """Returns the kernels that TensorRT-RTX has compiled so far, to ship beside the plan; None: there are none."""
-        try:
-            return self._serialize_kernels()
-        except Exception as error:
-            _logger.debug("The runtime cache can't be serialized: %s", error)
-            return None
+        return self._kernels()
 
     @property
     def memory(self) -> dict[str, int]:
@@ -222,6 +218,7 @@ class TensorRTEngine:
             except OutOfMemory as error:
                 raise self._out_of_memory(key, error) from error
             slot.resource.stream.synchronize()
+            lane.bound.keep_kernels()
             self._workshop.weigh(lane)
             self._pool.weigh(slot, key)
         if self._keeper is not None:
@@ -272,16 +269,9 @@ class TensorRTEngine:
             f"{self._pool.limit:,}), or free memory on the GPU",
         )
 
-    def _serialize_kernels(self) -> bytes | None:
-        with self._making:
-            core = self._core
-            if core is None:
-                return None
-            previous = cuda.enter(self.device)
-            try:
-                return core.kernels()
-            finally:
-                cuda.leave(previous)
+    def _kernels(self) -> bytes | None:
+        core = self._core
+        return None if core is None else core.kernels
 
     def _open(self) -> Core:
         core = self._core

@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import DeviceError, TrtError
 from ..manifest import Tensor
 from . import cuda
-from .bound import Binding, BoundContext, Core, Key, Slot
+from .bound import Binding, BoundContext, Context, Core, Key, Slot
 from .cuda import ALIGNMENT, SUCCESS, Block, Stream
 from .dtypes import Decode, Encode, decoder, encoder
 from .exchange import DeviceTensor
@@ -36,8 +36,8 @@ _logger = logging.getLogger(__name__)
 class HostLane:
     """Serves arrays in host memory at one shape."""
 
-    def __init__(self, core: Core, slot: Slot, key: Key, context: Any = None) -> None:
-        self._bound = BoundContext(core, slot, key, context)
+    def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
+        self.bound = BoundContext(core, slot, key, context)
         self._core = core
         self.context_bytes = 0
         """What the context itself takes, once that was seen."""
@@ -56,7 +56,7 @@ class HostLane:
     @property
     def nbytes(self) -> int:
         """GPU memory that it holds, scratch not counted."""
-        memory = self._bound.memory
+        memory = self.bound.memory
         return self.context_bytes + self.in_bytes + self.out_bytes + (memory.nbytes if memory else 0)
 
     @property
@@ -91,31 +91,31 @@ class HostLane:
         if error != SUCCESS:
             raise cuda.failure(error, "running the engine")
         self._ran = True
-        if self._bound.memory is not None:
+        if self.bound.memory is not None:
             return self._read_data_dependent()
         return [decode(view) for decode, view in self._outputs]
 
     def capturable(self) -> bool:
         """Asks TensorRT whether this context's work can be captured; to be asked after it has run once."""
-        ask = getattr(self._bound.context, "is_stream_capturable", None)
+        ask = getattr(self.bound.context, "is_stream_capturable", None)
         return ask is None or bool(ask(self._stream.handle))
 
-    def release_context(self) -> Any:
+    def release_context(self) -> Context | None:
         """Gives back all but the context, for another lane of the slot to take over."""
         self._drop()
-        return self._bound.give_up()
+        return self.bound.give_up()
 
     def close(self) -> None:
         """Waits for its work and gives its memory back."""
         self._drop()
-        self._bound.give_up()
+        self.bound.give_up()
 
     def _lay_out(self, core: Core, key: Key) -> None:
         self._inputs: list[tuple[Encode, np.ndarray]] = []
         self._outputs: list[tuple[Decode, np.ndarray]] = []
-        self._capturable = self._bound.memory is None and not any(b.on_host for b in core.outputs)
+        self._capturable = self.bound.memory is None and not any(b.on_host for b in core.outputs)
         ins = _offsets([(b, s) for b, s in zip(core.inputs, key.shapes) if not b.on_host])
-        found = zip(core.outputs, self._bound.output_shapes)
+        found = zip(core.outputs, self.bound.output_shapes)
         outs = _offsets([(b, s) for b, s in found if s is not None and not b.on_host])
         self.in_bytes, self.out_bytes = ins.total, outs.total
         for total in (ins.total, outs.total):
@@ -126,27 +126,27 @@ class HostLane:
             t = binding.tensor
             encode = encoder(t.dtype, t.binding_dtype, t.name)
             if binding.on_host:
-                self._inputs.append((_keep, self._bound.host_array(binding)))
+                self._inputs.append((_keep, self.bound.host_array(binding)))
                 continue
             offset = ins.places[binding.name]
-            self._bound.bind(binding, self._device_in.pointer + offset)
+            self.bound.bind(binding, self._device_in.pointer + offset)
             self._inputs.append((encode, self._pinned_in.view(offset, shape, binding.storage)))
-        for binding, known in zip(core.outputs, self._bound.output_shapes):
+        for binding, known in zip(core.outputs, self.bound.output_shapes):
             if known is None:
                 continue
             decode = decoder(binding.tensor.dtype, binding.tensor.binding_dtype)
             if binding.on_host:
-                view = self._bound.host_array(binding)
+                view = self.bound.host_array(binding)
             else:
                 offset = outs.places[binding.name]
-                self._bound.bind(binding, self._device_out.pointer + offset)
+                self.bound.bind(binding, self._device_out.pointer + offset)
                 view = self._pinned_out.view(offset, known, binding.storage)
             self._outputs.append((decode, as_declared(view, binding.tensor)))
 
     def _enqueue(self) -> None:
         if self.in_bytes:
             cuda.to_device(self._device_in.pointer, self._pinned_in.pointer, self.in_bytes, self._stream)
-        self._bound.enqueue()
+        self.bound.enqueue()
         if self.out_bytes:
             cuda.to_host(self._pinned_out.pointer, self._device_out.pointer, self.out_bytes, self._stream)
 
@@ -154,7 +154,7 @@ class HostLane:
         try:
             graph = cuda.capture(self._stream, self._enqueue)
         except TrtError as refusal:
-            _logger.debug("No CUDA graph for %s: %s", self._bound.key, refusal)
+            _logger.debug("No CUDA graph for %s: %s", self.bound.key, refusal)
             self._capturable = False
             self._enqueue()
             return
@@ -166,12 +166,12 @@ class HostLane:
     def _read_data_dependent(self) -> list[np.ndarray]:
         plain = iter(self._outputs)
         found = []
-        for binding, shape in zip(self._core.outputs, self._bound.output_shapes):
+        for binding, shape in zip(self._core.outputs, self.bound.output_shapes):
             if shape is not None:
                 decode, view = next(plain)
                 found.append(decode(view))
             else:
-                found.append(read_data_dependent(self._bound, binding, self._stream))
+                found.append(read_data_dependent(self.bound, binding, self._stream))
         return found
 
     def _drop(self) -> None:
@@ -192,7 +192,7 @@ class DeviceLane:
 
     graph = "enqueue"
 
-    def __init__(self, core: Core, slot: Slot, key: Key, context: Any = None) -> None:
+    def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
         self._core = core
         self.bound = BoundContext(core, slot, key, context)
         self.stream = slot.stream
@@ -220,7 +220,7 @@ class DeviceLane:
                 self.bound.bind(binding, pointer)
         self.bound.enqueue()
 
-    def release_context(self) -> Any:
+    def release_context(self) -> Context | None:
         """Gives back all but the context, for another lane of the slot to take over."""
         _synchronize_quietly(self.stream)
         return self.bound.give_up()

@@ -13,11 +13,15 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import ManifestError, PlanError
+from ..errors import DeviceError, ManifestError, PlanError
 from ..manifest import Branch, Interface, Profile, Runtime, ShapeRange, Structure, Tensor, TensorLeaf
+from . import cuda
 from .contexts import OutOfMemory
 
 _logger = logging.getLogger(__name__)
+
+SCARCE = 64 << 20
+"""Bytes: where less is free, a failure is one of memory, whatever TensorRT says: its cuDNN graphs name no cause."""
 
 DTYPES = {
     "FLOAT": "float32",
@@ -108,6 +112,13 @@ def said_out_of_memory(text: str) -> bool:
     )
 
 
+def _memory_is_scarce() -> bool:
+    try:
+        return cuda.memory()[0] < SCARCE
+    except DeviceError:  # what failed before may have spoilt CUDA itself
+        return False
+
+
 class Deserialized:
     """A TensorRT engine on the GPU, and what keeps it alive.
 
@@ -151,7 +162,7 @@ class Deserialized:
     def error(self, doing: str) -> Exception:
         """Returns the exception for a TensorRT call that said no."""
         said = self.log.text()
-        if said_out_of_memory(said):
+        if said_out_of_memory(said) or _memory_is_scarce():
             return OutOfMemory(
                 f"TensorRT ran out of GPU memory while {doing}: {said}",
                 "more free GPU memory",

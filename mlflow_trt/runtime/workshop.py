@@ -40,13 +40,15 @@ class Workshop:
         return int(size * (1.0 + self._out_per_in)) + self._context_bytes
 
     def build(self, resource: Slot, key: Hashable, old: HostLane | DeviceLane | None) -> HostLane | DeviceLane:
-        """Makes a lane, out of an old one of the same slot if there is one."""
+        """Makes a lane, out of an old one of the same slot if there is one and its context may change its shape."""
         assert isinstance(key, Key)
         context = None
         self._reused = None
-        if old is not None:
+        if old is not None and self._core.reshapes:
             self._reused = old.context_bytes
             context = old.release_context()
+        elif old is not None:
+            old.close()
         self._free_before, _ = cuda.memory()
         return (DeviceLane if key.on_gpu else HostLane)(self._core, resource, key, context)
 

@@ -137,7 +137,7 @@ def test_where_nothing_can_be_captured_tensorrt_makes_its_own_graphs(tmp_path, m
         for _ in range(3):
             np.testing.assert_array_equal(engine.predict({"x": rows(2)})["y"], rows(2) * 2 + 1)
         assert module.cudart.launches == 0
-        assert engine._core._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+        assert module.engines[0].config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
         assert module.engines[0].contexts == 1
 
 
@@ -449,12 +449,25 @@ def test_compiled_kernels_are_kept_for_the_next_process(tmp_path, module, monkey
     monkeypatch.setenv("MLFLOW_TRT_CACHE", str(tmp_path / "cache"))
     made = write_plan(tmp_path)
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
-        engine.predict({"x": rows(1)})
-        engine._core.cache.content = b"kernels of batch 1"
+        for n in (1, 4, 2):
+            engine.predict({"x": rows(n)})
+        compiled = engine.runtime_cache()
+    assert all(f"({n}, 3)".encode() in compiled for n in (1, 2, 4))
     path = kernels.path_for(made.file.sha256, made.release, host())
-    assert kernels.read(path) == b"kernels of batch 1"
+    assert kernels.read(path) == compiled
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
-        assert engine.runtime_cache() == b"kernels of batch 1"
+        assert engine.runtime_cache() == compiled
+        engine.predict({"x": rows(4)})
+        assert engine.runtime_cache() == compiled
+
+
+@pytest.mark.parametrize("memory_limit", [None, 1])
+def test_a_batch_of_one_spoils_no_larger_one(tmp_path, module, memory_limit):
+    """Whatever the order, and whether or not there is room for a context per size."""
+    with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host(), memory_limit=memory_limit) as engine:
+        for n in (1, 4, 2, 1, 4):
+            for _ in range(3):
+                np.testing.assert_array_equal(engine.predict({"x": rows(n)})["y"], rows(n) * 2 + 1)
 
 
 def test_a_refused_cache_is_as_if_it_were_not_there(tmp_path, module, monkeypatch):
@@ -469,8 +482,9 @@ def test_a_refused_cache_is_as_if_it_were_not_there(tmp_path, module, monkeypatc
         assert engine.runtime_cache() == shipped
     (tmp_path / "plans/p/runtime-cache.bin").write_bytes(b"damaged")
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
-        assert engine.runtime_cache() == b"kernels"
+        assert engine.runtime_cache() is None
         engine.predict({"x": rows(1)})
+        assert engine.runtime_cache().startswith(b"kernels")
 
 
 def test_a_cache_folder_that_cant_be_written_fails_no_call(tmp_path, module, monkeypatch):
