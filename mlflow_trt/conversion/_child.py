@@ -64,7 +64,6 @@ def _build(folder: Path, say: Callable[[dict[str, Any]], None]) -> dict[str, Any
     from .builder import Job, build
 
     _without_runtime()
-    _keep_attention()
     job = Job.from_json(job_content["job"])
     program = torch.export.load(folder / PROGRAM)
     (folder / PROGRAM).unlink()  # its room may be needed for the plan
@@ -93,25 +92,6 @@ def _without_runtime() -> None:
         from torch_tensorrt.dynamo.conversion import _TRTInterpreter
 
     _TRTInterpreter.trt = _WithoutRuntime(_TRTInterpreter.trt)
-
-
-def _keep_attention() -> None:
-    """Keeps attention whole up to its converter.
-
-    Torch-TensorRT 2.11 lets PyTorch split it by device, and on the CPU that is a kernel without a converter.
-    """
-    import torch
-    from torch_tensorrt.dynamo import _compiler
-
-    upstream = _compiler.get_decompositions
-
-    def table(experimental: bool = False, decompose_attention: bool = False, *args: Any, **kwargs: Any) -> Any:
-        found = dict(upstream(experimental, decompose_attention, *args, **kwargs))
-        if not decompose_attention:
-            found.pop(torch.ops.aten.scaled_dot_product_attention.default, None)
-        return found
-
-    _compiler.get_decompositions = table
 
 
 class _WithoutRuntime:

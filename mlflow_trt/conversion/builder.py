@@ -99,7 +99,7 @@ def build(program: ExportedProgram, job: Job, listener: ProgressListener | None 
 
     watch = _Watch(job, listener)
     started = time.perf_counter()
-    with _lock, _hooked(watch), _captured(watch):
+    with _lock, _hooked(watch), _whole_attention(), _captured(watch):
         try:
             serialized = converter(
                 program, arg_inputs=tuple(_input(torch_tensorrt, spec) for spec in job.inputs), **job.settings
@@ -234,6 +234,31 @@ def _hooked(watch: _Watch) -> Iterator[None]:
         yield
     finally:
         _conversion.TRTInterpreter = original
+
+
+@contextlib.contextmanager
+def _whole_attention() -> Iterator[None]:
+    """Keeps attention whole up to its converter.
+
+    Torch-TensorRT 2.11 lets PyTorch split it by device, and for a program that was exported on the CPU that is a kernel
+    without a converter.
+    """
+    import torch
+    from torch_tensorrt.dynamo import _compiler
+
+    upstream = _compiler.get_decompositions
+
+    def table(experimental: bool = False, decompose_attention: bool = False, *args: Any, **kwargs: Any) -> Any:
+        found = dict(upstream(experimental, decompose_attention, *args, **kwargs))
+        if not decompose_attention:
+            found.pop(torch.ops.aten.scaled_dot_product_attention.default, None)
+        return found
+
+    _compiler.get_decompositions = table
+    try:
+        yield
+    finally:
+        _compiler.get_decompositions = upstream
 
 
 def _interpreter(base: Any, watch: _Watch) -> Any:
