@@ -9,9 +9,11 @@ from __future__ import annotations
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
+    DEADLINE_EXCEEDED,
     INTERNAL_ERROR,
     INVALID_PARAMETER_VALUE,
     INVALID_STATE,
+    TEMPORARILY_UNAVAILABLE,
 )
 
 
@@ -111,3 +113,15 @@ class PromotionError(TrtError):
     """An alias can't be moved: no such version, nothing to go back to, or somebody else moved it first."""
 
     error_code_number = INVALID_STATE
+
+
+class BusyError(TrtError):
+    """A served model can't take the call now: its queue is full, it is not loaded yet, or the server is ending."""
+
+    error_code_number = TEMPORARILY_UNAVAILABLE
+
+
+class DeadlineError(TrtError):
+    """A call was not answered within the time that it had."""
+
+    error_code_number = DEADLINE_EXCEEDED
