@@ -52,7 +52,7 @@ def run(trt, engine, inputs, outputs):
 
 
 FP32 = 2e-3
-"""TensorRT-RTX 1.4 computes float32 products in TF32 on an H100, whatever the flag says (benchmarks/specialization.py)."""
+"""TensorRT-RTX computes float32 products in TF32 on an H100, whatever the flag says (benchmarks/specialization.py)."""
 
 
 def check(trt, plan, engine, limit):
