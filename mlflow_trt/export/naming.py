@@ -1,0 +1,44 @@
+"""What a model's URI says of its name and version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import store
+from ..errors import SettingError
+
+
+@dataclass(frozen=True)
+class Named:
+    """The parts of a URI; None: it does not say."""
+
+    name: str | None
+    """The registered model, or the local folder."""
+    version: int | None = None
+    alias: str | None = None
+
+
+def parse(model_uri: str | Path) -> Named:
+    """Reads a model's URI.
+
+    Raises:
+        SettingError: It names a version by a word that means another one tomorrow: ``latest``, a stage.
+    """
+    local = store.local_folder(model_uri)
+    if local is not None:
+        return Named(local.resolve().name)
+    rest = str(model_uri).removeprefix("models:/")
+    if rest == str(model_uri) or rest.startswith("/"):
+        return Named(None)
+    name, at, alias = rest.rpartition("@")
+    if at:
+        return Named(name, alias=alias)
+    name, _, number = rest.strip("/").partition("/")
+    if number and not number.isdecimal():
+        raise SettingError(
+            f"{model_uri} names no version that stays the same.",
+            "models:/NAME/3 or models:/NAME@ALIAS",
+            "give the version's number, or an alias",
+        )
+    return Named(name, int(number)) if number else Named(None)  # models:/m-…, a logged model, has no name of its own
