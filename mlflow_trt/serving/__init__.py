@@ -1,0 +1,1 @@
+"""A registry version behind the Open Inference Protocol."""
