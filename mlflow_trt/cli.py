@@ -18,6 +18,7 @@ import click
 
 from . import __version__, terminal
 from .cli_promotion import history, promote, rollback
+from .cli_serve import serve
 
 if TYPE_CHECKING:
     pass
@@ -54,6 +55,7 @@ def main() -> None:
 main.add_command(promote)
 main.add_command(rollback)
 main.add_command(history)
+main.add_command(serve)
 
 
 def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,195 @@
+"""One HTTP request and its response over ASGI: the body within limits, its encodings, the bearer token."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+BODY_SECONDS = 30.0
+"""How long a body may take to arrive: a client that is slower holds a connection and memory for nothing."""
+
+_ENCODINGS = {"gzip": 31, "deflate": 15}
+"""Content-Encoding → zlib's ``wbits``."""
+_SMALL = 1024
+"""Bytes: compressing less gains nothing."""
+
+
+class HttpError(Exception):
+    """A request that is answered with an error status before any model sees it."""
+
+    def __init__(self, status: int, message: str, *headers: tuple[str, str]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+
+
+class ClientGone(Exception):
+    """The client closed the connection: nobody waits for a response."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What is sent back."""
+
+    status: int
+    parts: Sequence[bytes | memoryview] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+    media: str = "application/json"
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return sum(memoryview(part).nbytes for part in self.parts)
+
+
+class Headers:
+    """A request's headers by lower-case name; the last of several counts."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._found: dict[bytes, bytes] = dict(scope["headers"])
+
+    def get(self, name: str) -> str | None:
+        """A header's value."""
+        value = self._found.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    def number(self, name: str) -> int | None:
+        """A header that is a whole number.
+
+        Raises:
+            HttpError: It is something else.
+        """
+        value = self.get(name)
+        if value is None:
+            return None
+        if not (value.isascii() and value.isdigit() and len(value) < 16):
+            raise HttpError(400, f"The header {name} is not a whole number.")
+        return int(value)
+
+
+def check_token(headers: Headers, token: str | None) -> None:
+    """Compares the request's bearer token, in constant time.
+
+    Raises:
+        HttpError: 401.
+    """
+    if token is None:
+        return
+    kind, _, given = (headers.get("authorization") or "").partition(" ")
+    if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        raise HttpError(401, "A valid bearer token is needed.", ("www-authenticate", "Bearer"))
+
+
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float = BODY_SECONDS) -> bytes:
+    """Reads a request's body and undoes its Content-Encoding.
+
+    Args:
+        receive: ASGI's.
+        headers: The request's.
+        limit: Bytes that it may have, before and after decoding.
+        seconds: How long it may take.
+
+    Raises:
+        ClientGone: The connection broke off.
+        HttpError: 413 too large, 408 too slow, 415 an encoding that is not known, 400 one that is damaged.
+    """
+    length = headers.number("content-length")
+    if length is not None and length > limit:
+        raise _too_large(limit)
+    first = await _next(receive)
+    if first.get("more_body", False):
+        try:
+            body = await asyncio.wait_for(_rest(receive, first.get("body", b""), limit), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
+    else:
+        body = first.get("body", b"")
+    encoding = (headers.get("content-encoding") or "identity").strip().lower()
+    return body if encoding == "identity" else decompress(body, encoding, limit)
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """Undoes a Content-Encoding.
+
+    Raises:
+        HttpError: 415 an encoding that is not known, 400 one that is damaged, 413 more than ``limit`` bytes come out.
+    """
+    if encoding not in _ENCODINGS:
+        raise HttpError(415, "The Content-Encoding is not known; known are gzip, deflate and identity.")
+    stream = zlib.decompressobj(_ENCODINGS[encoding])
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error:
+        raise HttpError(400, f"The body is not valid {encoding}.") from None
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not stream.eof or stream.unused_data:
+        raise HttpError(400, f"The body is not valid {encoding}: it is cut short, or more follows.")
+    return plain
+
+
+def compressed(response: Response, accepted: str | None) -> Response:
+    """Compresses a response if the client wants that and it is worth the time.
+
+    A client that accepts one encoding alone asks for it, as Triton's does. Most others accept several at every request
+    without a thought; they get compressed text, but tensors as they are: compressing floats takes far longer than
+    sending them.
+    """
+    wanted = [part.partition(";")[0].strip().lower() for part in (accepted or "").split(",")]
+    encoding = next((name for name in wanted if name in _ENCODINGS), None)
+    if encoding is None or response.length < _SMALL or (len(wanted) > 1 and response.media != "application/json"):
+        return response
+    stream = zlib.compressobj(1, zlib.DEFLATED, _ENCODINGS[encoding])
+    body = b"".join([*(stream.compress(part) for part in response.parts), stream.flush()])
+    return Response(response.status, [body], {**response.headers, "content-encoding": encoding}, response.media)
+
+
+async def respond(send: Send, response: Response) -> None:
+    """Sends a response."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+    headers.append((b"content-type", response.media.encode()))
+    headers.append((b"content-length", str(response.length).encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    parts = response.parts
+    if response.length <= 1 << 16 and len(parts) > 1:
+        parts = [b"".join(parts)]  # one packet
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _next(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message
+
+
+async def _rest(receive: Receive, first: bytes, limit: int) -> bytes:
+    chunks = [first]
+    size = len(first)
+    more = True
+    while more:
+        message = await _next(receive)
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> HttpError:
+    # The rest of the body is not read, so the connection can't serve another request.
+    return HttpError(413, f"The body has more than {limit:,} bytes, which is the limit.", ("connection", "close"))

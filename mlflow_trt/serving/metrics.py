@@ -1,0 +1,133 @@
+"""What Prometheus reads: requests, errors, times, batch sizes, what is served, GPU memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from .batching import Answer
+    from .models import Model
+
+MEDIA = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The figures of one server.
+
+    Args:
+        models: What it serves, by name.
+        devices: CUDA devices whose memory is shown.
+    """
+
+    def __init__(self, models: Mapping[str, Model], devices: Iterable[int] = ()) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "mlflow_trt_requests", "Inference requests by outcome.", ("model", "protocol", "status"), registry=registry
+        )
+        self._seconds = Histogram(
+            "mlflow_trt_request_seconds",
+            "From a request's last byte to its answer.",
+            ("model", "protocol"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queued = Histogram(
+            "mlflow_trt_queue_seconds",
+            "The longest wait in each batch.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._computed = Histogram(
+            "mlflow_trt_compute_seconds",
+            "Joining a batch and running the engine.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._rows = Histogram(
+            "mlflow_trt_batch_rows", "Rows that ran together.", ("model",), buckets=_ROWS, registry=registry
+        )
+        self._running = Gauge("mlflow_trt_requests_running", "Requests that wait or run.", registry=registry)
+        registry.register(_State(models, tuple(devices)))
+
+    def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
+        """Counts a request that ended.
+
+        Args:
+            model: Its model's name, which must be one that is served: names that clients make up would pile up here.
+            protocol: ``"http"`` or ``"grpc"``.
+            status: HTTP's or gRPC's.
+            seconds: How long it took.
+        """
+        self._requests.labels(model, protocol, status).inc()
+        self._seconds.labels(model, protocol).observe(seconds)
+
+    def running(self, change: int) -> None:
+        """Counts requests that began (1) or ended (-1)."""
+        self._running.inc(change)
+
+    def batch(self, model: str, answer: Answer) -> None:
+        """Counts a batch that ran."""
+        self._queued.labels(model).observe(answer.queued)
+        self._computed.labels(model).observe(answer.computed)
+        self._rows.labels(model).observe(answer.rows)
+
+    def text(self) -> bytes:
+        """Returns what Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+class _State(Collector):
+    """What is asked only when somebody looks."""
+
+    def __init__(self, models: Mapping[str, Model], devices: tuple[int, ...]) -> None:
+        self._models = models
+        self._devices = devices
+
+    def collect(self) -> Iterator[Any]:
+        """Reads the models' states and the GPUs' memory."""
+        served = GaugeMetricFamily("mlflow_trt_model", "The version that answers.", labels=("model", "version", "uri"))
+        ready = GaugeMetricFamily("mlflow_trt_model_ready", "Whether a version is loaded.", labels=("model",))
+        depth = GaugeMetricFamily("mlflow_trt_queue_depth", "Requests that wait.", labels=("model",))
+        swaps = CounterMetricFamily("mlflow_trt_swaps", "Versions that took over.", labels=("model",))
+        failed = CounterMetricFamily("mlflow_trt_failed_loads", "Versions that could not.", labels=("model",))
+        for name, model in self._models.items():
+            status = model.status()
+            ready.add_metric((name,), float(status["state"] == "ready"))
+            swaps.add_metric((name,), status["swaps"])
+            failed.add_metric((name,), status["failures"])
+            if status["state"] == "ready":
+                served.add_metric((name, str(status["version"]), str(status["uri"])), 1.0)
+                depth.add_metric((name,), status["waiting"])
+        yield from (served, ready, depth, swaps, failed)
+        if self._devices:
+            yield from _memory(self._devices)
+
+
+def _memory(devices: tuple[int, ...]) -> Iterator[Any]:
+    from ..errors import DeviceError
+    from ..runtime import cuda
+
+    used = GaugeMetricFamily("mlflow_trt_gpu_memory_used_bytes", "By all processes on the GPU.", labels=("device",))
+    total = GaugeMetricFamily("mlflow_trt_gpu_memory_total_bytes", "Of the GPU.", labels=("device",))
+    for device in devices:
+        try:
+            previous = cuda.enter(device)
+            try:
+                free, size = cuda.memory()
+            finally:
+                cuda.leave(previous)
+        except DeviceError:
+            continue
+        used.add_metric((str(device),), size - free)
+        total.add_metric((str(device),), size)
+    yield from (used, total)
