@@ -1,8 +1,8 @@
 """NVIDIA's Triton Inference Server, the real one, on a machine with or without a GPU.
 
-PyPI's nvidia-pytriton carries the ``tritonserver`` binary (2.51) and its Python backend, which needs numpy 1: with numpy
-2 its outputs come out empty, without an error. So both go into an environment of their own, beside this one: 75 MB to
-fetch, 230 MB on disk, once for a user. Python 3.13 has no numpy 1, and so no Triton.
+PyPI's nvidia-pytriton carries the ``tritonserver`` binary (2.51) and its Python backend, which needs numpy 1: with a
+newer one its outputs come out empty, without an error. So both go into an environment of their own, beside this one:
+75 MB to fetch, 230 MB on disk, once for a user. Python 3.13 has no numpy 1, and so no Triton.
 """
 
 from __future__ import annotations
