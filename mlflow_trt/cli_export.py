@@ -16,7 +16,7 @@ from . import terminal
 @click.option("--name", help="The model's name in Triton.  [default: the registered model's, or the folder's]")
 @click.option("--version", type=int, help="Its version there.  [default: the registry's, or 1]")
 @click.option("--tensorrt", metavar="RELEASE", help="The TensorRT that your Triton links, such as 10.15.1.")
-@click.option("--no-batching", is_flag=True, help="Let Triton join no requests.")
+@click.option("--batching/--no-batching", default=True, show_default=True, help="Join concurrent requests.")
 @click.option(
     "--preferred-batch-size",
     "preferred_batch_sizes",
@@ -25,7 +25,7 @@ from . import terminal
     metavar="N",
     help="A size at which Triton starts a batch before the delay is over; repeatable.",
 )
-@click.option("--delay-ms", default=0.0, show_default=True, help="How long a request waits for others.")
+@click.option("--delay", default=0.0, show_default=True, help="Milliseconds that a request may wait for others.")
 @click.option("--instances", default=1, show_default=True, help="Engines on each GPU.")
 @click.option(
     "--gpu", "gpus", multiple=True, type=int, metavar="INDEX", help="A GPU to use; repeatable.  [default: all]"
@@ -35,7 +35,7 @@ from . import terminal
 )
 @terminal.json_option
 def export_triton(
-    model: str, repository: Path, no_batching: bool, keep_versions: int, as_json: bool, **options: Any
+    model: str, repository: Path, delay: float, keep_versions: int, as_json: bool, **options: Any
 ) -> None:
     """Write a model version into REPOSITORY, a model repository of NVIDIA's Triton Inference Server.
 
@@ -44,7 +44,7 @@ def export_triton(
     from .export import export_triton as export
 
     with terminal.results() as stdout:
-        exported = export(model, repository, batching=not no_batching, keep_versions=keep_versions or None, **options)
+        exported = export(model, repository, delay=delay / 1000, keep_versions=keep_versions or None, **options)
         if as_json:
             terminal.show_json(stdout, exported.to_dict())
         else:

@@ -40,14 +40,14 @@ class Options:
 
     batching: bool = True
     preferred_batch_sizes: tuple[int, ...] = ()
-    delay_ms: float = 0.0
+    delay: float = 0.0
     instances: int = 1
     gpus: tuple[int, ...] = ()
     keep_versions: int | None = 1
 
     def __post_init__(self) -> None:
         for name, bad, expected in (
-            ("delay_ms", not 0 <= self.delay_ms < 1e6, "0 or more, in milliseconds"),
+            ("delay", not 0 <= self.delay < 1e6, "0 or more, in seconds"),
             ("instances", self.instances < 1, "at least 1"),
             ("gpus", any(gpu < 0 for gpu in self.gpus), "indices of GPUs, from 0"),
             ("keep_versions", self.keep_versions is not None and self.keep_versions < 1, "at least 1, or None for all"),
@@ -85,7 +85,7 @@ def configure(
         options: What the user decides.
 
     Raises:
-        CompatibilityError: A binding's dtype is none of Triton's.
+        CompatibilityError: A binding is a scalar, or its dtype is none of Triton's.
         SettingError: A preferred batch size is more than the model takes, or the model has no batch.
     """
     profiles = selection.profiles
@@ -105,7 +105,6 @@ def configure(
             "Triton will not join requests: the optimization profiles leave batch sizes out that would come of it, and "
             "Triton can't pad. Convert with one profile to have them joined."
         )
-    warmup, files = _warmup(interface, profiles, golden, batched=bool(sizes))
     message: dict[str, Any] = {
         "name": name,
         "platform": "tensorrt_plan",
@@ -126,10 +125,12 @@ def configure(
     if joined:
         message["dynamic_batching"] = {
             "preferred_batch_size": sorted(set(options.preferred_batch_sizes)),
-            "max_queue_delay_microseconds": round(options.delay_ms * 1000),
+            "max_queue_delay_microseconds": round(options.delay * 1e6),
         }
     message["cc_model_filenames"] = [{"key": k, "value": v} for k, v in sorted(selection.by_capability.items())]
-    message["model_warmup"] = warmup
+    files: dict[str, bytes] = {}
+    if golden is not None:
+        message["model_warmup"], files = _warmup(interface, profiles, golden, batched=bool(sizes))
     return Configuration(message, files, tuple(notes))
 
 
@@ -152,10 +153,15 @@ def _every_sum_fits(profiles: Sequence[Profile]) -> bool:
 
 
 def _tensor(tensor: Tensor, *, batched: bool) -> Message:
-    datatype = _datatype(tensor)
+    if not tensor.shape:
+        raise CompatibilityError(
+            f"The engine's {tensor.binding!r} has no dimension.",
+            "at least one: Triton has no scalars",
+            "convert a model that takes or gives it as one element of one dimension",
+        )
     dims = [size if isinstance(size, int) else -1 for size in tensor.shape[1 if batched else 0 :]]
-    described: dict[str, Any] = {"name": tensor.binding, "data_type": Name(datatype), "dims": dims or [1]}
-    # Triton wants at least one dimension from its clients; the engine has none.
+    described: dict[str, Any] = {"name": tensor.binding, "data_type": Name(_datatype(tensor)), "dims": dims or [1]}
+    # Beside the batch Triton wants at least one dimension from its clients; the engine has none.
     return described if dims else {**described, "reshape": {"shape": []}}
 
 
@@ -171,7 +177,7 @@ def _datatype(tensor: Tensor) -> str:
 
 
 def _warmup(
-    interface: Interface, profiles: Sequence[Profile], golden: GoldenTensors | None, *, batched: bool
+    interface: Interface, profiles: Sequence[Profile], golden: GoldenTensors, *, batched: bool
 ) -> tuple[list[Message], dict[str, bytes]]:
     """One sample for every golden point that a profile takes, and its files.
 
@@ -180,7 +186,7 @@ def _warmup(
     samples: list[Message] = []
     files: dict[str, bytes] = {}
     binder = Binder(interface, profiles)
-    for profile, point, inputs, _ in golden.points() if golden else ():
+    for profile, point, inputs, _ in golden.points():
         if not _takes(binder, inputs):
             continue  # the point of another plan's profile
         entries = []

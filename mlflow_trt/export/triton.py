@@ -62,7 +62,7 @@ def export_triton(
     tensorrt: str | None = None,
     batching: bool = True,
     preferred_batch_sizes: Sequence[int] = (),
-    delay_ms: float = 0.0,
+    delay: float = 0.0,
     instances: int = 1,
     gpus: Sequence[int] = (),
     keep_versions: int | None = 1,
@@ -87,7 +87,7 @@ def export_triton(
         batching: Whether Triton joins requests along the batch dimension. Say no where a row's answer depends on the
             rows beside it.
         preferred_batch_sizes: Sizes at which Triton starts a batch before the delay is over.
-        delay_ms: How long a request waits for others, in milliseconds.
+        delay: How long a request may wait for others, in seconds.
         instances: Engines on each GPU; Triton runs as many batches at once, and each takes its memory.
         gpus: Indices of the GPUs to use. Default: all.
         keep_versions: How many versions Triton serves, the newest first; None: all.
@@ -99,7 +99,7 @@ def export_triton(
         SettingError: A name, number or option can't be used, or the repository holds something else of that name.
         StoreError: The store can't be read, or the repository can't be written.
     """
-    options = Options(batching, tuple(preferred_batch_sizes), delay_ms, instances, tuple(gpus), keep_versions)
+    options = Options(batching, tuple(preferred_batch_sizes), delay, instances, tuple(gpus), keep_versions)
     named = naming.parse(model_uri)
     name = _check_name(name or named.name)
     if named.alias:

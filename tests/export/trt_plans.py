@@ -1,0 +1,118 @@
+"""Versions whose plans have the header of the full TensorRT and nothing behind it.
+
+The full TensorRT can't be installed beside TensorRT-RTX and was never run here: no test claims that such a plan runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_trt import plan as plans
+from mlflow_trt.manifest import (
+    Branch,
+    File,
+    Host,
+    Interface,
+    Latency,
+    Manifest,
+    Parity,
+    PlanRecord,
+    Precision,
+    Profile,
+    ShapeRange,
+    Tensor,
+    TensorLeaf,
+)
+from mlflow_trt.plan import GoldenTensors, Plan
+
+RELEASE = "10.15.1.29"
+BATCH = ("batch", 4)
+ONE_PROFILE: tuple[Profile, ...] = ({"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))},)
+
+
+def engine_bytes(content: str = "", release: str = RELEASE) -> bytes:
+    header = bytearray(64)
+    header[:4] = b"ftrt"
+    header[24:28] = bytes(int(n) for n in release.split("."))
+    return bytes(header) + b"layers and weights " * 40 + content.encode()
+
+
+def tensor(
+    name: str, shape, dtype: str = "float32", *, binding: str | None = None, public: str | None = None
+) -> Tensor:
+    seen = public or ("float32" if dtype.startswith(("bfloat", "float8", "float4", "int4")) else dtype)
+    return Tensor(name=name, binding=binding or name, dtype=seen, binding_dtype=dtype, shape=shape)
+
+
+def interface(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Interface:
+    leaves = tuple(TensorLeaf(name=t.name) for t in inputs)
+    return Interface(
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        arguments=Branch(
+            kind="tuple", items=(Branch(kind="tuple", items=leaves), Branch(kind="dict", keys=(), items=()))
+        ),
+        result=Branch(kind="tuple", items=tuple(TensorLeaf(name=t.name) for t in outputs)),
+    )
+
+
+CLASSIFIER = interface([tensor("x", BATCH, binding="input_0")], [tensor("scores", ("batch", 3), binding="output0")])
+
+
+def record(
+    content: str = "",
+    *,
+    runtime: str = "tensorrt",
+    release: str = RELEASE,
+    capabilities: tuple[str, ...] | None = ("9.0",),
+    profiles: tuple[Profile, ...] | None = ONE_PROFILE,
+    os: str | None = "linux",
+    **more,
+) -> PlanRecord:
+    serialized = engine_bytes(content, release)
+    where = "-".join("sm" + c.replace(".", "") for c in capabilities or ()) or "any"
+    return PlanRecord(
+        file=File(
+            path=f"plans/{runtime}-{release}-{where}/model.plan",
+            size=len(serialized),
+            sha256=hashlib.sha256(serialized).hexdigest(),
+        ),
+        runtime=runtime,
+        release=release,
+        capabilities=capabilities,
+        profiles=profiles,
+        precision=Precision(requested="fp16"),
+        built_on=Host(os=os),
+        parity=Parity(status="not_measured", reason="never run"),
+        latency=Latency(status="not_measured", reason="never run"),
+        **more,
+    )
+
+
+def plan(
+    content: str = "",
+    *,
+    interface: Interface | None = CLASSIFIER,
+    golden: Mapping[str, np.ndarray] | None = None,
+    **more,
+) -> Plan:
+    made = record(content, **more)
+    tensors = None if golden is None else GoldenTensors(dict(golden), {k: np.zeros(1, np.float32) for k in golden})
+    return Plan(engine_bytes(content, made.release), Manifest(interface=interface, plans=(made,)), tensors)
+
+
+def rows(count: int, features: int = 4, start: int = 0) -> np.ndarray:
+    return np.arange(start, start + count * features, dtype=np.float32).reshape(count, features)
+
+
+GOLDEN = {"0.min/x": rows(1), "0.opt/x": rows(2, start=10), "0.max/x": rows(8, start=100)}
+
+
+def save(folder: Path, *made: Plan) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    plans.write(made, folder)
+    return folder
