@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # name → batch sizes (min, opt, max), the rest of the input's shape, precision
 MODELS: dict[str, tuple[tuple[int, int, int], tuple[int, ...], str]] = {
     "resnet50": ((1, 8, 32), (3, 224, 224), "fp16"),
+    "resnet50_other": ((1, 8, 32), (3, 224, 224), "fp16"),
+    "resnet50_uint8": ((1, 8, 32), (3, 224, 224), "fp16"),
     "mlp": ((1, 8, 32), (64,), "fp32"),
 }
 
@@ -84,7 +86,7 @@ def conversion(name: str) -> dict[str, Any]:
 
     batch, rest, precision = MODELS[name]
     return {
-        "inputs": [mlflow_trt.Input((batch, *rest), name=input_name(name))],
+        "inputs": [mlflow_trt.Input((batch, *rest), input_dtype(name), input_name(name))],
         "precision": precision,
         "output_names": ["logits"],
     }
@@ -99,13 +101,21 @@ def save(name: str, folder: Path) -> None:
 
 def input_name(name: str) -> str:
     """The name of a model's one input."""
-    return "images" if name == "resnet50" else "x"
+    return "images" if name.startswith("resnet50") else "x"
+
+
+def input_dtype(name: str) -> str:
+    """The dtype of a model's one input."""
+    return "uint8" if name.endswith("uint8") else "float32"
 
 
 def arrays(name: str, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns random inputs for a model."""
     _, rest, _ = MODELS[name]
-    return {input_name(name): np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)}
+    random = np.random.default_rng(seed)
+    if input_dtype(name) == "uint8":
+        return {input_name(name): random.integers(0, 256, (batch, *rest), np.uint8)}
+    return {input_name(name): random.standard_normal((batch, *rest), dtype=np.float32)}
 
 
 def close(one: np.ndarray, other: np.ndarray, rel_l2: float = 2e-2) -> bool:

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import mlflow_trt
 
-from . import logging_cost, memory, mixing, predicting, startup
+from . import logging_cost, memory, mixing, predicting, serving, startup
 from .context import Context, has_gpu
 from .record import Figure, Goal, Measurement
 
@@ -129,6 +129,27 @@ SUITE = (
         "predicting:wrapper",
         (Goal(predicting.WRAPPER, 100, "µs"),),
         120,
+    ),
+    Benchmark(
+        "serving_latency",
+        "ResNet-50 FP16 behind mlflow-trt serve: one client, batch 1",
+        "serving:latency",
+        (Goal(serving.FLOAT32, 2.0, "ms"), Goal(serving.UINT8, 1.6, "ms")),
+        240,
+    ),
+    Benchmark(
+        "serving_concurrent",
+        "ResNet-50 FP16 behind mlflow-trt serve: many clients of batch 1",
+        "serving:concurrent",
+        (Goal(serving.GAIN, 2.0, "×", at_least=True), Goal(serving.P99, 25, "ms")),
+        180,
+    ),
+    Benchmark(
+        "serving_moves",
+        "ResNet-50 FP16 behind mlflow-trt serve: an alias that moves under the load of 64 clients",
+        "serving:moves",
+        (Goal(serving.FAILED, 0, ""), Goal(serving.MIXED, 0, ""), Goal(serving.MEMORY, 1.05, "×")),
+        900,
     ),
     Benchmark(
         "alternatives",

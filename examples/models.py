@@ -71,6 +71,29 @@ def resnet50(seed: int = 0) -> ResNet50:
     return model.eval()
 
 
+def resnet50_other() -> ResNet50:
+    """Returns the same network with other weights."""
+    return resnet50(seed=1)
+
+
+class Normalised(nn.Module):
+    """A network for images as they are in files, 0 to 255, which it normalises itself."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images.float() / 255 - self.mean) / self.std)
+
+
+def resnet50_uint8() -> Normalised:
+    """Returns a ResNet-50 that takes bytes: a quarter of what float32 images take to send."""
+    return Normalised(resnet50()).eval()
+
+
 class Mlp(nn.Module):
     """A tiny network: what it takes beside the GPU's own work is what is seen."""
 
