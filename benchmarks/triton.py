@@ -28,7 +28,7 @@ from . import aside
 
 PACKAGE = "nvidia-pytriton==0.7.0"
 NUMPY = "numpy==1.26.4"
-READY_SECONDS = 60
+READY_SECONDS = 120
 END_SECONDS = 15
 
 _ECHO_CONFIG = """\
