@@ -178,7 +178,7 @@ def from_json(name: str, datatype: str, shape: Shape, data: Any) -> np.ndarray:
     if dtype.kind == "O":
         return _objects([_utf8(name, value) for value in values], shape)
     if dtype.kind in "iu" and datatype != "BF16" and values:
-        limits = np.iinfo(dtype)
+        limits = np.iinfo(dtype)  # numpy before 2.0 wraps what is beyond them
         if min(values) < limits.min or max(values) > limits.max:
             raise _beyond(name, datatype)
     try:
@@ -197,7 +197,7 @@ def to_raw(array: np.ndarray, datatype: str) -> bytes | memoryview:
     """Returns a tensor's raw data: little-endian, row-major, not copied where the array is so already."""
     if datatype == "BYTES":
         return b"".join([part for item in array.flat for part in (_LENGTH.pack(len(item)), item)])
-    array = array.astype(DATATYPES[datatype], order="C", casting="equiv", copy=False)
+    array = array.astype(DATATYPES[datatype], casting="equiv", copy=False)
     return array.reshape(-1).view(np.uint8).data
 
 
@@ -228,11 +228,8 @@ def _split(name: str, count: int, data: bytes | bytearray | memoryview) -> list[
     start, end = 0, len(data)
     while start + _LENGTH.size <= end and len(items) < count:
         (length,) = _LENGTH.unpack_from(data, start)
-        start += _LENGTH.size
-        if length > end - start:
-            break
-        items.append(bytes(data[start : start + length]))
-        start += length
+        start += _LENGTH.size + length
+        items.append(bytes(data[start - length : start]))
     if len(items) != count or start != end:
         raise ProtocolError(
             f"Input {show(name)} has {end} bytes of binary data, which are not {count} elements of BYTES.",

@@ -107,7 +107,7 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> R
         if size is None:
             inputs[name] = from_json(name, datatype, shape, entry.get("data"))
             continue
-        if header_length is None or size > end - offset:
+        if size > end - offset:
             raise ProtocolError(
                 f"Input {show(name)} says {show(size)} bytes of binary data, and "
                 + ("the body is all JSON." if header_length is None else f"{end - offset} are left in the body."),

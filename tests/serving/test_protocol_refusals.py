@@ -74,6 +74,8 @@ BAD = {
     "ragged": ((body(entry(shape=[2, 2], data=[[1], [1, 2]])), None), "nested otherwise", r"\[2, 2\]"),
     "ragged, same count": ((body(entry(shape=[2, 2], data=[[1], [1, 2, 3]])), None), "nested otherwise", r"\[2, 2\]"),
     "half nested": ((body(entry(shape=[2, 2], data=[[1, 2], 3, 4])), None), "nested otherwise", r"\[2, 2\]"),
+    "half nested, same length": ((body(entry(shape=[2, 2], data=[[1, 2], 3])), None), "nested otherwise", r"\[2, 2\]"),
+    "nested, more empty rows": ((body(entry(shape=[2, 0], data=[[], [], []])), None), "nested otherwise", r"\[2, 0\]"),
     "nested, transposed": ((body(entry(shape=[2, 3], data=[[1, 2]] * 3)), None), "nested otherwise", r"\[2, 3\]"),
     "nested deeper": ((body(entry(shape=[1, 2], data=[[[1], [2]]])), None), "holds an array", "numbers"),
     "flat with an array": ((body(entry(data=[1, [2]])), None), "holds an array", "numbers"),
