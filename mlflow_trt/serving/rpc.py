@@ -1,0 +1,255 @@
+"""The server's gRPC face: the Open Inference Protocol's ``GRPCInferenceService``, in the event loop of the HTTP server.
+
+Requests become the same ``protocol.Request`` as over HTTP and meet the same models. A client that cancels its call, or
+whose deadline passes, cancels what waits for it: gRPC then cancels the task that answers, and that its future.
+
+A message may have ``max_body`` bytes, before and after decompression. gRPC sees to that; releases before grpcio 1.84
+decompress all of it first, however much that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from grpc import StatusCode
+
+from .. import __version__
+from ..errors import BusyError, DeadlineError, InputError, StoreError, TrtError
+from . import messages, protocol
+from .datatypes import ProtocolError, show
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
+    from .models import Model, Version
+
+_logger = logging.getLogger(__name__)
+
+_INT32 = 2**31 - 1  # gRPC's own limit of a limit
+_OPEN = frozenset({"ServerLive", "ServerReady"})
+"""What probes ask; needs no token."""
+_CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
+    (ProtocolError, StatusCode.INVALID_ARGUMENT),
+    (InputError, StatusCode.INVALID_ARGUMENT),
+    (BusyError, StatusCode.UNAVAILABLE),
+    (DeadlineError, StatusCode.DEADLINE_EXCEEDED),
+)
+_LONGEST = 2000
+"""Bytes of an error's message: it travels in a header, where a byte may become three, and clients refuse 8 KiB."""
+_RETRY = (("grpc-retry-pushback-ms", "1000"),)
+"""What HTTP calls Retry-After; gRPC clients with a retry policy obey it."""
+
+Context = Any  # grpc.aio.ServicerContext, whose types are only in a package of stubs
+
+
+class RpcError(Exception):
+    """A call that ends with an error status before any model sees it."""
+
+    def __init__(self, code: StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+async def start(
+    models: Mapping[str, Model],
+    host: str,
+    port: int,
+    *,
+    token: str | None = None,
+    max_body: int = 256 << 20,
+    timeout: float = 60.0,
+    metrics: Metrics | None = None,
+) -> grpc.aio.Server:
+    """Serves models over gRPC, from the running event loop.
+
+    Args:
+        models: By name.
+        host: The address to listen on.
+        port: The port.
+        token: The bearer token that calls must have; None: none.
+        max_body: Bytes that a message may have.
+        timeout: Seconds that a call may take, once its message is there.
+        metrics: Where calls are counted.
+
+    Returns:
+        The server. ``await stop(grace)`` refuses further calls, gives running ones that many seconds, and cancels them.
+
+    Raises:
+        StoreError: The address can't be had.
+    """
+    options = (
+        ("grpc.max_receive_message_length", min(max_body, _INT32)),
+        ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, unnoticed
+    )
+    server = grpc.aio.server(options=options)
+    service = Service(models, token=token, timeout=timeout, metrics=metrics)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(messages.SERVICE, service.handlers()),))
+    try:
+        bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise StoreError(
+            f"Nothing listens on {host}:{port} for gRPC: the address can't be had.",
+            "a free port and an address of this machine",
+            "choose another port or host",
+        )
+    await server.start()
+    return server
+
+
+class Service:
+    """Answers the protocol's methods.
+
+    Args:
+        models: By name.
+        token: The bearer token that calls must have; None: none.
+        timeout: Seconds that a call may take.
+        metrics: Where calls are counted.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Model], *, token: str | None, timeout: float, metrics: Metrics | None
+    ) -> None:
+        self._models = models
+        self._authorization = None if token is None else f"Bearer {token}".encode()
+        self._timeout = timeout
+        self._metrics = metrics
+
+    def handlers(self) -> dict[str, Any]:
+        """Returns a handler for each method, by its name."""
+        answers: dict[str, Callable[[Any], Any]] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+        }
+        found: dict[str, Callable[[bytes, Context], Awaitable[bytes]]] = {
+            name: partial(self._tell, name, answer) for name, answer in answers.items()
+        }
+        found["ModelInfer"] = self._infer
+        # Without a deserializer: gRPC would answer a broken message with UNKNOWN and a Python type's name.
+        return {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in found.items()}
+
+    async def _tell(self, method: str, answer: Callable[[Any], Any], data: bytes, context: Context) -> bytes:
+        """Answers everything but inference."""
+        try:
+            if method not in _OPEN:
+                self._check_token(context)
+            request = messages.parse(messages.message(messages.METHODS[method].input_type.name), data)
+            response = messages.message(messages.METHODS[method].output_type.name)(**answer(request))
+            return bytes(response.SerializeToString())
+        except Exception as error:
+            await _abort(context, error)
+            raise
+
+    async def _infer(self, data: bytes, context: Context) -> bytes:
+        begin = time.monotonic()
+        name, code = "", StatusCode.CANCELLED
+        try:
+            self._check_token(context)
+            message, raw = messages.split(data)
+            name = message.model_name
+            response = await self._answer(message, raw, begin, context.time_remaining())
+            code = StatusCode.OK
+            return response
+        except Exception as error:
+            code = _code(error)
+            await _abort(context, error)
+            raise
+        finally:
+            if self._metrics is not None and name in self._models:
+                self._metrics.request(name, "grpc", code.name, time.monotonic() - begin)
+
+    async def _answer(self, message: Any, raw: list[memoryview], begin: float, left: float | None) -> bytes:
+        model, version = self._find(message.model_name, message.model_version)
+        request = messages.decode(message, raw)
+        inputs = protocol.fit(request, version.interface)
+        limits = (self._timeout, request.timeout, left)
+        deadline = begin + min([seconds for seconds in limits if seconds is not None])
+        version, future = model.submit(inputs, deadline)
+        # The batcher ends what is waiting at its deadline; a batch that runs is not cut off.
+        answer = await asyncio.wrap_future(future)
+        return messages.encode(request, answer.outputs, version.interface, model=model.name, version=version.version)
+
+    def _server_live(self, request: Any) -> dict[str, Any]:
+        return {"live": True}
+
+    def _server_ready(self, request: Any) -> dict[str, Any]:
+        return {"ready": all(model.status()["state"] == "ready" for model in self._models.values())}
+
+    def _model_ready(self, request: Any) -> dict[str, Any]:
+        try:
+            self._find(request.name, request.version)
+        except (BusyError, RpcError):  # as with Triton, one that is not served is not ready
+            return {"ready": False}
+        return {"ready": True}
+
+    def _server_metadata(self, request: Any) -> dict[str, Any]:
+        return {"name": "mlflow-trt", "version": __version__}
+
+    def _model_metadata(self, request: Any) -> dict[str, Any]:
+        model, version = self._find(request.name, request.version)
+        described = protocol.describe(
+            version.interface,
+            model=model.name,
+            versions=[version.version],
+            platform=version.platform,
+            profiles=version.profiles,
+        )
+        fields = messages.message("ModelMetadataResponse").DESCRIPTOR.fields_by_name
+        return {key: value for key, value in described.items() if key in fields}
+
+    def _find(self, name: str, wanted: str) -> tuple[Model, Version]:
+        """A model, and its version that answers now.
+
+        Raises:
+            BusyError: None does yet.
+            RpcError: The model or the version is not served.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise RpcError(
+                StatusCode.NOT_FOUND, f"The model {show(name)} is not served; served are {', '.join(self._models)}."
+            )
+        version = model.current
+        if wanted and wanted != version.version:
+            raise RpcError(StatusCode.NOT_FOUND, f"Version {show(wanted)} is not served; version {version.version} is.")
+        return model, version
+
+    def _check_token(self, context: Context) -> None:
+        """Compares the call's bearer token, in constant time."""
+        if self._authorization is None:
+            return
+        given = next((value for key, value in context.invocation_metadata() or () if key == "authorization"), "")
+        kind, _, token = given.partition(" ")
+        if not hmac.compare_digest(f"{kind.title()} {token.strip()}".encode(), self._authorization):
+            raise RpcError(StatusCode.UNAUTHENTICATED, "A valid bearer token is needed.")
+
+
+def _code(error: Exception) -> StatusCode:
+    if isinstance(error, RpcError):
+        return error.code
+    return next((code for kind, code in _CODES if isinstance(error, kind)), StatusCode.INTERNAL)
+
+
+async def _abort(context: Context, error: Exception) -> None:
+    """Ends a call with an error. What is not ours to tell, the client does not get to see."""
+    code = _code(error)
+    if code is StatusCode.INTERNAL:
+        _logger.error("A call failed", exc_info=error)
+    if isinstance(error, TrtError):
+        text = str(error.message)
+    else:
+        text = str(error) if isinstance(error, RpcError) else "The server failed; its log says more."
+    if len(encoded := text.encode()) > _LONGEST:
+        text = encoded[:_LONGEST].decode(errors="ignore") + "…"
+    await context.abort(code, text, _RETRY if code is StatusCode.UNAVAILABLE else ())
