@@ -135,7 +135,10 @@ def export_triton(
 def _notes(configuration: Configuration, selection: Selection) -> tuple[str, ...]:
     if not selection.version_compatible:
         return configuration.notes
-    flag = "Start tritonserver with --backend-config=tensorrt,version-compatible=true: the plan carries TensorRT code, which Triton runs only then."
+    flag = (
+        "Start tritonserver with --backend-config=tensorrt,version-compatible=true: the plan carries TensorRT code, "
+        "which Triton runs only then."
+    )
     return (*configuration.notes, flag)
 
 
