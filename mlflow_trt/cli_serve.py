@@ -24,6 +24,7 @@ WEBHOOK_SECRET = "MLFLOW_TRT_WEBHOOK_SECRET"
 @click.option("--batching/--no-batching", default=True, show_default=True, help="Join concurrent requests.")
 @click.option("--delay", default=0.0, show_default=True, help="Milliseconds that a request may wait for others.")
 @click.option("--max-queue", default=256, show_default=True, help="Requests that may wait; further ones get 503.")
+@click.option("--http-processes", default=0, show_default=True, help="Processes that speak HTTP; 0: the server's own.")
 @click.option("--interval", default=5.0, show_default=True, help="Seconds between two looks at an alias.")
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds that a request may take.")
 @click.option("--max-body", default=256, show_default=True, help="MiB that a request's body may have.")
@@ -46,6 +47,7 @@ def serve(
     batching: bool,
     delay: float,
     max_queue: int,
+    http_processes: int,
     interval: float,
     timeout: float,
     max_body: int,
@@ -92,6 +94,7 @@ def serve(
         interval=interval,
         timeout=timeout,
         max_body=max_body << 20,
+        http_processes=http_processes,
         token=token or None,
         webhook_secret=os.environ.get(WEBHOOK_SECRET) or None,
         log_level=log_level,

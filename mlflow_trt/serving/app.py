@@ -108,6 +108,8 @@ class Application:
         self.max_body = max_body
         self.timeout = timeout
         self._token = token
+        self._running = 0
+        self._latest: Any = None
         self._webhook_secret = webhook_secret
         self._scoring = scoring.Scoring(next(iter(models.values())), timeout)
 
@@ -116,13 +118,22 @@ class Application:
         if scope["type"] != "http":
             return
         call = Call(self, scope, receive)
+        self._running += 1
         try:
             response = await self._answer(call)
         except ClientGone:
             return
         except Exception as error:
             response = _failure(error)
+        finally:
+            self._running -= 1
         await respond(send, compressed(response, call.headers.get("accept-encoding")))
+
+    def only(self, client: Any) -> bool:
+        """Whether the last request came over this connection too, and none is under way: one client asks in turn."""
+        alone = client is not None and client == self._latest and self._running == 1
+        self._latest = client
+        return alone
 
     def ready(self) -> bool:
         """Whether every model has a version that answers."""
@@ -228,7 +239,6 @@ async def _infer(call: Call) -> Response:
     app, model = call.app, call.served()
     status = 499  # what proxies call a client that closed the connection
     begin = time.monotonic()
-    app.metrics.running(1)
     try:
         body = await call.body()
         begin = time.monotonic()
@@ -240,7 +250,6 @@ async def _infer(call: Call) -> Response:
             status = _status(error)
         raise
     finally:
-        app.metrics.running(-1)
         app.metrics.request(model.name, "http", status, time.monotonic() - begin)
 
 
@@ -249,8 +258,8 @@ async def _infer_body(call: Call, body: bytes, begin: float) -> Response:
     request = protocol.decode(body, call.headers.number("inference-header-content-length"))
     inputs = protocol.fit(request, call.current().interface)
     seconds = min(call.app.timeout, request.timeout or call.app.timeout)
-    version, future = model.submit(inputs, begin + seconds)
-    answer = await _wait(call, asyncio.wrap_future(future), begin + seconds)
+    version, future = model.submit(inputs, begin + seconds, here=call.app.only(call.scope.get("client")))
+    answer = future.result() if future.done() else await _wait(call, asyncio.wrap_future(future))
     encoded = protocol.encode(request, answer.outputs, version.interface, model=model.name, version=version.version)
     if encoded.header_length is None:
         return Response(200, encoded.parts)
@@ -258,7 +267,7 @@ async def _infer_body(call: Call, body: bytes, begin: float) -> Response:
     return Response(200, encoded.parts, {"inference-header-content-length": length}, media="application/octet-stream")
 
 
-async def _wait(call: Call, answer: asyncio.Future[Any], deadline: float) -> Any:
+async def _wait(call: Call, answer: asyncio.Future[Any]) -> Any:
     """Waits for an answer as long as the client does; work that nobody waits for any more is dropped."""
     done, _ = await asyncio.wait((answer,), timeout=_UNNOTICED)
     if not done:

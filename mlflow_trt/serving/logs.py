@@ -17,9 +17,7 @@ class JsonFormatter(logging.Formatter):
         """Formats a record."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
         fields: dict[str, object] = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc).isoformat(
-                "T", "milliseconds"
-            ),
+            "time": time.isoformat("T", "milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

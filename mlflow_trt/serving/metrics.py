@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -56,7 +56,6 @@ class Metrics:
         self._rows = Histogram(
             "mlflow_trt_batch_rows", "Rows that ran together.", ("model",), buckets=_ROWS, registry=registry
         )
-        self._running = Gauge("mlflow_trt_requests_running", "Requests that wait or run.", registry=registry)
         registry.register(_State(models, tuple(devices)))
 
     def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
@@ -70,10 +69,6 @@ class Metrics:
         """
         self._requests.labels(model, protocol, status).inc()
         self._seconds.labels(model, protocol).observe(seconds)
-
-    def running(self, change: int) -> None:
-        """Counts requests that began (1) or ended (-1)."""
-        self._running.inc(change)
 
     def batch(self, model: str, answer: Answer) -> None:
         """Counts a batch that ran."""

@@ -64,7 +64,7 @@ class Model:
         self,
         name: str,
         uri: str,
-        options: Options = Options(),  # noqa: B008 - it is immutable
+        options: Options,
         *,
         interval: float = 5.0,
         on_batch: Callable[[Answer], None] | None = None,
@@ -322,6 +322,8 @@ class Model:
             self._preparing = None
             current = self._current
             self._changed.notify_all()
+        _logger.debug("Why %s could not be made ready", uri, exc_info=error)
+        _forget_frames(error)
         if unwanted:
             self._dropped(uri)
             return
@@ -350,6 +352,13 @@ class Model:
         shown = ", ".join(f"{key} {value}" for key, value in fields.items() if key in ("version", "before", "error"))
         extra = {"event": event, "model": self.name, "uri": self.uri, **fields}
         _logger.log(level, "%s: %s%s", self.name, text, f" ({shown})" if shown else "", extra=extra)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Lets go of what the frames of an error hold, such as half an engine: the error itself is kept, maybe for days."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _short(uri: str) -> str:

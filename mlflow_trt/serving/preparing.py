@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -312,12 +313,31 @@ def _joinable(uri: str, engine: Engine, golden: GoldenTensors | None, tolerance:
 
 def _warm_up(engine: Engine, calls: Iterable[Arrays], contexts: int, go_on: Callable[[], None]) -> None:
     """Runs each call in every execution context: as many at once as there are contexts."""
-    with ThreadPoolExecutor(contexts, thread_name_prefix="warm-up") as threads:
-        for inputs in calls:
-            for _ in range(_CALLS):
-                go_on()
-                for running in [threads.submit(engine.predict, inputs) for _ in range(contexts)]:
-                    running.result()
+    for inputs in calls:
+        for _ in range(_CALLS):
+            go_on()
+            _at_once(partial(engine.predict, inputs), contexts)
+
+
+def _at_once(call: Callable[[], object], count: int) -> None:
+    # Threads of its own, not an executor's: a process that ends need not wait for kernels that are being compiled.
+    together = threading.Barrier(count)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        together.wait()
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, name="warm-up", daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _go_on(uri: str, unwanted: Callable[[], bool]) -> None:

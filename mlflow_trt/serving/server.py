@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import SettingError, StoreError, TrtError
+from ..errors import SettingError, TrtError
 from . import logs
+from .fronts import Fronts
+from .listening import bind, http_server, keep_freed_memory, new_loop
 from .models import Model, Options
 
 _logger = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LOOK = 0.05
 """Seconds between looks at whether the first versions are loaded."""
 
@@ -34,6 +34,7 @@ def serve(
     max_body: int = 256 << 20,
     token: str | None = None,
     webhook_secret: str | None = None,
+    http_processes: int = 0,
     log_level: str = "info",
 ) -> None:
     """Serves models until SIGTERM or Ctrl-C; then running requests are answered, and everything is given back.
@@ -53,6 +54,8 @@ def serve(
         token: A bearer token that requests must have.
         webhook_secret: What MLflow signs its webhook deliveries with. With it ``POST /v2/webhook`` has the aliases
             looked at at once.
+        http_processes: How many processes of their own speak HTTP. 0: this one does, which answers a single client
+            soonest; several read the requests of many clients at once.
         log_level: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
 
     Raises:
@@ -61,12 +64,13 @@ def serve(
         TrtError: A model could not be loaded in the first place.
     """
     logs.configure(log_level)
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
-        import uvicorn
-
         from .app import Application
         from .metrics import Metrics
+
+        if grpc_port:
+            from . import rpc
     except ImportError as error:
         raise SettingError(
             f"Serving needs {error.name}, which is not installed.",
@@ -78,24 +82,27 @@ def serve(
     metrics = Metrics(served, options.devices if options.backend == "tensorrt" else ())
     for name, uri in _named(models).items():
         served[name] = Model(name, uri, options, interval=interval, on_batch=partial(metrics.batch, name))
-    app = Application(served, metrics, token=token, max_body=max_body, timeout=timeout, webhook_secret=webhook_secret)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http="auto",  # httptools, where it is installed
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(int(timeout), 1),
+    settings: dict[str, Any] = {
+        "token": token,
+        "max_body": max_body,
+        "timeout": timeout,
+        "webhook_secret": webhook_secret,
+    }
+    listening = bind(host, port)
+    http: _Here | Fronts
+    if http_processes:
+        listening.close()  # the fronts bind the address, which is free, each for itself
+        http = Fronts(http_processes, served, metrics, {**settings, "host": host, "port": port, "log_level": log_level})
+    else:
+        http = _Here(Application(served, metrics, **settings), listening, timeout)
+    grpc = (
+        partial(rpc.start, served, host, grpc_port, token=token, max_body=max_body, timeout=timeout, metrics=metrics)
+        if grpc_port
+        else None
     )
-    grpc = partial(_start_grpc, served, host, grpc_port, token, max_body, timeout, metrics) if grpc_port else None
-    loop = _new_loop()
+    loop = new_loop()
     try:
-        failure = loop.run_until_complete(_run(uvicorn.Server(config), served, grpc))
+        failure = loop.run_until_complete(_run(http, served, grpc, timeout))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -104,51 +111,48 @@ def serve(
         raise failure
 
 
-def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed: bodies of megabytes are otherwise mapped and unmapped, page by page, every time."""
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+class _Here:
+    """HTTP in this process, as :class:`~.fronts.Fronts` is HTTP in others."""
+
+    def __init__(self, app: Any, listening: socket.socket, timeout: float) -> None:
+        self._server = http_server(app, timeout)
+        self._listening = listening
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._server.serve([self._listening]))
+
+    async def stop(self, seconds: float) -> None:
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:  # there is none for Windows
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-async def _run(server: Any, models: Mapping[str, Model], start_grpc: Any) -> TrtError | None:
+async def _run(http: Any, models: Mapping[str, Model], start_grpc: Any, timeout: float) -> TrtError | None:
     """Runs until a signal, or until a model fails that nothing serves in place of."""
-    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, partial(setattr, server, "should_exit", True))
-    # uvicorn's own handling ends the process by the signal once more: a server that was told to end has not failed.
-    server.capture_signals = _no_signals
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
     for model in models.values():
         model.start()
-    rpc = await start_grpc() if start_grpc else None
-    first = asyncio.create_task(_first_versions(server, models))
+    first = asyncio.create_task(_first_versions(ended, models))
+    stops: list[Any] = []
     try:
-        await server.serve()
-    except SystemExit:
-        return StoreError(
-            f"Nothing listens on {server.config.host}:{server.config.port}: the address can't be had.",
-            "a free port and an address of this machine",
-            "see the log; choose another --port or --host",
-        )
+        if start_grpc is not None:
+            stops.append((await start_grpc()).stop)
+        await http.start()
+        stops.append(http.stop)
+        await ended.wait()
     finally:
-        first.cancel()
-        if rpc is not None:
-            await rpc.stop(server.config.timeout_graceful_shutdown)
+        _logger.info("Ending")
+        await asyncio.gather(*(stop(timeout) for stop in stops))
         await asyncio.gather(*(asyncio.to_thread(model.close) for model in models.values()))
+        first.cancel()
         _logger.info("Ended")
     return first.result() if first.done() and not first.cancelled() else None
 
 
-async def _first_versions(server: Any, models: Mapping[str, Model]) -> TrtError | None:
+async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model]) -> TrtError | None:
     """Waits for every model's first version; ends the server if there is none to be had."""
     waiting = dict(models)
     while waiting:
@@ -157,30 +161,11 @@ async def _first_versions(server: Any, models: Mapping[str, Model]) -> TrtError 
             if state == "ready":
                 del waiting[name]
             elif state == "failed":
-                server.should_exit = True
+                ended.set()
                 return model.failure
         await asyncio.sleep(_LOOK)
     _logger.info("Ready", extra={"models": list(models)})
     return None
-
-
-async def _start_grpc(
-    models: Mapping[str, Model],
-    host: str,
-    port: int,
-    token: str | None,
-    max_body: int,
-    timeout: float,
-    metrics: Any,
-) -> Any:
-    from . import rpc
-
-    return await rpc.start(models, host, port, token=token, max_body=max_body, timeout=timeout, metrics=metrics)
-
-
-@contextlib.contextmanager
-def _no_signals() -> Iterator[None]:
-    yield
 
 
 def _named(models: str | Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,277 @@
+"""A process that speaks HTTP for a server whose engines live in another: reading requests takes longer than answering
+them, and one interpreter reads no more than about a thousand images a second.
+
+``python -m mlflow_trt.serving.front SOCKET REQUESTS ANSWERS``: descriptors of its end of the channel and of the two
+arenas. It takes the tensors of a request into the one arena, tells where they lie, and is told where the answer lies in
+the other. It ends when the channel does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from .. import errors
+from ..errors import BusyError, TrtError
+from ..manifest import Interface, Profile
+from ..runtime.result import Result
+from . import logs
+from .arena import Arena
+from .batching import Answer
+from .channel import Channel, Message
+from .listening import bind, http_server, keep_freed_memory, new_loop
+
+_logger = logging.getLogger(__name__)
+
+_PROFILES = TypeAdapter(tuple[Profile, ...])
+
+
+class RemoteVersion:
+    """What a request needs to know of the version that answers; complete once it has answered."""
+
+    def __init__(self, state: Message) -> None:
+        self.uri: str = state["uri"]
+        self.version: str = state["version"]
+        self.platform: str = state["platform"]
+        self.interface = Interface.model_validate(state["interface"])
+        self.profiles = _PROFILES.validate_python(state["profiles"])
+
+    def become(self, other: RemoteVersion) -> None:
+        """Takes over what another one is."""
+        self.__dict__.update(other.__dict__)
+
+
+class RemoteModel:
+    """A model of the other process, with the methods of :class:`~.models.Model` that requests need."""
+
+    def __init__(self, name: str, engines: Engines) -> None:
+        self.name = name
+        self.registered_model: str | None = None
+        self._engines = engines
+        self._status: dict[str, Any] = {"name": name, "state": "loading"}
+        self._current: RemoteVersion | None = None
+        self._versions: dict[str, RemoteVersion] = {}
+
+    @property
+    def current(self) -> RemoteVersion:
+        """The version that answers now.
+
+        Raises:
+            BusyError: None has been made ready yet.
+        """
+        if self._current is None:
+            raise BusyError(f"The model {self.name} is not loaded yet.", "a model that is ready", "try again later")
+        return self._current
+
+    def status(self) -> dict[str, Any]:
+        """How things stood lately."""
+        return self._status
+
+    def refresh(self) -> None:
+        """Has the registry looked at now."""
+        self._engines.send({"kind": "refresh", "model": self.name})
+
+    def submit(
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
+    ) -> tuple[RemoteVersion, Future[Answer]]:
+        """Queues a request in the other process; the version is the one that answered once the future is done."""
+        answering = object.__new__(RemoteVersion)
+        answering.become(self.current)
+        return answering, self._engines.submit(self, answering, inputs, deadline)
+
+    def take(self, state: Message) -> None:
+        """Learns how things stand."""
+        self._status = state["status"]
+        self.registered_model = state["registered_model"]
+        if state.get("version"):
+            self._current = RemoteVersion(state["version"])
+            self._versions[self._current.version] = self._current
+            for old in list(self._versions)[:-4]:  # what was replaced is draining, and soon gone
+                del self._versions[old]
+        elif self._status["state"] != "ready":
+            self._current = None
+
+    def answered_by(self, answering: RemoteVersion, version: str) -> None:
+        """Completes what a request knows of the version that answered it."""
+        if version != answering.version:
+            answering.become(self._versions[version])
+
+
+class Engines:
+    """The other process."""
+
+    def __init__(self, requests: Arena, answers: Arena) -> None:
+        self.models: dict[str, RemoteModel] = {}
+        self.gone = asyncio.Event()
+        self.configured: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._requests = requests
+        self._answers = answers
+        self._numbers = itertools.count()
+        self._waiting: dict[int, _Waiting] = {}
+        self._channel: Channel | None = None
+
+    async def connect(self, end: socket.socket) -> Message:
+        """Opens the channel; returns the server's configuration."""
+        self._channel = await Channel.open(end, self._take, self.gone.set)
+        return await self.configured
+
+    def send(self, message: Message) -> None:
+        """Sends a message."""
+        assert self._channel is not None
+        self._channel.send(message)
+
+    def ask(self, kind: str) -> Future[bytes]:
+        """Asks for a text, the metrics."""
+        number = next(self._numbers)
+        waiting = self._waiting[number] = _Waiting((), None, None)
+        self.send({"kind": kind, "id": number})
+        return waiting.future
+
+    def submit(
+        self, model: RemoteModel, answering: RemoteVersion, inputs: Mapping[str, np.ndarray], deadline: float | None
+    ) -> Future[Answer]:
+        """Puts a request's tensors where the other process finds them, and tells it."""
+        pieces: list[tuple[int, int]] = []
+        described = []
+        for name, array in inputs.items():
+            offset = self._requests.take(array.nbytes)
+            if offset is None:
+                self._give(pieces)
+                raise BusyError("The memory for requests is full.", "room for its tensors", "try again a little later")
+            pieces.append((offset, array.nbytes))
+            self._requests.array(offset, array.dtype.name, array.shape)[...] = array
+            described.append([name, array.dtype.name, array.shape, offset])
+        number = next(self._numbers)
+        waiting = self._waiting[number] = _Waiting(pieces, model, answering)
+        waiting.future.add_done_callback(partial(self._settled, number))
+        message = {"kind": "infer", "id": number, "model": model.name, "inputs": described, "deadline": deadline}
+        self.send(message)
+        return waiting.future
+
+    def _settled(self, number: int, future: Future[Answer]) -> None:
+        if future.cancelled():
+            # The other process may be reading the tensors: their memory is free once it says so.
+            self.send({"kind": "cancel", "id": number})
+
+    def _take(self, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "configuration":
+            self.configured.set_result(message)
+        elif kind == "state":
+            self.models.setdefault(message["name"], RemoteModel(message["name"], self)).take(message)
+        else:
+            waiting = self._waiting.pop(message["id"])
+            self._give(waiting.pieces)
+            outcome = self._outcome(kind, message, waiting)
+            if waiting.future.set_running_or_notify_cancel():
+                if isinstance(outcome, Exception):
+                    waiting.future.set_exception(outcome)
+                else:
+                    waiting.future.set_result(outcome)
+
+    def _outcome(self, kind: str, message: Message, waiting: _Waiting) -> Any:
+        if kind == "error":
+            return _error(message)
+        arrays = {}
+        for name, dtype, shape, offset in message["outputs"]:
+            # A copy: the piece is given back at once, and the response may wait for a slow client.
+            array = arrays[name] = self._answers.array(offset, dtype, shape).copy()
+            self.send({"kind": "free", "piece": [offset, array.nbytes]})
+        if kind == "text":
+            return arrays["text"].tobytes()
+        assert waiting.model is not None
+        assert waiting.answering is not None
+        waiting.model.answered_by(waiting.answering, message["version"])
+        return Answer(outputs=Result(arrays, message["backend"]), **message["figures"])
+
+    def _give(self, pieces: Sequence[tuple[int, int]]) -> None:
+        for offset, nbytes in pieces:
+            self._requests.give(offset, nbytes)
+
+
+class _Waiting:
+    """A request that the other process has not answered yet."""
+
+    def __init__(
+        self, pieces: Sequence[tuple[int, int]], model: RemoteModel | None, answering: RemoteVersion | None
+    ) -> None:
+        self.pieces = pieces
+        self.model = model
+        self.answering = answering
+        self.future: Future[Any] = Future()
+
+
+class RemoteMetrics:
+    """Has the other process count, and asks it for what Prometheus reads."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+
+    def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
+        """Counts a request that ended."""
+        self._engines.send({"kind": "count", "request": [model, protocol, status, seconds]})
+
+    def text(self) -> bytes:
+        """Returns what Prometheus reads; waits, so not from the event loop."""
+        return self._engines.ask("metrics").result(10)
+
+
+def _error(message: Message) -> Exception:
+    kind = getattr(errors, message["type"], TrtError)
+    return kind(*message["parts"]) if issubclass(kind, TrtError) else TrtError(*message["parts"])
+
+
+async def _run(end: socket.socket, requests: int, answers: int, size: int) -> None:
+    from .app import Application
+
+    engines = Engines(Arena(requests, size), Arena(answers, size))
+    settings = await engines.connect(end)
+    logs.configure(settings["log_level"])
+    app = Application(
+        engines.models,  # type: ignore[arg-type]
+        RemoteMetrics(engines),  # type: ignore[arg-type]
+        token=settings["token"],
+        max_body=settings["max_body"],
+        timeout=settings["timeout"],
+        webhook_secret=settings["webhook_secret"],
+    )
+    server = http_server(app, settings["timeout"])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, partial(setattr, server, "should_exit", True))
+    listening = bind(settings["host"], settings["port"], shared=True)
+
+    async def end_with_parent() -> None:
+        await engines.gone.wait()
+        server.should_exit = True
+
+    watch = asyncio.ensure_future(end_with_parent())
+    try:
+        await server.serve([listening])
+    finally:
+        watch.cancel()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs until the channel ends or a signal comes."""
+    keep_freed_memory()
+    end, requests, answers, size = map(int, arguments)
+    loop = new_loop()
+    try:
+        loop.run_until_complete(_run(socket.socket(fileno=end), requests, answers, size))
+    finally:
+        loop.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

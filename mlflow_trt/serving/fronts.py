@@ -1,0 +1,229 @@
+"""The processes that speak HTTP, as the process that holds the engines sees them: started, answered, and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..errors import TrtError
+from . import arena
+from .arena import Arena
+from .batching import Answer
+from .channel import Channel, Message
+from .metrics import Metrics
+from .models import Model, Version
+
+_logger = logging.getLogger(__name__)
+
+ARENA = 4 << 30
+"""Bytes of each arena; only what is used takes memory."""
+_STATE = 0.1
+"""Seconds between two looks at what the fronts should know."""
+_QUICKLY = 5.0
+"""Seconds: a front that ends sooner is not started again at once."""
+
+
+class Fronts:
+    """All of them.
+
+    Args:
+        count: How many.
+        models: What is served.
+        metrics: Where their requests are counted.
+        settings: What each is told of how to serve.
+    """
+
+    def __init__(self, count: int, models: Mapping[str, Model], metrics: Metrics, settings: Message) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._settings = settings
+        self._count = count
+        self._fronts: list[_Front] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ending = False
+
+    async def start(self) -> None:
+        """Starts them, and keeps their number."""
+        self._tasks = [asyncio.create_task(self._keep()) for _ in range(self._count)]
+        self._tasks.append(asyncio.create_task(self._tell()))
+
+    async def stop(self, seconds: float) -> None:
+        """Has them answer what is under way, and ends them."""
+        self._ending = True
+        for front in self._fronts:
+            front.process.terminate()
+        for front in list(self._fronts):
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(front.gone.wait(), seconds + 5)
+            front.process.kill()
+            await asyncio.to_thread(front.process.wait)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _keep(self) -> None:
+        while not self._ending:
+            begin = time.monotonic()
+            front = _Front(self._models, self._metrics)
+            self._fronts.append(front)
+            await front.open(self._settings)
+            await front.gone.wait()
+            if not self._ending:
+                self._fronts.remove(front)
+                _logger.error("A front process ended", extra={"event": "front_ended", "pid": front.process.pid})
+                await asyncio.sleep(max(0.0, _QUICKLY - (time.monotonic() - begin)))
+
+    async def _tell(self) -> None:
+        while True:
+            for front in self._fronts:
+                front.tell()
+            await asyncio.sleep(_STATE)
+
+
+class _Front:
+    """One process, its channel, and the memory that is shared with it."""
+
+    def __init__(self, models: Mapping[str, Model], metrics: Metrics) -> None:
+        self._models = models
+        self._metrics = metrics
+        self.gone = asyncio.Event()
+        self._told: dict[str, Message] = {}
+        self._known: dict[str, Version] = {}
+        self._running: dict[int, Future[Answer]] = {}
+        descriptors = [arena.create(ARENA), arena.create(ARENA)]
+        self._requests, self._answers = (Arena(descriptor, ARENA) for descriptor in descriptors)
+        self._end, other = socket.socketpair()
+        # Their own session: Ctrl-C in a terminal reaches this process, which then ends them in order.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __package__ + ".front", str(other.fileno()), *map(str, descriptors), str(ARENA)],
+            pass_fds=[other.fileno(), *descriptors],
+            start_new_session=True,
+        )
+        other.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._channel: Channel | None = None
+
+    async def open(self, settings: Message) -> None:
+        """Opens the channel and says how to serve."""
+        self._channel = await Channel.open(self._end, self._take, self._lost)
+        self.tell()
+        self._channel.send({"kind": "configuration", **settings})
+
+    def tell(self) -> None:
+        """Says how the models stand, where that has changed."""
+        if self._channel is None:
+            return
+        for name, model in self._models.items():
+            status = model.status()
+            current = model._current
+            message: Message = {"kind": "state", "name": name, "status": status}
+            message["registered_model"] = model.registered_model
+            if self._told.get(name) != message or self._known.get(name) is not current:
+                self._told[name] = dict(message)
+                if current is not None and self._known.get(name) is not current:
+                    self._known[name] = current
+                    message["version"] = _describe(current)
+                self._channel.send(message)
+
+    def _take(self, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "infer":
+            self._infer(message)
+        elif kind == "cancel":
+            future = self._running.get(message["id"])
+            if future is not None:
+                future.cancel()
+        elif kind == "free":
+            self._answers.give(*message["piece"])
+        elif kind == "count":
+            self._metrics.request(*message["request"])
+        elif kind == "refresh":
+            self._models[message["model"]].refresh()
+        elif kind == "metrics":
+            text = np.frombuffer(self._metrics.text(), np.uint8)
+            self._send({"kind": "text", "id": message["id"], "outputs": self._put({"text": text})})
+
+    def _infer(self, message: Message) -> None:
+        number = message["id"]
+        model = self._models[message["model"]]
+        inputs = {name: self._requests.array(offset, dtype, shape) for name, dtype, shape, offset in message["inputs"]}
+        try:
+            version, future = model.submit(inputs, message["deadline"])
+        except TrtError as error:
+            self._refuse(number, error)
+            return
+        if version is not self._known.get(model.name):
+            self.tell()
+        self._running[number] = future
+        future.add_done_callback(partial(self._done, number, version))
+
+    def _done(self, number: int, version: Version, future: Future[Answer]) -> None:
+        """Called by the thread that ran the batch: copying large answers there keeps the event loop free."""
+        self._running.pop(number, None)
+        try:
+            answer = future.result()
+            outputs = self._put(answer.outputs)
+        except CancelledError:
+            self._refuse(number, TrtError("The request was dropped."))
+        except TrtError as error:
+            self._refuse(number, error)
+        else:
+            figures = {name: getattr(answer, name) for name in ("rows", "batch", "queued", "computed")}
+            self._send(
+                {
+                    "kind": "answer",
+                    "id": number,
+                    "version": version.version,
+                    "backend": answer.outputs.backend,
+                    "outputs": outputs,
+                    "figures": figures,
+                }
+            )
+
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+        described = []
+        for name, array in arrays.items():
+            offset = self._answers.take(array.nbytes)
+            if offset is None:
+                raise TrtError("The memory for answers is full.", "room for its tensors", "try again a little later")
+            self._answers.array(offset, array.dtype.name, array.shape)[...] = array
+            described.append([name, array.dtype.name, array.shape, offset])
+        return described
+
+    def _refuse(self, number: int, error: TrtError) -> None:
+        parts = [error.found, error.expected, error.remedy]
+        self._send({"kind": "error", "id": number, "type": type(error).__name__, "parts": parts})
+
+    def _send(self, message: Message) -> None:
+        if self._channel is not None:
+            self._channel.send(message)
+
+    def _lost(self) -> None:
+        for future in list(self._running.values()):
+            future.cancel()
+        self._channel = None
+        self.gone.set()
+
+
+def _describe(version: Version) -> Message:
+    return {
+        "uri": version.uri,
+        "version": version.version,
+        "platform": version.platform,
+        "interface": version.interface.model_dump(mode="json"),
+        "profiles": [
+            {name: bounds.model_dump(mode="json") for name, bounds in profile.items()} for profile in version.profiles
+        ],
+    }

@@ -1,0 +1,95 @@
+"""How a process listens for HTTP: its event loop, its memory, its socket, and uvicorn without its own signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import StoreError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_BACKLOG = 2048
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed: bodies of megabytes are otherwise mapped and unmapped, page by page, every time."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Returns an event loop, uvloop's where there is one."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Returns a bound socket.
+
+    Args:
+        host: An address of this machine, or a name of one.
+        port: Of TCP; 0: any that is free.
+        shared: Whether other processes may bind the same address; connections are then spread over them.
+
+    Raises:
+        StoreError: The address can't be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind(address)
+        # Only a socket that listens keeps the port from others that allow its reuse.
+        if not shared:
+            found.listen(_BACKLOG)
+    except OSError as error:
+        raise StoreError(
+            f"{host}:{port} can't be listened on: {error.strerror or error}.",
+            "a free port and an address of this machine",
+            "choose another --port or --host, or end what listens there",
+        ) from error
+    return found
+
+
+def http_server(app: Any, timeout: float) -> Any:
+    """Returns uvicorn's server for an application.
+
+    Args:
+        app: It.
+        timeout: Seconds that running requests get when the server ends.
+    """
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="auto",  # httptools, where it is installed
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(int(timeout), 1),
+            backlog=_BACKLOG,
+        )
+    )
+    # uvicorn's own handling ends the process by the signal once more: a server that was told to end has not failed.
+    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    return server
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    yield
