@@ -7,6 +7,7 @@ built from. The one place in this package where running a model imports torch.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,9 @@ from .result import Backend, Result
 from .structure import leaves
 
 _logger = logging.getLogger(__name__)
+
+_loading = threading.Lock()
+"""PyTorch's own state while it reads a program is one for all threads."""
 
 
 class ReferenceEngine:
@@ -121,8 +125,9 @@ class _Program:
         self._torch = torch
         self._interface = interface
         try:
-            exported = torch.export.load(path)
-            self._module: Any = exported.module()
+            with _loading:
+                exported = torch.export.load(path)
+                self._module: Any = exported.module()
         except Exception as error:
             # A program with a string among its outputs, for one, is saved by torch 2.14 and can't be loaded by it.
             raise ManifestError(
