@@ -57,6 +57,6 @@ $(VENV)/.installed: pyproject.toml
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): torch, Torch-TensorRT-RTX, MLflow and the tools." \
 	  "This takes minutes and 7 GB, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install -q -e '.[convert-rtx,s3,dev]' > $(VENV)/install.log 2>&1 \
+	@$(PY) -m pip install -q -e '.[convert-rtx,s3,serve,dev]' > $(VENV)/install.log 2>&1 \
 	  || { tail -n 20 $(VENV)/install.log >&2; exit 1; }
 	@touch $@

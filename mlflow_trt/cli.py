@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__, terminal
+from .cli_export import export_kserve, export_triton
 from .cli_promotion import history, promote, rollback
 from .cli_serve import serve
 
@@ -56,6 +57,8 @@ main.add_command(promote)
 main.add_command(rollback)
 main.add_command(history)
 main.add_command(serve)
+main.add_command(export_triton)
+main.add_command(export_kserve)
 
 
 def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
