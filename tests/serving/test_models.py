@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -303,6 +304,31 @@ def test_a_gpu_whose_memory_is_full_is_tried_again_ever_more_seldom(registry, se
     assert all("memory does not suffice" in r.error and "tried again in" in r.getMessage() for r in errors)
 
 
+def test_a_version_that_failed_keeps_no_memory(registry, serve, engines):
+    """What a load had made when it failed goes, though the failure itself is remembered."""
+
+    class HalfAnEngine:
+        pass
+
+    made = []
+
+    def fail(folder):
+        engine = HalfAnEngine()
+        made.append(weakref.ref(engine))
+        try:
+            raise MemoryError("inner")
+        except MemoryError as error:
+            raise DeviceError("outer") from error
+
+    registry.point(registry.add(1.0))
+    model = serve(registry.uri)
+    engines.before = fail
+    registry.point(registry.add(2.0))
+    settled(model)
+    eventually(lambda: [ref() for ref in made] == [None] * len(made), "nothing refers to it")
+    assert model.failure.found == "outer"
+
+
 # --- The registry is away.
 
 
@@ -332,7 +358,7 @@ def test_a_registry_that_is_away_changes_nothing(registry, serve, log, action):
 
 
 def test_a_registry_that_hangs_keeps_nobody_waiting(registry, serve, monkeypatch):
-    """Not even who closes the server, or a version that is ready but for a last look at the alias."""
+    """Not even who closes the server."""
     monkeypatch.setattr(models, "PATIENCE", 0.2)
     go_on = threading.Event()
     with proxy(registry.server.uri) as between:
@@ -486,6 +512,25 @@ def test_the_last_moment_counts(registry, serve, engines, log, monkeypatch):
     assert "serving" not in events(log)[2:]
     assert ask(model)[0] == "1"
     eventually(lambda: len(engines.open) == 1, "it is unloaded")
+
+
+def test_a_registry_that_hangs_at_the_last_moment_does_not_keep_a_version_back(registry, serve, slow, monkeypatch):
+    monkeypatch.setattr(models, "PATIENCE", 0.2)
+    registry.point(registry.add(1.0))
+    second = registry.add(2.0)
+    let_go = threading.Event()
+    with proxy(registry.server.uri) as between:
+        mlflow.set_tracking_uri(between.uri)
+        model = serve(registry.uri)
+        registry.point(second)
+        slow.begun.acquire(timeout=20)  # all files are fetched
+        try:
+            between.rule = lambda request: let_go.wait(20) and "forward"
+            slow.go_on.set()
+            serves(model, second)
+            assert ask(model)[0] == second
+        finally:
+            let_go.set()
 
 
 def test_the_newest_version_wins(registry, serve, slow, log):
