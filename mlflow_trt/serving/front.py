@@ -30,7 +30,7 @@ from . import logs
 from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
-from .listening import bind, http_server, keep_freed_memory, new_loop
+from .listening import bind, http_server, new_loop, tune_process
 
 _logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ async def _run(end: socket.socket, requests: int, answers: int, size: int) -> No
 
 def main(arguments: Sequence[str]) -> None:
     """Runs until the channel ends or a signal comes."""
-    keep_freed_memory()
+    tune_process()
     end, requests, answers, size = map(int, arguments)
     loop = new_loop()
     try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BACKLOG = 2048
 
 
-def keep_freed_memory() -> None:
-    """Has glibc keep what is freed: bodies of megabytes are otherwise mapped and unmapped, page by page, every time."""
+def tune_process() -> None:
+    """Prepares a process for many short requests with large bodies, in several threads.
+
+    A thread that comes back from the GPU waits for the interpreter as long as the event loop computes, by default up to
+    5 ms, and several times in each call of an engine. And glibc maps and unmaps bodies of megabytes every time, page by
+    page, unless it is told to keep what is freed.
+    """
+    sys.setswitchinterval(0.0002)
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 from ..errors import SettingError, TrtError
 from . import logs
 from .fronts import Fronts
-from .listening import bind, http_server, keep_freed_memory, new_loop
+from .listening import bind, http_server, new_loop, tune_process
 from .models import Model, Options
 
 _logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def serve(
         TrtError: A model could not be loaded in the first place.
     """
     logs.configure(log_level)
-    keep_freed_memory()
+    tune_process()
     try:
         from .app import Application
         from .metrics import Metrics
@@ -164,6 +165,9 @@ async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model]) -> 
                 ended.set()
                 return model.failure
         await asyncio.sleep(_LOOK)
+    # What was made so far stays: the collector need not look at it again, which takes milliseconds.
+    gc.collect()
+    gc.freeze()
     _logger.info("Ready", extra={"models": list(models)})
     return None
 
