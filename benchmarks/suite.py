@@ -9,7 +9,7 @@ from importlib import import_module
 
 import mlflow_trt
 
-from . import logging_cost, memory, mixing, predicting, serving, startup
+from . import echoing, logging_cost, memory, mixing, predicting, serving, startup
 from .context import Context, has_gpu
 from .record import Figure, Goal, Measurement
 
@@ -129,6 +129,20 @@ SUITE = (
         "predicting:wrapper",
         (Goal(predicting.WRAPPER, 100, "µs"),),
         120,
+    ),
+    Benchmark(
+        "echo",
+        "An echo of image shapes over HTTP: this server, Triton, MLflow's own",
+        "echoing:echo",
+        (
+            Goal(echoing.goal("Triton, Python backend", 1), 0.4, "×"),
+            Goal(echoing.goal("Triton, Python backend", 8), 0.8, "×"),
+            Goal(echoing.goal("MLflow, parquet", 1), 0.25, "×"),
+            Goal(echoing.goal("MLflow, parquet", 8), 0.5, "×"),
+            Goal(echoing.goal("MLflow, JSON", 1), 0.025, "×"),
+            Goal(echoing.goal("MLflow, JSON", 8), 0.025, "×"),
+        ),
+        300,
     ),
     Benchmark(
         "serving_latency",
