@@ -79,6 +79,7 @@ class Model:
         self._current: Version | None = None
         self._wanted = None if target else uri
         self._preparing: str | None = None
+        self._unloading: str | None = None
         self._failure: _Failure | None = None
         self._away: TrtError | None = None
         self._checked_at: float | None = None
@@ -179,10 +180,11 @@ class Model:
         Returns:
             ``name``, ``uri``; ``state``: ``"loading"``, ``"ready"``, ``"failed"`` (none answers, and the last attempt
             failed) or ``"closed"``; ``version``, ``platform`` and ``since`` of the one that answers; ``preparing``: the
-            URI of the one being made ready; ``last_failure``: ``version``, ``type``, ``error`` and ``when`` of the one
-            that the alias names, as long as it can't be served; ``registry_failure``: why the registry can't be read
-            now; ``checked_at``: when it last could; ``swaps`` and ``failures``: how many since the start; ``waiting``:
-            requests in the queue. Times are seconds since 1970.
+            URI of the one being made ready; ``unloading``: the version that still answers what waits before it frees
+            its memory; ``last_failure``: ``version``, ``type``, ``error`` and ``when`` of the one that the alias names,
+            as long as it can't be served; ``registry_failure``: why the registry can't be read now; ``checked_at``:
+            when it last could; ``swaps`` and ``failures``: how many since the start; ``waiting``: requests in the
+            queue. Times are seconds since 1970.
         """
         with self._changed:
             current, failure = self._current, self._failure
@@ -200,6 +202,7 @@ class Model:
                 "platform": current and current.platform,
                 "since": current and current.since,
                 "preparing": self._preparing,
+                "unloading": self._unloading,
                 "last_failure": failure
                 and {
                     "version": _short(failure.uri),
@@ -295,6 +298,7 @@ class Model:
                 self._swaps += old is not None
                 self._failure = None
             self._preparing = None
+            self._unloading = old.version if old else None
             self._changed.notify_all()
         if unwanted:
             self._dropped(uri)
@@ -304,6 +308,7 @@ class Model:
             self._log(logging.INFO, "serving", text, version=version.version, before=before, seconds=seconds)
         if old is not None:
             old.close()
+            self._unloading = None
             self._log(logging.INFO, "unloaded", "A version was unloaded", version=old.version)
 
     def _dropped(self, uri: str) -> None:

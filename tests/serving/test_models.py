@@ -125,7 +125,7 @@ def test_the_status_tells_what_is_served(registry, serve):
     model = serve(registry.uri)
     registry.point(registry.add(2.0))
     serves(model, "2")
-    status = settled(model, lambda status: status["swaps"] == 1)
+    status = settled(model, lambda status: status["swaps"] == 1 and status["unloading"] is None)
     assert time.time() - status.pop("since") < 60
     assert time.time() - status.pop("checked_at") < 60
     assert json.loads(json.dumps(status)) == {
@@ -135,6 +135,7 @@ def test_the_status_tells_what_is_served(registry, serve):
         "version": "2",
         "platform": "reference",
         "preparing": None,
+        "unloading": None,
         "last_failure": None,
         "registry_failure": None,
         "swaps": 1,
@@ -564,12 +565,14 @@ def test_requests_of_the_old_version_are_answered_by_it(registry, serve, engines
     serves(model, "2")
     assert ask(model)[0] == "2"  # at once, not after those that wait
     assert len(engines.open) == 2
+    assert model.status()["unloading"] == "1"
     assert not any(future.done() for _, future in waiting)
     go_on.set()
     for n, (version, future) in enumerate(waiting):
         assert version is old
         assert np.array_equal(future.result(20).outputs["scores"], answer(rows(1, n)["x"], 1.0))
     eventually(lambda: len(engines.open) == 1, "then it is unloaded")
+    eventually(lambda: model.status()["unloading"] is None, "and that is told")
 
 
 def test_a_request_that_meets_the_swap_goes_to_the_next_version(registry, serve):
@@ -579,12 +582,12 @@ def test_a_request_that_meets_the_swap_goes_to_the_next_version(registry, serve)
     old, submit = model.current, model.current.batcher.submit
     met = []
 
-    def late(inputs, deadline=None):
+    def late(inputs, deadline=None, **arguments):
         registry.point(second)
         serves(model, "2")
         old.close()
         met.append(inputs)
-        return submit(inputs, deadline)
+        return submit(inputs, deadline, **arguments)
 
     old.batcher.submit = late
     assert ask(model)[0] == "2"
@@ -630,7 +633,7 @@ def test_fifty_moves_under_load(registry, serve, engines):
         count = 0
         while not end.is_set():
             x = rows(1 + (seed + count) % 3, seed * 10_000 + count)
-            version, future = model.submit(x)
+            version, future = model.submit(x, here=seed % 2 == 1)
             found = future.result(30).outputs["scores"]
             assert np.array_equal(found, answer(x["x"], shifts[version.version]))
             answered.append(version.version)
