@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from .datatypes import NAMES
+from .datatypes import DATATYPES
 
 
 def document(models: Sequence[str]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _object(required: Sequence[str] = (), **properties: Any) -> dict[str, Any]:
 _TEXT = {"type": "string"}
 _YES = {"type": "boolean"}
 _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_DATATYPE = {"type": "string", "enum": sorted(NAMES)}
+_DATATYPE = {"type": "string", "enum": sorted(DATATYPES)}
 _TENSOR = _object(("name", "datatype", "shape"), name=_TEXT, datatype=_DATATYPE, shape={"type": "array"})
 _SCHEMAS: dict[str, Any] = {
     "Error": _object(("error",), error=_TEXT),

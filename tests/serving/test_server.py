@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -372,9 +374,6 @@ def test_what_can_t_be_loaded_ends_the_server_with_its_reason(folder, tmp_path):
 
 
 def test_a_port_that_is_taken_is_a_typed_error(folder, server, tmp_path):
-    import subprocess
-    import sys
-
     for options in ((), ("--http-processes", "1")):
         command = [sys.executable, "-m", "mlflow_trt", "serve", str(folder / "plus1"), "--port", str(server.port)]
         done = subprocess.run(
@@ -383,3 +382,18 @@ def test_a_port_that_is_taken_is_a_typed_error(folder, server, tmp_path):
         assert done.returncode == 1
         assert "can't be listened on" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_generated_requests_get_what_the_openapi_document_says(server, tmp_path):
+    """schemathesis sends what the document allows and what it forbids, some hundreds of each."""
+    pytest.importorskip("schemathesis")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--no-color"]
+    done = subprocess.run(
+        [*command, "--checks", checks, "--max-examples", "50", "--seed", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert server.infer(request(ONE)).status_code == 200
