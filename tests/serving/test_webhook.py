@@ -20,6 +20,8 @@ from mlflow_trt.serving.webhook import EVENTS, LONGEST, registered_model, verify
 
 from .registered import REFERENCE, eventually, make_registry
 
+pytestmark = pytest.mark.xdist_group("webhooks")  # one worker, one server
+
 SECRET = "a secret that both know"
 
 
