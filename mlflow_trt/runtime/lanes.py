@@ -64,11 +64,12 @@ class HostLane:
         """How it runs: ``"graph"``, ``"runtime"`` (TensorRT's own graphs) or ``"enqueue"``."""
         return "graph" if self._graph is not None else "runtime" if self._core.runtime_graphs else "enqueue"
 
-    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def run(self, arrays: Sequence[np.ndarray | Sequence[np.ndarray]]) -> list[np.ndarray]:
         """Runs once. The slot must be the caller's, its device current.
 
         Args:
-            arrays: Of the shapes that the lane is bound to, in the interface's order.
+            arrays: Of the shapes that the lane is bound to, in the interface's order; or several for an input, whose
+                rows follow one another, the last one repeated as often as there is room.
 
         Returns:
             New arrays, in the interface's order.
@@ -78,7 +79,10 @@ class HostLane:
             PlanError: TensorRT failed.
         """
         for (encode, view), array in zip(self._inputs, arrays):
-            encode(array, view)
+            if isinstance(array, np.ndarray):
+                encode(array, view)
+            else:
+                _stack(encode, array, view)
         if self._graph is not None:
             (error,) = cuda.graph_launch(self._graph, self._raw)
             if error != SUCCESS:
@@ -284,6 +288,14 @@ def read_data_dependent(bound: BoundContext, binding: Binding, stream: Stream) -
         stream.synchronize()
     t = binding.tensor
     return as_declared(found if t.dtype == t.binding_dtype else decoder(t.dtype, t.binding_dtype)(found), t)
+
+
+def _stack(encode: Encode, parts: Sequence[np.ndarray], view: np.ndarray) -> None:
+    start = 0
+    for part in parts:
+        encode(part, view[start : start + len(part)])
+        start += len(part)
+    view[start:] = view[start - 1]
 
 
 def _keep(array: np.ndarray, out: np.ndarray) -> None:

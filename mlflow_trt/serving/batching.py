@@ -29,7 +29,7 @@ import numpy as np
 from ..errors import BusyError, SettingError
 from ..runtime.interface import Binder, Shapes
 from ..runtime.result import Engine
-from .rows import Rest, batch_sizes, check_rows, cut, fitting, joined, next_size, rows_are_independent
+from .rows import Rest, batch_sizes, call, check_rows, cut, fitting, next_size, rows_are_independent
 from .waiting import Answer, Request, is_full, take
 
 __all__ = ["Answer", "Batcher", "batch_sizes", "rows_are_independent"]
@@ -277,15 +277,15 @@ class Batcher:
             rows = sum([request.rows for request in batch])
             size = next_size(batch[0].sizes, rows)
             parts = [request.arrays for request in batch]
-            inputs = joined(parts, rows, size)
-            result = engine.predict(dict(zip(self._binder.names, inputs)))
+            result = call(engine, self._binder.names, parts, rows, size)
             computed = time.monotonic() - begin
             if rows != size or len(batch) > 1:
                 check_rows(result, size)
         except BaseException as error:
             return error
         if engine is self._here:
-            self._remember(tuple([array.shape for array in inputs]), computed <= _QUICK)
+            shapes = [(size, *array.shape[1:]) if batch[0].sizes else array.shape for array in batch[0].arrays]
+            self._remember(tuple(shapes), computed <= _QUICK)
         if self._on_batch is not None:
             try:
                 whole = result if rows == size else cut(result, 0, rows)

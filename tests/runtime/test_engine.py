@@ -442,6 +442,18 @@ def test_an_engine_without_a_manifest_describes_itself(tmp_path, module):
         np.testing.assert_array_equal(z, rows(2).sum(axis=1))
 
 
+def test_rows_of_several_calls_are_put_together_where_the_gpu_reads_them(tmp_path, module):
+    with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
+        first, second = rows(1, 5.0), rows(2, 50.0).astype(">f4")
+        for _ in range(3):  # first call, capture, launch
+            found = engine.predict_stacked([[first, second]], 4)
+            assert (found.backend, found.profile) == ("tensorrt", 0)
+            whole = np.concatenate([first, second, second[1:]])
+            np.testing.assert_array_equal(found["y"], whole * 2 + 1)
+        with pytest.raises(InputError, match="above the maximum"):
+            engine.predict_stacked([[rows(1)]], 99)
+
+
 # --- runtime cache ---
 
 

@@ -157,6 +157,22 @@ def test_threads_hammer_one_engine(engine, cnn):
     assert engine.memory["lanes"] <= 10
 
 
+def test_rows_of_several_calls_run_as_one(engine, cnn):
+    parts = [images(3), images(1, 1), images(2, 2)]
+    for _ in range(3):
+        found = engine.predict_stacked([parts], 8)
+        near(found["scores"][:6], answer(cnn, np.concatenate(parts))[0])
+
+
+@pytest.mark.parametrize("memory_limit", [None, 1])
+def test_a_batch_of_one_spoils_no_larger_one(cnn, memory_limit):
+    """TensorRT-RTX 1.4 takes kernels that it specialized for one row for every batch, given the chance."""
+    with runtime.load(*cnn[:2], memory_limit=memory_limit) as engine:
+        for n in (1, 8, 2, 1, 32):
+            for seed in range(3):
+                near(engine(images(n, seed))["scores"], answer(cnn, images(n, seed))[0])
+
+
 def test_two_engines_at_once(cnn):
     with runtime.load(*cnn[:2]) as first, runtime.load(*cnn[:2], max_contexts=1) as second:
         near(first(images(2))["scores"], second(images(2))["scores"])
