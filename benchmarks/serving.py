@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import mlflow_trt
 from .context import Context, arrays
 from .predicting import SETTLE_S
 from .record import Figure, Measurement
-from .served import Connection, Server, answer_of, infer_request, load, serving
+from .served import Connection, Load, Server, answer_of, infer_request, load, serving
 from .timing import interleave, quantile
 
 FLOAT32 = "HTTP p50, batch 1, float32 input"
@@ -28,6 +30,8 @@ MIXED = "answers that are not those of the version they name"
 MEMORY = "GPU memory after the last move ÷ after the first"
 
 CLIENTS = 64
+FRONTS = 6
+"""Processes that speak HTTP."""
 
 
 def latency(context: Context) -> Measurement:
@@ -63,16 +67,24 @@ def latency(context: Context) -> Measurement:
 def concurrent(context: Context) -> Measurement:
     """Many clients of batch 1: with and without joining, and the curve of throughput against latency."""
     context.need_gpu()
-    seconds = context.several(6, 1)
-    measurement = Measurement(notes=[f"{seconds} s each; clients in 4 processes, float32 images, binary tensors."])
+    seconds = context.several(4, 1)
+    fronts = ("--http-processes", str(FRONTS))
+    measurement = Measurement(
+        notes=[f"{seconds} s each; clients in 4 processes, float32 images, binary tensors; HTTP in {FRONTS} processes."]
+    )
     request = infer_request("m", arrays("resnet50", 1), "logits")
     rates: dict[str, float] = {}
-    for way, options in (("no batching", ("--no-batching",)), ("batching", ())):
+    ways = {"no batching": ("--no-batching", *fronts), "batching": fronts, "batching, HTTP in the engines' process": ()}
+    for way, options in ways.items():
+        if time.monotonic() > context.deadline(0.75):
+            measurement.missing[f"{CLIENTS} clients, {way}"] = "the time budget was used up"
+            continue
         with serving(context.model("resnet50"), "m", context.work, *options) as server:
             if way == "batching":
                 for clients in (1, 2, 4, 8, 16, 32):
                     found = load(server.port, request, clients, max(seconds / 3, 1))
                     _add(measurement, f"{clients} client{'s' * (clients > 1)}, batching", found.rate, found.latencies)
+            load(server.port, request, CLIENTS, 1)
             before, cpu, begin = server.metrics(), server.cpu_seconds(), time.monotonic()
             found = load(server.port, request, CLIENTS, seconds)
             wall = time.monotonic() - begin
@@ -90,60 +102,81 @@ def concurrent(context: Context) -> Measurement:
 def moves(context: Context) -> Measurement:
     """An alias that goes back and forth between two versions, under the load of 64 clients."""
     context.need_gpu()
-    import mlflow
-
-    store = context.work / "registry"
-    store.mkdir(parents=True, exist_ok=True)
-    uri = f"sqlite:///{store}/mlflow.db"
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("serving", (store / "artifacts").as_uri()))
-    client = mlflow.MlflowClient()
     inputs = arrays("resnet50", 1)
+    folders = [context.model("resnet50"), context.model("resnet50_other")]
+    options = ("--max-contexts", "1", "--http-processes", str(FRONTS))
+    measurement = Measurement(notes=["One execution context per GPU and batch size, so that a version loads quickly."])
+    registry = _Registry(context.work / "registry", folders)
     expected = {}
-    for folder in (context.model("resnet50"), context.model("resnet50_other")):
-        version = _register(client, "resnet", folder)
+    for version, folder in zip(registry.versions, folders, strict=True):
         with mlflow_trt.load_model(folder, max_contexts=1) as engine:
             expected[version] = engine.predict(inputs)["logits"].ravel()
-    first, second = expected
-    client.set_registered_model_alias("resnet", "champion", first)
-    wanted_moves = context.several(200, 4)
-    seconds = context.deadline() - time.monotonic() - 15
-    request = infer_request("m", inputs, "logits")
+    move_under_load(context, measurement, registry, expected, infer_request("m", inputs, "logits"), options)
+    return measurement
+
+
+class _Registry:
+    """A registered model of two versions in a database of its own."""
+
+    def __init__(self, folder: Path, models: list[Path]) -> None:
+        import mlflow
+
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+        self._client = mlflow.MlflowClient()
+        self._client.create_registered_model("resnet")
+        self.versions = [str(self._client.create_model_version("resnet", m.as_uri()).version) for m in models]
+        self.point(self.versions[0])
+
+    def point(self, version: str) -> None:
+        """Moves the alias."""
+        self._client.set_registered_model_alias("resnet", "champion", version)
+
+
+def move_under_load(
+    context: Context,
+    measurement: Measurement,
+    registry: _Registry,
+    expected: dict[str, np.ndarray],
+    request: bytes,
+    options: Sequence[str],
+) -> None:
+    """Moves the alias 200 times, or as often as there is time, while 64 clients ask."""
+    wanted = context.several(200, 4)
     memory: list[float] = []
-    with serving("models:/resnet@champion", "m", context.work, "--interval", "0.1") as server:
-        found: list[Any] = []
+    waits: list[float] = []
+    with serving("models:/resnet@champion", "m", context.work, "--interval", "0.05", *options) as server:
+        seconds = context.deadline() - time.monotonic() - 10
+        stop = time.monotonic() + seconds
+        found: list[Load] = []
         clients = threading.Thread(target=lambda: found.append(load(server.port, request, CLIENTS, seconds, expected)))
         clients.start()
-        stop = time.monotonic() + seconds
-        done = 0
-        while done < wanted_moves and time.monotonic() < stop - 5:
-            target = second if done % 2 == 0 else first
-            client.set_registered_model_alias("resnet", "champion", target)
-            if not _until(lambda target=target: _serves(server, target), stop - 1):
+        time.sleep(3)
+        while len(waits) < wanted and time.monotonic() < stop - 3:
+            target = registry.versions[(len(waits) + 1) % 2]
+            begin = time.monotonic()
+            registry.point(target)
+            if not _until(partial(_serves, server, target), stop - 1):
                 break
-            _until(lambda done=done: _unloaded(server, done + 1), time.monotonic() + 5)
+            waits.append(time.monotonic() - begin)
+            _until(partial(_unloaded, server, len(waits)), time.monotonic() + 5)
             memory.append(_memory(server))
-            done += 1
         clients.join()
     counts = found[0].statuses
-    measurement = Measurement(
-        values={
-            FAILED: float(sum(n for status, n in counts.items() if status not in ("200", "mixture"))),
-            MIXED: float(counts["mixture"]),
-            MEMORY: memory[-1] / memory[0],
-        },
-        figures=[
-            Figure("moves of the alias", "", float(done)),
-            Figure("requests answered", "", float(counts["200"])),
-            Figure("GPU memory in use after the first move", "MB", memory[0] / 1e6),
-            Figure("GPU memory in use after the last move", "MB", memory[-1] / 1e6),
-        ],
-    )
-    if done < wanted_moves:
-        measurement.notes.append(f"{done} moves of {wanted_moves}, for want of time.")
+    measurement.values[FAILED] = float(sum(n for status, n in counts.items() if status not in ("200", "mixture")))
+    measurement.values[MIXED] = float(counts["mixture"])
+    measurement.values[MEMORY] = memory[-1] / memory[0]
+    measurement.figures += [
+        Figure("moves of the alias", "", float(len(waits))),
+        Figure("requests answered", "", float(counts["200"])),
+        Figure("GPU memory in use after the first move", "MB", memory[0] / 1e6),
+        Figure("GPU memory in use after the last move", "MB", memory[-1] / 1e6),
+    ]
+    if len(waits) < wanted:
+        measurement.notes.append(f"{len(waits)} moves of {wanted}, for want of time.")
+    measurement.add("from the move to the first answer of the version", [waits], "s")
     measurement.add("a request during all that", [found[0].latencies])
-    return measurement
 
 
 def _asking(connection: Connection, request: bytes) -> Callable[[], object]:
@@ -177,17 +210,6 @@ def _busy(before: dict[str, float], after: dict[str, float], cpu: float, wall: f
     )
 
 
-def _register(client: Any, name: str, folder: Path) -> str:
-    """Registers a saved model as the next version, as ``log_model`` would."""
-    import mlflow
-
-    from mlflow_trt.foreign import read_plans
-
-    info = mlflow_trt.log_model(read_plans(folder), "resnet", registered_model_name=name)
-    mlflow.end_run()
-    return str(info.registered_model_version)
-
-
 def _serves(server: Server, version: str) -> bool:
     return any(f'version="{version}"' in key for key in server.metrics() if key.startswith("mlflow_trt_model{"))
 
@@ -197,7 +219,7 @@ def _unloaded(server: Server, count: int) -> bool:
 
 
 def _memory(server: Server) -> float:
-    return server.metrics()['mlflow_trt_gpu_memory_used_bytes{device="0"}']
+    return server.metrics().get('mlflow_trt_gpu_memory_used_bytes{device="0"}', math.nan)
 
 
 def _until(condition: Callable[[], bool], end_at: float) -> bool:
