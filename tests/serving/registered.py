@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import sys
 import threading
 import time
@@ -25,14 +26,17 @@ from mlflow_trt import runtime
 from mlflow_trt.manifest import Host
 from mlflow_trt.plan import GoldenTensors, Plan
 from mlflow_trt.runtime import host
-from mlflow_trt.serving.preparing import Options
+from mlflow_trt.serving.models import Model, Options
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
 
 import forged
+from proxy import proxy as proxy
 
 REFERENCE = Options(backend="reference")
 BATCHES = (1, 2, 8)
+SOON = 0.05
+NEVER = 1e6
 
 _numbers = itertools.count(1)
 _logged: dict[tuple[Any, ...], str] = {}
@@ -180,3 +184,63 @@ def eventually(true: Callable[[], Any], what: str, seconds: float = 20.0) -> Non
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the server logged, in short."""
     return [record.event for record in caplog.records if record.name == "mlflow_trt.serving"]
+
+
+@pytest.fixture
+def serve(no_threads_left: None, engines: Counter) -> Iterator[Callable[..., Model]]:
+    """Starts a model that ends with the test, and with it every engine."""
+    started = []
+
+    def start(uri, options=REFERENCE, interval=SOON, ready=True, **arguments):
+        model = Model("m", str(uri), options, interval=interval, **arguments)
+        started.append(model)
+        model.start()
+        if ready:
+            model.wait(60)
+        return model
+
+    yield start
+    for model in started:
+        model.close()
+    assert not engines.open
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, "mlflow_trt.serving")
+    return caplog
+
+
+def ask(model, x=None):
+    """The version that answered, and its answer."""
+    version, future = model.submit(x or rows(2))
+    return version.version, future.result(20).outputs["scores"]
+
+
+def serves(model, version, seconds=30.0):
+    eventually(lambda: model.current.version == version, f"version {version} is served", seconds)
+
+
+def settled(model, what=lambda status: status["last_failure"] is not None):
+    eventually(lambda: what(model.status()) and model.status()["preparing"] is None, "the model settles", 30)
+    return model.status()
+
+
+@pytest.fixture
+def slow(engines):
+    """Holds back the load of every version but the first, until it is let go."""
+
+    class Slow:
+        def __init__(self):
+            self.begun = threading.Semaphore(0)
+            self.go_on = threading.Event()
+
+        def hold(self, folder):
+            if engines.made:
+                self.begun.release()
+                assert self.go_on.wait(20)
+
+    made = Slow()
+    engines.before = made.hold
+    yield made
+    made.go_on.set()
