@@ -39,6 +39,8 @@ _logger = logging.getLogger(__name__)
 EXTENSIONS = ("binary_tensor_data",)
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
 """What probes ask; needs no token."""
+_WEBHOOK = "/v2/webhook"
+_LARGEST_DELIVERY = 1 << 20
 _UNNOTICED = 0.05
 """Seconds: an answer that comes sooner is not worth watching whether the client still waits for it."""
 _RETRY_AFTER = "1"
@@ -141,7 +143,9 @@ class Application:
 
     async def _answer(self, call: Call) -> Response:
         path = call.scope["path"]
-        if path not in _OPEN:
+        # MLflow signs its deliveries, and can't send a token with them.
+        signed = path == _WEBHOOK and self._webhook_secret is not None
+        if path not in _OPEN and not signed:
             check_token(call.headers, self._token)
         handlers = self._find(call, path)
         if handlers is None:
@@ -155,7 +159,7 @@ class Application:
         """The handlers of a path by method; None: it is not ours."""
         if path in _FIXED:
             return _FIXED[path]
-        if path == "/v2/webhook" and self._webhook_secret is not None:
+        if path == _WEBHOOK and self._webhook_secret is not None:
             return {"POST": self._webhook}
         if not path.startswith("/v2/"):
             return None
@@ -175,7 +179,7 @@ class Application:
         return handlers
 
     async def _webhook(self, call: Call) -> Response:
-        body = await call.body()
+        body = await read_body(call.receive, call.headers, min(_LARGEST_DELIVERY, self.max_body))
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in call.scope["headers"]}
         if not webhook.verify_webhook(body, headers, self._webhook_secret):
             raise HttpError(401, "The delivery is not signed with this server's secret, or is too old.")

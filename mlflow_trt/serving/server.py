@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Mapping
@@ -66,6 +67,8 @@ def serve(
     """
     logs.configure(log_level)
     tune_process()
+    # MLflow's own 7 back off for minutes: a registry that is back again would be noticed late.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
         from .app import Application
         from .metrics import Metrics
