@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +14,17 @@ import numpy as np
 from . import store
 
 if TYPE_CHECKING:
-    from .manifest import PlanRecord
+    from .manifest import Interface, PlanRecord
     from .runtime import Engine
 
 # What mlflow.pyfunc.load_model(model_config=...) may override: MLflow passes on only keys that were saved.
 MODEL_CONFIG: dict[str, Any] = {"backend": "tensorrt", "device": 0, "max_contexts": 2, "memory_limit": None}
+
+# The same as JSON, for every load of a process: MLflow's own variable, and the only way where no code passes a
+# model_config (`mlflow models serve`, `mlflow models predict`, Spark's executors).
+CONFIG_VARIABLE = "MLFLOW_PYFUNC_INFERENCE_CONFIG"
+
+_logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -77,7 +86,7 @@ class _PyFuncModel:
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
         """Answers a dict of arrays, a single array, or a DataFrame with a column for each input."""
-        return self._engine.predict(data if isinstance(data, (dict, np.ndarray)) else _arrays(data))
+        return self._engine.predict(as_inputs(data, self._engine.interface))
 
     def get_raw_model(self) -> Engine:
         """The engine, for :meth:`mlflow.pyfunc.PyFuncModel.get_raw_model`."""
@@ -87,7 +96,29 @@ class _PyFuncModel:
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> _PyFuncModel:
     """MLflow's entry: loads the model's folder."""
     options = {**MODEL_CONFIG, **(model_config or {})}
+    asked = dict(json.loads(os.environ.get(CONFIG_VARIABLE) or "{}")).get("backend")
+    if asked == options["backend"] == "reference":
+        # A warning: whoever reads the code does not know of it, and a server's log shows nothing less.
+        _logger.warning("backend=reference, as %s asks: PyTorch on the CPU answers, no engine", CONFIG_VARIABLE)
     return _PyFuncModel(load_model(Path(path), **options))
+
+
+def as_inputs(data: Any, interface: Interface) -> Any:
+    """What an engine takes, from what MLflow hands a model: a dict of arrays, one array, a list, or a DataFrame.
+
+    A table's columns have the types that it knows, and Spark knows no uint8 or float16. An array of another dtype than
+    the input's becomes a list, which an engine takes where that loses nothing but float precision.
+    """
+    tensors = data if isinstance(data, (dict, np.ndarray)) else _arrays(data)
+    if not isinstance(tensors, dict):
+        return tensors
+    dtypes = {tensor.name: tensor.dtype for tensor in interface.inputs}
+
+    def fitting(name: str, tensor: Any) -> Any:
+        foreign = isinstance(tensor, np.ndarray) and tensor.ndim and tensor.dtype != dtypes.get(name, tensor.dtype)
+        return list(tensor) if foreign else tensor
+
+    return {name: fitting(name, tensor) for name, tensor in tensors.items()}
 
 
 def _arrays(data: Any) -> dict[str, np.ndarray]:

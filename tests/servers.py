@@ -97,15 +97,72 @@ def tracking_server(
             *("--workers", "1", "--backend-store-uri", database or f"sqlite:///{folder}/mlflow.db", *where),
         ]
 
-    server_env = {
-        **(env or {}),
-        # MLflow starts uvicorn by name.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
+    server_env = {**(env or {}), **programs_of(sys.executable), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with _running(command, 1, lambda ports: _answers(ports[0], "/health"), folder, server_env) as ports:
         uri = f"http://127.0.0.1:{ports[0]}"
         yield Server(uri, {"MLFLOW_TRACKING_URI": uri, **({} if proxied else env or {})}, files)
+
+
+@contextlib.contextmanager
+def model_server(
+    model_uri: str, folder: Path, env: Mapping[str, str], *, python: str | Path = sys.executable
+) -> Iterator[Server]:
+    """Runs ``mlflow models serve`` with one worker; its log is ``server.log`` in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def command(ports: list[int]) -> list[str]:
+        return [
+            *(str(python), "-m", "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"),
+            *("--host", "127.0.0.1", "--port", str(ports[0])),
+        ]
+
+    with _running(
+        command, 1, lambda ports: _answers(ports[0], "/ping"), folder, {**env, **programs_of(python)}
+    ) as ports:
+        yield Server(f"http://127.0.0.1:{ports[0]}", files=folder)
+
+
+def programs_of(python: str | Path) -> dict[str, str]:
+    """The environment in which MLflow finds its uvicorn, which it starts by name."""
+    return {"PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@contextlib.contextmanager
+def spark_cluster(folder: Path, env: Mapping[str, str]) -> Iterator[Server]:
+    """Runs a standalone Spark cluster: a master, and a worker with two cores that starts the executors.
+
+    What executors print lies in ``files``, in the folders of the applications.
+    """
+    spark = Path(pytest.importorskip("pyspark", reason="needs Spark: pip install pyspark").__file__).parent
+    if shutil.which("java") is None:
+        pytest.skip("needs Java 17: apt-get install default-jre-headless")
+    options = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dspark.master.rest.enabled=false"
+    java = {"SPARK_DAEMON_JAVA_OPTS": options, "SPARK_DAEMON_MEMORY": "256m"}
+    cluster_env = {**env, **java, "SPARK_HOME": str(spark), "SPARK_LOCAL_IP": "127.0.0.1"}
+    program = f"{spark}/bin/spark-class"
+
+    def state(port: int) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/", timeout=5) as response:
+                return dict(json.load(response))
+        except (urllib.error.URLError, OSError):
+            return {}
+
+    def master(ports: list[int]) -> list[str]:
+        where = ("--host", "127.0.0.1", "--port", str(ports[0]), "--webui-port", str(ports[1]))
+        return [program, "org.apache.spark.deploy.master.Master", *where]
+
+    def worker(ports: list[int]) -> list[str]:
+        size = ("--cores", "2", "--memory", "2g", "--work-dir", f"{folder}/worker")
+        where = ("--host", "127.0.0.1", "--port", str(ports[0]), "--webui-port", str(ports[1]))
+        return [program, "org.apache.spark.deploy.worker.Worker", *where, *size, uri]
+
+    for part in ("master", "worker"):
+        (folder / part).mkdir(parents=True)
+    with _running(master, 2, lambda ports: bool(state(ports[1])), folder / "master", cluster_env) as ports:
+        uri = f"spark://127.0.0.1:{ports[0]}"
+        with _running(worker, 2, lambda _: state(ports[1]).get("aliveworkers") == 1, folder / "worker", cluster_env):
+            yield Server(uri, {"SPARK_LOCAL_IP": "127.0.0.1"}, folder / "worker")
 
 
 @dataclass(frozen=True)
