@@ -27,6 +27,7 @@ GAIN = "64 clients: images per second, batching ÷ no batching"
 P99 = "64 clients: p99"
 FAILED = "requests that failed"
 MIXED = "answers that are not those of the version they name"
+MOVES = "moves of the alias"
 MEMORY = "GPU memory after the last move ÷ after the first"
 
 CLIENTS = 64
@@ -164,11 +165,11 @@ def move_under_load(
             memory.append(_memory(server))
         clients.join()
     counts = found[0].statuses
+    measurement.values[MOVES] = float(len(waits))
     measurement.values[FAILED] = float(sum(n for status, n in counts.items() if status not in ("200", "mixture")))
     measurement.values[MIXED] = float(counts["mixture"])
     measurement.values[MEMORY] = memory[-1] / memory[0]
     measurement.figures += [
-        Figure("moves of the alias", "", float(len(waits))),
         Figure("requests answered", "", float(counts["200"])),
         Figure("GPU memory in use after the first move", "MB", memory[0] / 1e6),
         Figure("GPU memory in use after the last move", "MB", memory[-1] / 1e6),

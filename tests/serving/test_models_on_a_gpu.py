@@ -33,7 +33,7 @@ def network(seed):
 @pytest.fixture
 def versions():
     """Two versions that differ in their weights."""
-    inputs = [mlflow_trt.Input(((1, 4, 8), 3, 64, 64), name="x")]
+    inputs = [mlflow_trt.Input(((1, 4, 8), 3, 64, 64))]
     made = [
         mlflow_trt.log_model(network(seed), "m", inputs, precision="fp16", registered_model_name=NAME)
         for seed in (1, 2)
@@ -62,7 +62,7 @@ def point(version):
 
 
 def images(rows):
-    return {"x": np.random.default_rng(rows).standard_normal((rows, 3, 64, 64)).astype(np.float32)}
+    return {"input": np.random.default_rng(rows).standard_normal((rows, 3, 64, 64)).astype(np.float32)}
 
 
 def used():
