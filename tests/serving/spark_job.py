@@ -28,8 +28,12 @@ SETTINGS = {
     "spark.executor.memory": "512m",
     "spark.scheduler.minRegisteredResourcesRatio": "1.0",
     "spark.task.maxFailures": "1",
+    # As dear as a whole part: small files are read together otherwise.
+    "spark.sql.files.openCostInBytes": "128m",
 }
 LARGEST_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+UNDIVIDED = "spark.sql.execution.arrow.pythonUDF.columnarInput.enabled"
+"""On by default in Spark 4.3: a parquet reader's batches reach the function as they are, however large."""
 
 
 def main(master: str, model_uri: str, rows: int, out: str) -> None:
@@ -39,10 +43,13 @@ def main(master: str, model_uri: str, rows: int, out: str) -> None:
     with builder.getOrCreate() as spark:
         tensors = mixed.flat(mixed.inputs(rows))
         table = [(row, *(t[row].tolist() for t in tensors.values())) for row in range(rows)]
-        frame = spark.createDataFrame(spark.sparkContext.parallelize(table, 4), mixed.SPARK_TABLE)
+        # Read from files, in as many parts: a table that Spark made itself is handed over in another way.
+        spark.createDataFrame(spark.sparkContext.parallelize(table, 4), mixed.SPARK_TABLE).write.parquet("table")
+        frame = spark.read.parquet("table")
         score = mlflow.pyfunc.spark_udf(spark, model_uri, result_type=mixed.SPARK_TYPE, extra_env=mixed.ENV)
 
         spark.conf.set(LARGEST_BATCH, mixed.MOST_ROWS)
+        spark.conf.set(UNDIVIDED, False)
         for _ in range(2):
             frame.withColumn("answer", score(*tensors)).write.mode("overwrite").parquet(out)
 
