@@ -2,7 +2,8 @@
 
 A PyTorch model goes in (:func:`convert`, :func:`log_model`); a model version comes out that is described by its shape
 profile, its real precision and the hosts it loads on; that same version is loaded (:func:`load_model`), checked
-(:func:`check`, :func:`inspect`), measured (:func:`benchmark`) and promoted (:func:`promote`, :func:`rollback`).
+(:func:`check`, :func:`inspect`), measured (:func:`benchmark`), promoted (:func:`promote`, :func:`rollback`) and served
+(:func:`serve`).
 
 Every name is resolved at first use: importing this package imports neither torch nor TensorRT.
 """
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from .benchmarking import BenchmarkReport as BenchmarkReport
     from .benchmarking import benchmark as benchmark
     from .conversion import convert as convert
+    from .errors import BusyError as BusyError
     from .errors import CompatibilityError as CompatibilityError
     from .errors import ConversionError as ConversionError
+    from .errors import DeadlineError as DeadlineError
     from .errors import DeviceError as DeviceError
     from .errors import InputError as InputError
     from .errors import ManifestError as ManifestError
@@ -44,13 +47,16 @@ if TYPE_CHECKING:
     from .registry import promote as promote
     from .registry import rollback as rollback
     from .runtime import Engine as Engine
+    from .serving.server import serve as serve
 
 _HOMES = {
     "benchmarking": ("benchmark", "BenchmarkReport"),
     "conversion": ("convert",),
     "errors": (
+        "BusyError",
         "CompatibilityError",
         "ConversionError",
+        "DeadlineError",
         "DeviceError",
         "InputError",
         "ManifestError",
@@ -71,6 +77,7 @@ _HOMES = {
     "plan": ("Plan",),
     "registry": ("check_fleet", "check_upgrade", "promote", "rollback"),
     "runtime": ("Engine",),
+    "serving.server": ("serve",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

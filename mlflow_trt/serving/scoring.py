@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..loading import _arrays
+from ..loading import as_inputs
+from ..runtime.interface import Binder
 from .http import Message, Response, Scope
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ class _Impl:
         self._timeout = timeout
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Mapping[str, np.ndarray]:
-        given = data if isinstance(data, (dict, np.ndarray)) else _arrays(data)
+        current = self._model.current
+        given = as_inputs(data, current.interface)
         if not isinstance(given, dict):
-            (only,) = self._model.current.interface.inputs
-            given = {only.name: given}
+            given = Binder(current.interface, current.profiles).named(given)
         _, future = self._model.submit(given, time.monotonic() + self._timeout)
         return future.result().outputs
 
