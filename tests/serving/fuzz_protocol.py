@@ -65,6 +65,7 @@ def check_echo(request: Any, inputs: dict[str, np.ndarray], response: Any) -> No
     body = b"".join(response.parts)
     header = json.loads(body[: response.header_length], parse_constant=lambda word: 1 / 0)
     assert header.get("id", "") == request.id
+    "".join([request.id, *inputs]).encode()
     assert (header["model_name"], header["model_version"]) == ("m", "1")
     wanted = list(inputs) if request.outputs is None else [output.name for output in request.outputs]
     assert [output["name"] for output in header["outputs"]] == wanted
