@@ -260,10 +260,13 @@ async def _infer(call: Call) -> Response:
 async def _infer_body(call: Call, body: bytes, begin: float) -> Response:
     model = call.served()
     request = protocol.decode(body, call.headers.number("inference-header-content-length"))
-    inputs = protocol.fit(request, call.current().interface)
+    interface = call.current().interface
+    inputs = protocol.fit(request, interface)
     seconds = min(call.app.timeout, request.timeout or call.app.timeout)
     version, future = model.submit(inputs, begin + seconds, here=call.app.only(call.scope.get("client")))
     answer = future.result() if future.done() else await _wait(call, asyncio.wrap_future(future))
+    if version.interface is not interface:  # another version took over meanwhile
+        protocol.fit(request, version.interface)
     encoded = protocol.encode(request, answer.outputs, version.interface, model=model.name, version=version.version)
     if encoded.header_length is None:
         return Response(200, encoded.parts)

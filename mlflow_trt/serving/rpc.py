@@ -175,10 +175,14 @@ class Service:
         inputs = protocol.fit(request, version.interface)
         limits = (self._timeout, request.timeout, left)
         deadline = begin + min([seconds for seconds in limits if seconds is not None])
-        version, future = model.submit(inputs, deadline)
+        answering, future = model.submit(inputs, deadline)
         # The batcher ends what is waiting at its deadline; a batch that runs is not cut off.
         answer = await asyncio.wrap_future(future)
-        return messages.encode(request, answer.outputs, version.interface, model=model.name, version=version.version)
+        if answering.interface is not version.interface:  # another version took over meanwhile
+            protocol.fit(request, answering.interface)
+        return messages.encode(
+            request, answer.outputs, answering.interface, model=model.name, version=answering.version
+        )
 
     def _server_live(self, request: Any) -> dict[str, Any]:
         return {"live": True}
