@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import signal
 import socket
 import sys
@@ -31,8 +30,6 @@ from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
 from .listening import bind, http_server, new_loop, tune_process
-
-_logger = logging.getLogger(__name__)
 
 _PROFILES = TypeAdapter(tuple[Profile, ...])
 

@@ -179,6 +179,9 @@ class _Front:
             self._refuse(number, TrtError("The request was dropped."))
         except TrtError as error:
             self._refuse(number, error)
+        except Exception:  # whatever it was, the client must not wait for ever
+            _logger.exception("A request failed")
+            self._refuse(number, TrtError("The server failed; its log says more."))
         else:
             figures = {name: getattr(answer, name) for name in ("rows", "batch", "queued", "computed")}
             self._send(

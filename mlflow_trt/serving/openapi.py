@@ -74,6 +74,14 @@ _YES = {"type": "boolean"}
 _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _DATATYPE = {"type": "string", "enum": sorted(DATATYPES)}
 _TENSOR = _object(("name", "datatype", "shape"), name=_TEXT, datatype=_DATATYPE, shape={"type": "array"})
+
+
+def _data(**more: Any) -> dict[str, Any]:
+    """A tensor with its data in JSON."""
+    required = ("name", "datatype", "shape", "data")
+    return _object(required, name=_TEXT, datatype=_DATATYPE, shape=_SHAPE, data={"type": "array"}, **more)
+
+
 _SCHEMAS: dict[str, Any] = {
     "Error": _object(("error",), error=_TEXT),
     "Server": _object(
@@ -97,14 +105,7 @@ _SCHEMAS: dict[str, Any] = {
         parameters={"type": "object"},
         inputs={
             "type": "array",
-            "items": _object(
-                ("name", "datatype", "shape", "data"),
-                name=_TEXT,
-                datatype=_DATATYPE,
-                shape=_SHAPE,
-                parameters={"type": "object"},
-                data={"type": "array"},
-            ),
+            "items": _data(parameters={"type": "object"}),
         },
         outputs={"type": "array", "items": _object(("name",), name=_TEXT, parameters={"type": "object"})},
     ),
@@ -115,13 +116,7 @@ _SCHEMAS: dict[str, Any] = {
         id=_TEXT,
         outputs={
             "type": "array",
-            "items": _object(
-                ("name", "datatype", "shape", "data"),
-                name=_TEXT,
-                datatype=_DATATYPE,
-                shape=_SHAPE,
-                data={"type": "array"},
-            ),
+            "items": _data(),
         },
     ),
 }
