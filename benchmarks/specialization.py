@@ -3,23 +3,25 @@
 A multilayer perceptron of two linear layers is called with batches of 1, 8, 32, 1 and 8. Kernels that were
 specialized for a batch of 1 (``EAGER``) are afterwards taken for larger batches too, where one context changes its
 shape or two contexts share a runtime cache: the first row is right, the others are not. What the runtime of this
-package does, a context and a cache object of its own for every shape, with the kernels handed on as bytes, is the row
-``handed on``.
+package does, a context and a cache object for every shape, with the kernels handed on as bytes, is the row ``handed
+on``; and where a cache object of the shape is alive, the row ``alive``: there each call has an engine of its own.
 
-And what a cleared TF32 flag changes of a float32 product's error.
+Then the time to an engine's first answer by what its cache object was given, and what a cleared TF32 flag changes of a
+float32 product's error.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
+import time
 from typing import Any
 
 import numpy as np
 
 ORDER = (1, 8, 32, 1, 8)
 WIDTHS = (64, 128, 16)
-WAYS = ("one context", "shared cache", "no cache", "cache of its own", "handed on")
+WAYS = ("one context", "shared cache", "no cache", "cache of its own", "handed on", "alive")
 
 
 def main() -> int:
@@ -30,14 +32,18 @@ def main() -> int:
     for precision in ("tf32", "fp16"):
         plan, reference = build(trt, precision)
         for strategy, way in [*(("EAGER", way) for way in WAYS), ("LAZY", WAYS[0]), ("NONE", WAYS[0])]:
-            wrong, _ = run(trt, plan, reference, way, strategy)
+            wrong, _, _ = run(trt, plan, reference, way, strategy)
             print(f"  {precision:5} {strategy:6} {way:17} {' '.join(f'{n:3}' for n in wrong)}")
-            failed |= way == "handed on" and any(wrong)
+            failed |= way in ("handed on", "alive") and any(wrong)
+    print("Milliseconds from no context to its first answer, batches of 1, 8, 32, then 1 and 8 again")
+    for way in ("cache of its own", "handed on", "alive"):
+        _, _, seconds = run(trt, *build(trt, "fp16"), way, "EAGER")
+        print(f"  {way:17} {' '.join(f'{s * 1e3:6.0f}' for s in seconds)}")
     print("Relative L2 error of float32 products, batch 32, by the TF32 flag and specialization")
     for precision in ("fp32", "tf32"):
         plan, reference = build(trt, precision)
         for strategy in ("EAGER", "NONE"):
-            _, errors = run(trt, plan, reference, "handed on", strategy)
+            _, errors, _ = run(trt, plan, reference, "handed on", strategy)
             print(f"  {'off' if precision == 'fp32' else 'on':5} {strategy:6} {errors[2]:.1e}")
     return int(failed)
 
@@ -82,19 +88,24 @@ def build(trt: Any, precision: str) -> tuple[bytes, Any]:
     return bytes(memoryview(builder.build_serialized_network(network, config))), reference
 
 
-def run(trt: Any, plan: bytes, reference: Any, way: str, strategy: str) -> tuple[list[int], list[float]]:
+def run(trt: Any, plan: bytes, reference: Any, way: str, strategy: str) -> tuple[list[int], list[float], list[float]]:
     """Calls the engine at every size of ``ORDER``.
 
     Returns:
-        Wrong rows, and the relative L2 error, of each call.
+        Wrong rows, the relative L2 error, and the seconds, of each call.
     """
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(plan)
     shared = None
     saved = b""
     contexts: dict[int, Any] = {}
-    wrong, errors = [], []
+    alive: dict[int, Any] = {}
+    wrong, errors, seconds = [], [], []
     for call, batch in enumerate(ORDER):
-        key = 0 if way == "one context" else batch
+        key = {"one context": 0, "alive": call}.get(way, batch)
+        if way == "alive":
+            engine = runtime.deserialize_cuda_engine(plan)
+        begin = time.perf_counter()
         if key not in contexts:
             config = engine.create_runtime_config()
             config.dynamic_shapes_kernel_specialization_strategy = getattr(
@@ -102,21 +113,23 @@ def run(trt: Any, plan: bytes, reference: Any, way: str, strategy: str) -> tuple
             )
             cache = None
             if way != "no cache":
-                cache = shared if shared is not None and way == "shared cache" else config.create_runtime_cache()
+                there = {"shared cache": shared, "alive": alive.get(batch)}.get(way)
+                cache = config.create_runtime_cache() if there is None else there
                 if saved and way == "handed on":
                     cache.deserialize(saved)
                 config.set_runtime_cache(cache)
-                shared = cache
-            contexts[key] = engine.create_execution_context(config), config, cache
-        context, _, cache = contexts[key]
+                shared = alive[batch] = cache
+            contexts[key] = engine.create_execution_context(config), config, cache, engine
+        context, _, cache, _ = contexts[key]
         x = np.random.default_rng(call).standard_normal((batch, WIDTHS[0])).astype(np.float32)
         y, wanted = _call(context, x), reference(x)
+        seconds.append(time.perf_counter() - begin)
         if cache is not None:
             saved = bytes(memoryview(cache.serialize()))
         rows = np.linalg.norm(y - wanted, axis=1) > 2e-2 * np.linalg.norm(wanted, axis=1)
         wrong.append(int(rows.sum()))
         errors.append(float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted)))
-    return wrong, errors
+    return wrong, errors, seconds
 
 
 def _call(context: Any, x: np.ndarray) -> np.ndarray:

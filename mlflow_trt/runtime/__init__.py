@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import SettingError
-from ..manifest import Interface, Manifest, PlanRecord, Profile
+from ..manifest import Manifest, PlanRecord
 from ..plan import folder_name
 from .compatibility import check_all, choose, describe
 from .host import check_index, probe
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .engine import TensorRTEngine as TensorRTEngine
     from .reference import ReferenceEngine as ReferenceEngine
 
-__all__ = ["Backend", "Engine", "ReferenceEngine", "Result", "TensorRTEngine", "describe_engine", "load"]
+__all__ = ["Backend", "Engine", "ReferenceEngine", "Result", "TensorRTEngine", "load"]
 
 _logger = logging.getLogger(__name__)
 
@@ -91,23 +91,6 @@ def load(
         f". Passed over: {over}" if over else "",
     )
     return engine
-
-
-def describe_engine(serialized: bytes, record: PlanRecord) -> tuple[Interface, tuple[Profile, ...]]:
-    """Asks an engine that someone else built for its inputs, outputs and optimization profiles; needs its GPU.
-
-    Args:
-        serialized: The engine.
-        record: Its runtime and release.
-
-    Raises:
-        DeviceError: There is no GPU, or not enough of its memory.
-        PlanError: TensorRT refused the engine.
-        ManifestError: A binding has a dtype or memory layout that arrays can't have.
-    """
-    from .engine import describe_engine as ask
-
-    return ask(serialized, record)
 
 
 def __getattr__(name: str) -> Any:

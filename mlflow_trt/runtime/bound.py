@@ -3,17 +3,13 @@
 A context is made without scratch memory of its own and works in its slot's. It is bound once: profile, shapes, content
 of shape tensors, and an allocator for the outputs whose size only the data decide.
 
-With TensorRT-RTX a context keeps its shape for life and has a runtime cache of its own. Kernels that were specialized
-for a batch of 1 are otherwise taken for larger batches, of which they compute the first row and leave the others
-undefined: when one context is given another shape, and when two contexts share a cache object (TensorRT-RTX 1.4.0.76 on
-an H100, every matrix product, fp32 and fp16; benchmarks/specialization.py shows it). A cache that was serialized and
-read again is not affected, so what one context has compiled reaches the next as bytes.
+With TensorRT-RTX a context keeps its shape for life: kernels of one shape must not meet another
+(:mod:`mlflow_trt.runtime.compiled`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +17,7 @@ import numpy as np
 
 from ..errors import TrtError
 from ..manifest import Interface, Tensor
+from .compiled import Kernels, RuntimeCache
 from .cuda import Block, Stream
 from .dtypes import storage
 from .interface import Shape, Shapes
@@ -78,7 +75,7 @@ class Context:
 
     raw: Any
     """TensorRT's own."""
-    cache: Any = None
+    cache: RuntimeCache | None = None
     """TensorRT-RTX; None: it has none."""
     config: Any = None
     """TensorRT-RTX: kept for as long as the context."""
@@ -90,13 +87,10 @@ class Core:
     Args:
         loaded: The engine.
         interface: Inputs and outputs.
-        kernels: TensorRT-RTX: a serialized runtime cache to begin with.
         cuda_graphs: Whether lanes may use CUDA graphs at all.
     """
 
-    def __init__(
-        self, loaded: Deserialized, interface: Interface, kernels: Sequence[bytes] = (), cuda_graphs: bool = True
-    ) -> None:
+    def __init__(self, loaded: Deserialized, interface: Interface, cuda_graphs: bool = True) -> None:
         self.loaded = loaded
         self.engine = loaded.engine
         trt = self._trt = loaded.trt
@@ -106,18 +100,16 @@ class Core:
         self.own_graphs = cuda_graphs
         self.runtime_graphs = False
         self.is_rtx = hasattr(self.engine, "create_runtime_config") and hasattr(trt, "CudaGraphStrategy")
-        self.kernels: bytes | None = None
-        """TensorRT-RTX's compiled kernels of the moment, serialized: what the next context begins with."""
-        if self.is_rtx:
-            self._take_kernels(kernels)
+        self.kernels: Kernels | None = None
+        """TensorRT-RTX's; None: contexts compile for themselves."""
 
     @property
     def reshapes(self) -> bool:
         """Whether a context may be given another shape."""
         return not self.is_rtx
 
-    def create_context(self, slot: Slot) -> Context:
-        """Makes an execution context that works in a slot's scratch memory.
+    def create_context(self, slot: Slot, key: Key) -> Context:
+        """Makes an execution context for a key's shapes that works in a slot's scratch memory.
 
         Raises:
             OutOfMemory: The GPU's memory does not suffice.
@@ -126,7 +118,8 @@ class Core:
         cache = config = None
         if self.is_rtx:
             config = self._make_config(self._trt)
-            cache = self._make_cache(config)
+            if self.kernels is not None:
+                cache = self.kernels.attach(config, key._replace(on_gpu=False))
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -134,14 +127,6 @@ class Core:
             raise self.loaded.error("creating an execution context")
         context.set_device_memory(slot.scratch.pointer, slot.scratch.nbytes)
         return Context(context, cache, config)
-
-    def learn(self, context: Context) -> None:
-        """Takes over the kernels that a context compiled in its first run."""
-        if context.cache is not None:
-            try:
-                self.kernels = bytes(memoryview(context.cache.serialize())) or self.kernels
-            except Exception as error:
-                _logger.debug("A runtime cache can't be serialized: %s", error)
 
     def release(self) -> None:
         """Lets go of everything in the order that TensorRT asks for; no context may be left."""
@@ -171,30 +156,6 @@ class Core:
         )
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return config
-
-    def _make_cache(self, config: Any) -> Any:
-        """Gives a configuration a runtime cache with what was compiled so far; None: there is none."""
-        try:
-            cache = config.create_runtime_cache()
-            if self.kernels is not None and not cache.deserialize(self.kernels):
-                _logger.debug("TensorRT refused a runtime cache: %s", self.loaded.log.text())
-            return cache if config.set_runtime_cache(cache) else None
-        except Exception as error:
-            _logger.debug("There is no runtime cache: %s", error)
-            return None
-
-    def _take_kernels(self, kernels: Sequence[bytes]) -> None:
-        """Keeps the first of several caches that TensorRT accepts; one that it refuses is as if it were not there."""
-        try:
-            cache = self.engine.create_runtime_config().create_runtime_cache()
-            for saved in kernels:
-                if cache.deserialize(saved):
-                    _logger.debug("Took a runtime cache of %d bytes", len(saved))
-                    self.kernels = saved
-                    return
-                _logger.debug("TensorRT refused a runtime cache: %s", self.loaded.log.text())
-        except Exception as error:
-            _logger.debug("There is no runtime cache: %s", error)
 
 
 class OutputMemory:
@@ -254,7 +215,7 @@ class BoundContext:
         self.core = core
         self.slot = slot
         self.key = key
-        self._made: Context | None = core.create_context(slot) if context is None else context
+        self._made: Context | None = core.create_context(slot, key) if context is None else context
         self.context: Any = self._made.raw
         self._set_profile()
         self._host: dict[str, np.ndarray] = {}
@@ -302,8 +263,8 @@ class BoundContext:
 
     def keep_kernels(self) -> None:
         """Lets later contexts have what this one compiled; after its first run."""
-        if self._made is not None:
-            self.core.learn(self._made)
+        if self._made is not None and self._made.cache is not None and self.core.kernels is not None:
+            self.core.kernels.learn(self._made.cache)
 
     def give_up(self) -> Context | None:
         """Gives back everything but the context, which another lane may take over."""

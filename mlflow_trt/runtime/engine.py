@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import mmap
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError, InputError, ManifestError, PlanError, SettingError, TrtError
+from ..errors import DeviceError, InputError, ManifestError, PlanError, SettingError
 from ..manifest import Host, Interface, PlanRecord, Profile
 from ..plan import HEADER_BYTES, check_length, read_header, verify
 from . import cuda, exchange, kernels
 from .bound import Core, Key, Slot
+from .compiled import Kernels, compiling, network_of
 from .contexts import OutOfMemory, Pool
 from .gpu_call import GpuCall
 from .host import probe
@@ -82,8 +82,10 @@ class TensorRTEngine:
             loaded = _deserialize(path, record)
             self.interface, self.profiles = _interface(loaded, record, interface)
             self._binder = Binder(self.interface, self.profiles)
-            begin = _saved_kernels(folder, record, saved) if runtime_cache else []
-            core = Core(loaded, self.interface, begin, cuda_graphs)
+            core = Core(loaded, self.interface, cuda_graphs)
+            if core.is_rtx:
+                begin = kernels.candidates(folder, record, saved) if runtime_cache else []
+                core.kernels = Kernels(loaded, network_of(loaded, self.interface, self.profiles, device), begin)
             free, _ = cuda.memory()
         finally:
             cuda.leave(previous)
@@ -93,9 +95,6 @@ class TensorRTEngine:
         self._pool: Pool[Slot, Any] = Pool(self._workshop, max_contexts, limit)
         self._host_inputs = [i for i, b in enumerate(core.inputs) if b.on_host]
         self._output_names = tuple(t.name for t in self.interface.outputs)
-        # One at a time makes and first runs a context: two that compile the same kernels at once gain nothing, and the
-        # second begins with what the first has compiled.
-        self._making = threading.Lock()
         self._keeper = kernels.Keeper(saved, self._kernels) if runtime_cache and core.is_rtx else None
         _open_engines.add(self)
 
@@ -228,7 +227,8 @@ class TensorRTEngine:
 
     def _first_run(self, slot: Any, key: Key, run: Any) -> Any:
         """Makes a lane and runs it once, which compiles its kernels."""
-        with self._making:
+        # One at a time: the second begins with what the first has compiled.
+        with compiling:
             try:
                 lane = self._pool.open(slot, key)
                 found = run(lane)
@@ -292,7 +292,14 @@ class TensorRTEngine:
 
     def _kernels(self) -> bytes | None:
         core = self._core
-        return None if core is None else core.kernels
+        if core is None or core.kernels is None:
+            return None
+        previous = cuda.enter(self.device)
+        try:
+            with compiling:
+                return core.kernels.serialize()
+        finally:
+            cuda.leave(previous)
 
     def _open(self) -> Core:
         core = self._core
@@ -400,14 +407,3 @@ def _interface(
             "plan and manifest do not belong together: log the model again",
         )
     return interface, found
-
-
-def _saved_kernels(folder: Path, record: PlanRecord, saved: Path) -> list[bytes]:
-    """This machine's own first, then what was shipped with the plan."""
-    found = [content] if (content := kernels.read(saved)) else []
-    if record.runtime_cache is not None:
-        try:
-            found.append(verify(folder, record.runtime_cache).read_bytes())
-        except (TrtError, OSError) as error:
-            _logger.debug("Ignoring the plan's runtime cache: %s", error)
-    return found

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import cache
-from ..manifest import Host
+from ..errors import TrtError
+from ..manifest import Host, PlanRecord
+from ..plan import verify
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +66,23 @@ def write(path: Path, kernels: bytes) -> bool:
         _logger.debug("The runtime cache %s can't be written: %s", path, error)
         return False
     return True
+
+
+def candidates(folder: Path, record: PlanRecord, saved: Path) -> list[bytes]:
+    """Returns the kernels that an engine may begin with: this machine's own first, then what came with the plan.
+
+    Args:
+        folder: The model's folder.
+        record: The plan.
+        saved: Where this machine keeps the plan's kernels.
+    """
+    found = [content] if (content := read(saved)) else []
+    if record.runtime_cache is not None:
+        try:
+            found.append(verify(folder, record.runtime_cache).read_bytes())
+        except (TrtError, OSError) as error:
+            _logger.debug("Ignoring the plan's runtime cache: %s", error)
+    return found
 
 
 class Keeper:

@@ -13,7 +13,7 @@ _LARGEST_CONTEXT = 1 << 30
 
 
 class Workshop:
-    """Makes lanes for the pool. Used under the engine's lock, by one thread at a time."""
+    """Makes lanes for the pool. Used by one thread at a time."""
 
     def __init__(self, core: Core) -> None:
         self._core = core

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from standin import Binding, Engine
 
 from mlflow_trt.errors import DeviceError, InputError, ManifestError, PlanError, SettingError
 from mlflow_trt.manifest import ConstantLeaf, File, InputLeaf
-from mlflow_trt.runtime import dtypes, kernels
+from mlflow_trt.runtime import compiled, dtypes, kernels
+from mlflow_trt.runtime.compiled import network_of
 from mlflow_trt.runtime.engine import TensorRTEngine, describe_engine
 
 RANGE = ((1, 3), (4, 3), (32, 3))
@@ -463,14 +466,14 @@ def test_compiled_kernels_are_kept_for_the_next_process(tmp_path, module, monkey
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
         for n in (1, 4, 2):
             engine.predict({"x": rows(n)})
-        compiled = engine.runtime_cache()
-    assert all(f"({n}, 3)".encode() in compiled for n in (1, 2, 4))
+        content = engine.runtime_cache()
+    assert all(f"({n}, 3)".encode() in content for n in (1, 2, 4))
     path = kernels.path_for(made.file.sha256, made.release, host())
-    assert kernels.read(path) == compiled
+    assert kernels.read(path) == content
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
-        assert engine.runtime_cache() == compiled
+        assert engine.runtime_cache() == content
         engine.predict({"x": rows(4)})
-        assert engine.runtime_cache() == compiled
+        assert engine.runtime_cache() == content
 
 
 @pytest.mark.parametrize("memory_limit", [None, 1])
@@ -480,6 +483,62 @@ def test_a_batch_of_one_spoils_no_larger_one(tmp_path, module, memory_limit):
         for n in (1, 4, 2, 1, 4):
             for _ in range(3):
                 np.testing.assert_array_equal(engine.predict({"x": rows(n)})["y"], rows(n) * 2 + 1)
+
+
+def caches(module):
+    """The cache object of the last context of each engine."""
+    return [engine.config.cache for engine in module.engines]
+
+
+def test_engines_of_one_network_share_the_kernels_of_a_shape(tmp_path, module):
+    """Loaded ones: TensorRT-RTX takes most of a second to load them from bytes."""
+    made = write_plan(tmp_path)
+    first = TensorRTEngine(tmp_path, made, AFFINE, host=host())
+    first.predict({"x": rows(4)})
+    with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as second:
+        second.predict({"x": rows(4)})
+        assert caches(module)[1] is caches(module)[0]
+        second.predict({"x": rows(2)})
+        assert caches(module)[1] is not caches(module)[0], "another shape must not share them"
+        first.close()
+        for n in (4, 2):
+            np.testing.assert_array_equal(second.predict({"x": rows(n)})["y"], rows(n) * 2 + 1)
+        saved = second.runtime_cache()
+        assert all(f"({n}, 3)".encode() in saved for n in (2, 4)), "what it took over is saved too"
+
+
+def test_two_calls_at_once_of_one_shape_share_its_kernels(tmp_path, module):
+    with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host(), max_contexts=2) as engine:
+        engine.predict({"x": rows(4)})
+        first = caches(module)[0]
+        busy = engine._pool.acquire("another call's")
+        engine.predict({"x": rows(4)})
+        engine._pool.release(busy)
+        assert engine.memory["lanes"] == 2
+        assert caches(module)[0] is first
+
+
+def test_kernels_go_with_the_last_context_that_uses_them(tmp_path, module):
+    with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
+        engine.predict({"x": rows(4)})
+        assert len(compiled._alive) == 1
+    module.engines.clear()
+    gc.collect()
+    assert not compiled._alive
+
+
+def test_other_networks_and_devices_have_kernels_of_their_own(tmp_path, module):
+    with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
+        loaded, profiles = engine._loaded(), engine.profiles
+        same = network_of(loaded, AFFINE, profiles, 0)
+        assert network_of(loaded, AFFINE, profiles, 0) == same
+        others = [network_of(loaded, AFFINE, profiles, 1), network_of(loaded, AFFINE, (), 0)]
+        face = interface([tensor("x", ("b", 3))], [tensor("y", ("b", 3), binding="output0")])
+        others.append(network_of(loaded, face, profiles, 0))
+        layers = SimpleNamespace(get_engine_information=lambda form: '{"Layers": ["a", "c"]}')
+        loaded.engine.create_engine_inspector = lambda: layers
+        others.append(network_of(loaded, AFFINE, profiles, 0))
+        assert len({same, *others}) == 5
 
 
 def test_a_refused_cache_is_as_if_it_were_not_there(tmp_path, module, monkeypatch):

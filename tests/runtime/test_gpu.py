@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mlflow_trt import measure, parity, plan, runtime
 from mlflow_trt.errors import CompatibilityError, DeviceError, InputError, PlanError
 from mlflow_trt.manifest import File
 from mlflow_trt.runtime import host, kernels
+from mlflow_trt.runtime.engine import describe_engine
 from mlflow_trt.runtime.result import Result
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("gpu")]
@@ -176,6 +178,27 @@ def test_a_batch_of_one_spoils_no_larger_one(cnn, memory_limit):
 def test_two_engines_at_once(cnn):
     with runtime.load(*cnn[:2]) as first, runtime.load(*cnn[:2], max_contexts=1) as second:
         near(first(images(2))["scores"], second(images(2))["scores"])
+
+
+def test_an_engine_is_ready_at_once_beside_another_of_its_network(cnn):
+    wanted = {n: answer(cnn, images(n))[0] for n in (1, 8, 2)}
+
+    def seconds(engine):
+        begin = time.perf_counter()
+        for n, scores in wanted.items():
+            near(engine(images(n))["scores"], scores)
+        return time.perf_counter() - begin
+
+    gc.collect()
+    first = runtime.load(*cnn[:2], runtime_cache=False)
+    alone = seconds(first)
+    with runtime.load(*cnn[:2], runtime_cache=False) as second:
+        beside = seconds(second)
+        first.close()
+        seconds(second)
+        saved = second.runtime_cache()
+    assert saved
+    assert beside < alone / 4, (beside, alone)
 
 
 def test_a_context_keeps_its_shape(engine):
@@ -430,7 +453,7 @@ def test_a_foreign_engine_describes_itself(tmp_path):
 
     serialized = build(define)
     made = describe(tmp_path, serialized)
-    face, profiles = runtime.describe_engine(serialized, made)
+    face, profiles = describe_engine(serialized, made)
     assert [(t.name, t.dtype, len(t.shape), t.shape[1]) for t in face.inputs] == [("images", "float32", 2, 4)]
     assert profiles[0]["images"].max == (8, 4)
     with runtime.TensorRTEngine(tmp_path, made) as engine:
