@@ -203,6 +203,7 @@ def load(
     expected: Mapping[str, np.ndarray] | None = None,
     processes: int = 4,
     warm_up: float = 0.5,
+    enough: threading.Event | None = None,
 ) -> Load:
     """Lets clients ask without a pause, each on its own connection.
 
@@ -214,18 +215,21 @@ def load(
         expected: What each version answers: answers are compared with it. None: they are not looked at.
         processes: How many processes the clients share.
         warm_up: Seconds before that, which do not count.
+        enough: Set to end it sooner; the rate is then not known.
     """
     context = multiprocessing.get_context("spawn")
     processes = min(processes, clients)
     shares = [clients // processes + (index < clients % processes) for index in range(processes)]
     results = context.SimpleQueue()
-    begin = context.Barrier(processes)
+    begin, ended = context.Barrier(processes), context.Event()
     workers = [
-        context.Process(target=_work, args=(port, request, share, warm_up, seconds, expected, begin, results))
+        context.Process(target=_work, args=(port, request, share, warm_up, seconds, expected, begin, ended, results))
         for share in shares
     ]
     for worker in workers:
         worker.start()
+    if enough is not None and enough.wait(seconds):
+        ended.set()
     found = Load(seconds)
     for _ in workers:
         latencies, statuses = results.get()
@@ -244,6 +248,7 @@ def _work(
     seconds: float,
     expected: Mapping[str, np.ndarray] | None,
     begin: Any,
+    ended: Any,
     results: Any,
 ) -> None:
     latencies: list[float] = []
@@ -256,7 +261,7 @@ def _work(
         mine: list[float] = []
         counts: Counter[str] = Counter()
         connection = Connection(port)
-        while (now := time.perf_counter()) < stop:
+        while (now := time.perf_counter()) < stop and not ended.is_set():
             try:
                 status, head, body = connection.ask(request)
             except OSError:

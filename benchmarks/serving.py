@@ -151,7 +151,9 @@ def move_under_load(
         seconds = context.deadline() - time.monotonic() - 10
         stop = time.monotonic() + seconds
         found: list[Load] = []
-        clients = threading.Thread(target=lambda: found.append(load(server.port, request, CLIENTS, seconds, expected)))
+        enough = threading.Event()
+        ask = partial(load, server.port, request, CLIENTS, seconds, expected, enough=enough)
+        clients = threading.Thread(target=lambda: found.append(ask()))
         clients.start()
         time.sleep(3)
         while len(waits) < wanted and time.monotonic() < stop - 3:
@@ -163,6 +165,7 @@ def move_under_load(
             waits.append(time.monotonic() - begin)
             _until(partial(_unloaded, server, len(waits)), time.monotonic() + 5)
             memory.append(_memory(server))
+        enough.set()
         clients.join()
     counts = found[0].statuses
     measurement.values[MOVES] = float(len(waits))

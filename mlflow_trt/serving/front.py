@@ -1,9 +1,10 @@
 """A process that speaks HTTP for a server whose engines live in another: reading requests takes longer than answering
 them, and one interpreter reads no more than about a thousand images a second.
 
-``python -m mlflow_trt.serving.front SOCKET REQUESTS ANSWERS``: descriptors of its end of the channel and of the two
-arenas. It takes the tensors of a request into the one arena, tells where they lie, and is told where the answer lies in
-the other. It ends when the channel does.
+``python -m mlflow_trt.serving.front CHANNEL CONNECTIONS REQUESTS ANSWERS SIZE``: descriptors of its end of the channel,
+of the socket through which it is handed connections, and of the two arenas, and the bytes of each of these. It takes
+the tensors of a request into the one arena, tells where they lie, and is told where the answer lies in the other. It
+ends when the channel does.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from . import logs
 from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
-from .listening import bind, http_server, new_loop, tune_process
+from .listening import http_server, new_loop, tune_process
 
+_LOOK = 0.05
+"""Seconds between looks at how many connections there are."""
 _PROFILES = TypeAdapter(tuple[Profile, ...])
 
 
@@ -229,7 +232,64 @@ def _error(message: Message) -> Exception:
     return kind(*message["parts"]) if issubclass(kind, TrtError) else TrtError(*message["parts"])
 
 
-async def _run(end: socket.socket, requests: int, answers: int, size: int) -> None:
+class Connections:
+    """Connections that the other process has accepted, served here.
+
+    Args:
+        server: uvicorn's.
+        passing: Where they come from.
+        engines: Learns how many of them were closed.
+    """
+
+    def __init__(self, server: Any, passing: socket.socket, engines: Engines) -> None:
+        self._server = server
+        self._passing = passing
+        self._engines = engines
+        self._taken = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def serve(self) -> None:
+        """Takes them for as long as it is not cancelled."""
+        while not self._server.started:
+            await asyncio.sleep(_LOOK)
+        loop = asyncio.get_running_loop()
+        self._passing.setblocking(False)
+        loop.add_reader(self._passing.fileno(), self._take)
+        told = None
+        try:
+            while True:
+                closed = self._taken - len(self._tasks) - len(self._server.server_state.connections)
+                if closed != told:
+                    self._engines.send({"kind": "connections", "closed": closed})
+                    told = closed
+                await asyncio.sleep(_LOOK)
+        finally:
+            loop.remove_reader(self._passing.fileno())
+
+    def _take(self) -> None:
+        try:
+            # As much as was sent with one descriptor.
+            _, descriptors, _, _ = socket.recv_fds(self._passing, 1, 1)
+        except OSError:  # the channel says if the other process is gone
+            return
+        for descriptor in descriptors:
+            connection = socket.socket(fileno=descriptor)
+            connection.setblocking(False)
+            self._taken += 1
+            task = asyncio.ensure_future(asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """What uvicorn makes for a connection that it accepts itself."""
+        server = self._server
+        made = server.config.http_protocol_class(
+            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+        )
+        return made  # type: ignore[no-any-return]
+
+
+async def _run(end: socket.socket, passing: socket.socket, requests: int, answers: int, size: int) -> None:
     from .app import Application
 
     engines = Engines(Arena(requests, size), Arena(answers, size))
@@ -246,7 +306,7 @@ async def _run(end: socket.socket, requests: int, answers: int, size: int) -> No
     server = http_server(app, settings["timeout"])
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, partial(setattr, server, "should_exit", True))
-    listening = bind(settings["host"], settings["port"], shared=True)
+    serving = asyncio.ensure_future(Connections(server, passing, engines).serve())
 
     async def end_with_parent() -> None:
         await engines.gone.wait()
@@ -254,18 +314,19 @@ async def _run(end: socket.socket, requests: int, answers: int, size: int) -> No
 
     watch = asyncio.ensure_future(end_with_parent())
     try:
-        await server.serve([listening])
+        await server.serve([])
     finally:
         watch.cancel()
+        serving.cancel()
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs until the channel ends or a signal comes."""
     tune_process()
-    end, requests, answers, size = map(int, arguments)
+    end, passing, requests, answers, size = map(int, arguments)
     loop = new_loop()
     try:
-        loop.run_until_complete(_run(socket.socket(fileno=end), requests, answers, size))
+        loop.run_until_complete(_run(socket.socket(fileno=end), socket.socket(fileno=passing), requests, answers, size))
     finally:
         loop.close()
 

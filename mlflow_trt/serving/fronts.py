@@ -1,4 +1,8 @@
-"""The processes that speak HTTP, as the process that holds the engines sees them: started, answered, and replaced."""
+"""The processes that speak HTTP, as the process that holds the engines sees them: started, answered, and replaced.
+
+Connections are accepted here and handed to the front that has the fewest. The kernel would spread them by chance, which
+gives the busiest of six fronts half as many again as the others: its clients would be the ones that wait longest.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,8 @@ _STATE = 0.1
 """Seconds between two looks at what the fronts should know."""
 _QUICKLY = 5.0
 """Seconds: a front that ends sooner is not started again at once."""
+_PAUSE = 0.02
+"""Seconds that a connection waits where no front can take it, before the next try."""
 
 
 class Fronts:
@@ -40,12 +46,16 @@ class Fronts:
 
     Args:
         count: How many.
+        listening: Where connections come from.
         models: What is served.
         metrics: Where their requests are counted.
         settings: What each is told of how to serve.
     """
 
-    def __init__(self, count: int, models: Mapping[str, Model], metrics: Metrics, settings: Message) -> None:
+    def __init__(
+        self, count: int, listening: socket.socket, models: Mapping[str, Model], metrics: Metrics, settings: Message
+    ) -> None:
+        self._listening = listening
         self._models = models
         self._metrics = metrics
         self._settings = settings
@@ -57,11 +67,13 @@ class Fronts:
     async def start(self) -> None:
         """Starts them, and keeps their number."""
         self._tasks = [asyncio.create_task(self._keep()) for _ in range(self._count)]
-        self._tasks.append(asyncio.create_task(self._tell()))
+        self._tasks += [asyncio.create_task(self._tell()), asyncio.create_task(self._accept())]
 
     async def stop(self, seconds: float) -> None:
         """Has them answer what is under way, and ends them."""
         self._ending = True
+        self._tasks.pop().cancel()  # no more connections
+        self._listening.close()
         for front in self._fronts:
             front.process.terminate()
         for front in list(self._fronts):
@@ -90,6 +102,19 @@ class Fronts:
                 front.tell()
             await asyncio.sleep(_STATE)
 
+    async def _accept(self) -> None:
+        self._listening.setblocking(False)
+        while True:
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(self._listening)
+            except OSError as error:
+                _logger.warning("A connection can't be accepted: %s", error, extra={"event": "accept_failed"})
+                await asyncio.sleep(_PAUSE)
+                continue
+            with connection:
+                while not any(front.hand(connection) for front in sorted(self._fronts, key=_connections)):
+                    await asyncio.sleep(_PAUSE)
+
 
 class _Front:
     """One process, its channel, and the memory that is shared with it."""
@@ -103,14 +128,20 @@ class _Front:
         self._running: dict[int, Future[Answer]] = {}
         descriptors = [arena.create(ARENA), arena.create(ARENA)]
         self._requests, self._answers = (Arena(descriptor, ARENA) for descriptor in descriptors)
-        self._end, other = socket.socketpair()
+        self.connections = 0
+        """That it was handed and has not reported as closed."""
+        self._handed = 0
+        self._serves = False
+        self._end, its_end = socket.socketpair()
+        self._passing, its_passing = socket.socketpair()
+        self._passing.setblocking(False)
+        descriptors = [its_end.detach(), its_passing.detach(), *descriptors]
         # Their own session: Ctrl-C in a terminal reaches this process, which then ends them in order.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __package__ + ".front", str(other.fileno()), *map(str, descriptors), str(ARENA)],
-            pass_fds=[other.fileno(), *descriptors],
+            [sys.executable, "-m", __package__ + ".front", *map(str, descriptors), str(ARENA)],
+            pass_fds=descriptors,
             start_new_session=True,
         )
-        other.close()
         for descriptor in descriptors:
             os.close(descriptor)
         self._channel: Channel | None = None
@@ -120,6 +151,18 @@ class _Front:
         self._channel = await Channel.open(self._end, self._take, self._lost)
         self.tell()
         self._channel.send({"kind": "configuration", **settings})
+
+    def hand(self, connection: socket.socket) -> bool:
+        """Passes a connection on; False: this front can't take it."""
+        if not self._serves:
+            return False
+        try:
+            socket.send_fds(self._passing, [b"c"], [connection.fileno()])
+        except OSError:  # it is gone, or too busy even to take connections
+            return False
+        self._handed += 1
+        self.connections += 1
+        return True
 
     def tell(self) -> None:
         """Says how the models stand, where that has changed."""
@@ -147,6 +190,9 @@ class _Front:
                 future.cancel()
         elif kind == "free":
             self._answers.give(*message["piece"])
+        elif kind == "connections":
+            self._serves = True
+            self.connections = self._handed - message["closed"]
         elif kind == "count":
             self._metrics.request(*message["request"])
         elif kind == "refresh":
@@ -217,7 +263,13 @@ class _Front:
         for future in list(self._running.values()):
             future.cancel()
         self._channel = None
+        self._serves = False
+        self._passing.close()
         self.gone.set()
+
+
+def _connections(front: _Front) -> int:
+    return front.connections
 
 
 def _describe(version: Version) -> Message:

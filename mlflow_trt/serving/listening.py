@@ -39,13 +39,12 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Returns a bound socket.
+def bind(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens.
 
     Args:
         host: An address of this machine, or a name of one.
         port: Of TCP; 0: any that is free.
-        shared: Whether other processes may bind the same address; connections are then spread over them.
 
     Raises:
         StoreError: The address can't be had.
@@ -54,12 +53,8 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         found.bind(address)
-        # Only a socket that listens keeps the port from others that allow its reuse.
-        if not shared:
-            found.listen(_BACKLOG)
+        found.listen(_BACKLOG)
     except OSError as error:
         raise StoreError(
             f"{host}:{port} can't be listened on: {error.strerror or error}.",

@@ -95,8 +95,7 @@ def serve(
     listening = bind(host, port)
     http: _Here | Fronts
     if http_processes:
-        listening.close()  # the fronts bind the address, which is free, each for itself
-        http = Fronts(http_processes, served, metrics, {**settings, "host": host, "port": port, "log_level": log_level})
+        http = Fronts(http_processes, listening, served, metrics, {**settings, "log_level": log_level})
     else:
         http = _Here(Application(served, metrics, **settings), listening, timeout)
     grpc = (

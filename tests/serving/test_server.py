@@ -314,6 +314,35 @@ def until(condition, seconds=20):
         time.sleep(0.05)
 
 
+def connections(server):
+    """How many each front has, in order."""
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    established = {f"socket:[{row[9]}]" for row in rows if row[3] == "01"}
+
+    def links(pid):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                yield os.readlink(path)
+
+    return sorted(sum(link in established for link in links(pid)) for pid in fronts(server))
+
+
+def test_connections_are_spread_evenly(guarded):
+    until(lambda: connections(guarded) == [0, 0])
+    opened = [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(10)]
+    try:
+        until(lambda: connections(guarded) == [5, 5])
+        for connection in opened[:5]:
+            connection.close()
+        until(lambda: sum(connections(guarded)) == 5)
+        time.sleep(0.2)  # until that is known
+        opened += [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(5)]
+        until(lambda: connections(guarded) == [5, 5])
+    finally:
+        for connection in opened:
+            connection.close()
+
+
 def test_a_front_that_dies_is_replaced(guarded):
     before = fronts(guarded)
     assert len(before) == 2
