@@ -31,7 +31,7 @@ MOVES = "moves of the alias"
 MEMORY = "GPU memory after the last move ÷ after the first"
 
 CLIENTS = 64
-FRONTS = 6
+FRONTS = 8
 """Processes that speak HTTP."""
 
 

@@ -101,7 +101,7 @@ class Core:
         self.runtime_graphs = False
         self.is_rtx = hasattr(self.engine, "create_runtime_config") and hasattr(trt, "CudaGraphStrategy")
         self.kernels: Kernels | None = None
-        """TensorRT-RTX's; None: contexts compile for themselves."""
+        """TensorRT-RTX's, shared with other engines of the network; None: there are none."""
 
     @property
     def reshapes(self) -> bool:
@@ -119,7 +119,7 @@ class Core:
         if self.is_rtx:
             config = self._make_config(self._trt)
             if self.kernels is not None:
-                cache = self.kernels.attach(config, key._replace(on_gpu=False))
+                cache = self.kernels.attach(self.loaded, config, key._replace(on_gpu=False))
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -130,7 +130,7 @@ class Core:
 
     def release(self) -> None:
         """Lets go of everything in the order that TensorRT asks for; no context may be left."""
-        self.engine = None
+        self.engine = self.kernels = None
         self.loaded.release()
 
     def use_runtime_graphs(self) -> bool:

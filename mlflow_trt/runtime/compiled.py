@@ -27,10 +27,10 @@ from .trt import Deserialized, Log
 _logger = logging.getLogger(__name__)
 
 compiling = threading.Lock()
-"""Held while a context is made and runs first, and while kernels are serialized, in the whole process."""
+"""Held while kernels are looked for, compiled or serialized, in the whole process."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RuntimeCache:
     """A cache object; to be kept for as long as the contexts that compile into it."""
 
@@ -38,9 +38,8 @@ class RuntimeCache:
     """TensorRT's own."""
     log: Log
     """Of the engine that made it, which it may outlive."""
-
-
-_alive: weakref.WeakValueDictionary[Hashable, RuntimeCache] = weakref.WeakValueDictionary()
+    learned: bool = False
+    """Whether the kernels of its shape are known: contexts of one shape and network all need the same ones."""
 
 
 def network_of(loaded: Deserialized, interface: Interface, profiles: Iterable[Profile], device: int) -> str:
@@ -52,44 +51,48 @@ def network_of(loaded: Deserialized, interface: Interface, profiles: Iterable[Pr
 
 
 class Kernels:
-    """What has been compiled for one engine. Used under :data:`compiling`.
+    """What has been compiled for the engines of one network. Used under :data:`compiling`.
 
     Args:
-        loaded: The engine.
         network: See :func:`network_of`.
-        saved: Serialized caches; the first one that TensorRT accepts is what the first context begins with.
     """
 
-    def __init__(self, loaded: Deserialized, network: str, saved: Sequence[bytes] = ()) -> None:
-        self._loaded = loaded
-        self._network = network
+    def __init__(self, network: str) -> None:
+        self.network = network
         self._bytes: bytes | None = None
-        self._taken_over: weakref.WeakSet[RuntimeCache] = weakref.WeakSet()
-        self._own: weakref.WeakSet[RuntimeCache] = weakref.WeakSet()
+        self._accepted: dict[bytes, bool] = {}
+        """By digest: whether TensorRT took a serialized cache."""
+        self._caches: weakref.WeakValueDictionary[Hashable, RuntimeCache] = weakref.WeakValueDictionary()
+
+    def begin(self, loaded: Deserialized, saved: Sequence[bytes]) -> None:
+        """Takes the first of several serialized caches that TensorRT accepts, beside what is there already."""
         try:
-            self._bytes = next((content for content in saved if self._accepts(content)), None)
+            for content in saved:
+                digest = hashlib.sha256(content).digest()
+                if digest not in self._accepted:
+                    self._accepted[digest] = self._take(loaded, content)
+                if self._accepted[digest]:
+                    return
         except Exception as error:
             _logger.debug("There is no runtime cache: %s", error)
 
-    def attach(self, config: Any, shapes: Hashable) -> RuntimeCache | None:
+    def attach(self, loaded: Deserialized, config: Any, shapes: Hashable) -> RuntimeCache | None:
         """Gives a configuration the cache object for some shapes; None: there is none.
 
         Args:
-            config: TensorRT's runtime configuration, before a context is made with it.
+            loaded: The engine.
+            config: Its runtime configuration, before a context is made with it.
             shapes: All that the context will be bound to.
         """
-        place = (self._network, shapes)
         try:
-            cache = _alive.get(place)
+            cache = self._caches.get(shapes)
             if cache is None:
-                cache = RuntimeCache(config.create_runtime_cache(), self._loaded.log)
-                self._own.add(cache)
-                begin = self.serialize()
-                if begin is not None and not cache.raw.deserialize(begin):
-                    _logger.debug("TensorRT refused a runtime cache: %s", self._loaded.log.text())
+                cache = RuntimeCache(config.create_runtime_cache(), loaded.log)
+                if self._bytes is not None and not cache.raw.deserialize(self._bytes):
+                    _logger.debug("TensorRT refused a runtime cache: %s", loaded.log.text())
             if not config.set_runtime_cache(cache.raw):
                 return None
-            _alive[place] = cache
+            self._caches[shapes] = cache
             return cache
         except Exception as error:
             _logger.debug("There is no runtime cache: %s", error)
@@ -97,36 +100,42 @@ class Kernels:
 
     def learn(self, cache: RuntimeCache) -> None:
         """Takes note of what a context compiled in its first run, for contexts of other shapes to begin with."""
-        if cache not in self._own:
-            self._taken_over.add(cache)
+        if cache.learned:
             return
         try:
             self._bytes = _serialize(cache.raw) or self._bytes
+            cache.learned = True
         except Exception as error:
             _logger.debug("A runtime cache can't be serialized: %s", error)
 
     def serialize(self) -> bytes | None:
-        """Returns all kernels, those of other engines of the network that this one uses too; None: there are none."""
-        others = list(self._taken_over)
-        if others:
-            try:
-                together = self._loaded.engine.create_runtime_config().create_runtime_cache()
-                for content in (self._bytes, *(_serialize(cache.raw) for cache in others)):
-                    if content:
-                        together.deserialize(content)
-                self._bytes = _serialize(together) or self._bytes
-                self._taken_over.clear()
-            except Exception as error:
-                _logger.debug("Runtime caches can't be put together: %s", error)
+        """Returns all that was compiled or taken; None: nothing was."""
+        if self._bytes is not None:
+            self._accepted[hashlib.sha256(self._bytes).digest()] = True  # whoever reads them again has nothing new
         return self._bytes
 
-    def _accepts(self, content: bytes) -> bool:
-        cache = self._loaded.engine.create_runtime_config().create_runtime_cache()
-        if cache.deserialize(content):
-            _logger.debug("Took a runtime cache of %d bytes", len(content))
-            return True
-        _logger.debug("TensorRT refused a runtime cache: %s", self._loaded.log.text())
-        return False
+    def _take(self, loaded: Deserialized, content: bytes) -> bool:
+        cache = loaded.engine.create_runtime_config().create_runtime_cache()
+        if not cache.deserialize(content):
+            _logger.debug("TensorRT refused a runtime cache: %s", loaded.log.text())
+            return False
+        _logger.debug("Took a runtime cache of %d bytes", len(content))
+        if self._bytes is None:
+            self._bytes = content
+        elif cache.deserialize(self._bytes):
+            self._bytes = _serialize(cache) or self._bytes
+        return True
+
+
+_networks: weakref.WeakValueDictionary[str, Kernels] = weakref.WeakValueDictionary()
+
+
+def kernels_of(network: str) -> Kernels:
+    """Returns the kernels that the engines of a network share for as long as one of them is loaded."""
+    found = _networks.get(network)
+    if found is None:
+        found = _networks[network] = Kernels(network)
+    return found
 
 
 def _serialize(cache: Any) -> bytes:

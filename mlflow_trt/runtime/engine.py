@@ -18,7 +18,7 @@ from ..manifest import Host, Interface, PlanRecord, Profile
 from ..plan import HEADER_BYTES, check_length, read_header, verify
 from . import cuda, exchange, kernels
 from .bound import Core, Key, Slot
-from .compiled import Kernels, compiling, network_of
+from .compiled import compiling, kernels_of, network_of
 from .contexts import OutOfMemory, Pool
 from .gpu_call import GpuCall
 from .host import probe
@@ -84,8 +84,11 @@ class TensorRTEngine:
             self._binder = Binder(self.interface, self.profiles)
             core = Core(loaded, self.interface, cuda_graphs)
             if core.is_rtx:
-                begin = kernels.candidates(folder, record, saved) if runtime_cache else []
-                core.kernels = Kernels(loaded, network_of(loaded, self.interface, self.profiles, device), begin)
+                network = network_of(loaded, self.interface, self.profiles, device)
+                with compiling:
+                    core.kernels = kernels_of(network)
+                    if runtime_cache:
+                        core.kernels.begin(loaded, kernels.candidates(folder, record, saved))
             free, _ = cuda.memory()
         finally:
             cuda.leave(previous)
@@ -294,12 +297,8 @@ class TensorRTEngine:
         core = self._core
         if core is None or core.kernels is None:
             return None
-        previous = cuda.enter(self.device)
-        try:
-            with compiling:
-                return core.kernels.serialize()
-        finally:
-            cuda.leave(previous)
+        with compiling:
+            return core.kernels.serialize()
 
     def _open(self) -> Core:
         core = self._core

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
+import weakref
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -281,7 +282,7 @@ class Cache:
     def deserialize(self, blob):
         if not bytes(blob).startswith(b"kernels"):
             return False
-        self.content = bytes(blob)
+        self.content += bytes(blob)
         return True
 
     def serialize(self):
@@ -451,8 +452,10 @@ def install(monkeypatch, make_engine, total=1 << 30):
     Args:
         make_engine: ``(trt) -> Engine`` or None, for a plan that TensorRT refuses.
     """
-    from mlflow_trt.runtime import cuda, trt
+    from mlflow_trt.runtime import compiled, cuda, trt
 
+    # Engines of an earlier test that were not collected yet are none of this process's.
+    monkeypatch.setattr(compiled, "_networks", weakref.WeakValueDictionary())
     cudart = Cudart(total)
     module = Trt(cudart, make_engine)
     monkeypatch.setattr(cuda, "cudart", cudart)

@@ -518,13 +518,28 @@ def test_two_calls_at_once_of_one_shape_share_its_kernels(tmp_path, module):
         assert caches(module)[0] is first
 
 
+def test_what_another_version_brings_is_added_to_what_is_there(tmp_path, module, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRT_CACHE", str(tmp_path / "cache"))
+    made = write_plan(tmp_path)
+    path = kernels.path_for(made.file.sha256, made.release, host())
+    with TensorRTEngine(tmp_path, made, AFFINE, host=host(), runtime_cache=False) as first:
+        first.predict({"x": rows(4)})
+        kernels.write(path, b"kernels of an earlier process")
+        with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as second:
+            content = second.runtime_cache()
+            assert b"earlier" in content
+            assert b"(4, 3)" in content
+
+
 def test_kernels_go_with_the_last_context_that_uses_them(tmp_path, module):
     with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
         engine.predict({"x": rows(4)})
-        assert len(compiled._alive) == 1
-    module.engines.clear()
+        (shared,) = compiled._networks.values()
+        assert len(shared._caches) == 1
     gc.collect()
-    assert not compiled._alive
+    assert not shared._caches
+    del shared
+    assert not compiled._networks
 
 
 def test_other_networks_and_devices_have_kernels_of_their_own(tmp_path, module):
