@@ -16,7 +16,7 @@ from .manifest import Interface, Latency, LatencyPoint, Parity, ParityPoint, Pro
 from .parity import compare, judge
 from .plan import GoldenTensors
 from .runtime.host import probe
-from .runtime.interface import Binder, batch_size, batch_symbols
+from .runtime.interface import Binder, Shapes, batch_size, batch_symbols
 from .runtime.result import Engine
 
 WARM_UP = 10
@@ -109,13 +109,24 @@ def made_up_points(
     interface: Interface, profiles: tuple[Profile, ...]
 ) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
     """Yields (profile, point, inputs) for min, opt and max of every profile, one point where they are the same."""
+    for index, point, shapes in points(interface, profiles):
+        yield index, point, made_up(interface, shapes)
+
+
+def points(interface: Interface, profiles: tuple[Profile, ...]) -> Iterator[tuple[int, str, Shapes]]:
+    """Yields (profile, point, shapes) for opt, min and max of every profile, one point where they are the same."""
     for index, profile in enumerate(profiles):
         seen = set()
         for point in ("opt", "min", "max"):
-            shapes = {t.name: _shape(t, profile.get(t.name), point) for t in interface.inputs}
-            if tuple(shapes.values()) not in seen:
-                seen.add(tuple(shapes.values()))
-                yield index, point, {t.name: _made_up(t, shapes[t.name]) for t in interface.inputs}
+            shapes = tuple(_shape(t, profile.get(t.name), point) for t in interface.inputs)
+            if shapes not in seen:
+                seen.add(shapes)
+                yield index, point, shapes
+
+
+def made_up(interface: Interface, shapes: Shapes) -> dict[str, np.ndarray]:
+    """Returns inputs of these shapes, which are in the interface's order."""
+    return {t.name: _made_up(t, shape) for t, shape in zip(interface.inputs, shapes)}
 
 
 def _place(case: tuple[int, str, object, object]) -> tuple[int, int, str]:

@@ -23,12 +23,12 @@ import numpy as np
 from .. import runtime, store
 from ..errors import ParityError, SettingError, TrtError
 from ..manifest import FILE_NAME, File, Interface, Manifest, PlanRecord, Profile, Tolerance
-from ..measure import made_up_points, measure_parity
+from ..measure import made_up, made_up_points, measure_parity, points
 from ..parity import default_tolerance
 from ..parity import text as parity_text
 from ..plan import GoldenTensors, read_golden
 from ..runtime import compatibility, host
-from ..runtime.interface import Binder, batch_size
+from ..runtime.interface import Binder, Shapes, batch_size
 from ..runtime.result import Engine
 from .batching import Answer, Batcher, batch_sizes, rows_are_independent
 from .rows import Rest, fitting
@@ -233,21 +233,21 @@ def warm_up_calls(
     """
     binder = Binder(interface, profiles)
     pattern = max(golden, key=lambda inputs: batch_size(interface, inputs) or 0, default=None)
-    calls = {_shapes(inputs): inputs for inputs in reversed(golden)}
-
-    def add(inputs: Arrays, rows: int | None = None) -> None:
-        made = {}
-        for name, array in inputs.items():
-            shape = array.shape if rows is None else (rows, *array.shape[1:])
-            # Repeats the values of the largest golden point: indices and masks among them stay valid.
-            made[name] = np.resize(array if pattern is None else pattern[name], shape)
-        calls.setdefault(_shapes(made), made)
-
-    for _, point, inputs in made_up_points(interface, tuple(profiles) or ({},)):
-        add(inputs)
+    calls = {tuple(inputs[name].shape for name in binder.names): inputs for inputs in reversed(golden)}
+    wanted: list[Shapes] = []
+    for _, point, shapes in points(interface, tuple(profiles) or ({},)):
+        wanted.append(shapes)
         if sizes and point == "opt":
-            for rows in fitting(binder, sizes, _rest(inputs)):
-                add(inputs, rows)
+            rest = tuple(shape[1:] for shape in shapes)
+            wanted += [tuple((rows, *shape) for shape in rest) for rows in fitting(binder, sizes, rest)]
+    for shapes in wanted:
+        if shapes in calls:
+            continue
+        if pattern is None:
+            calls[shapes] = made_up(interface, shapes)
+        else:
+            # Repeats the values of the largest golden point: indices and masks among them stay valid.
+            calls[shapes] = {name: np.resize(pattern[name], shape) for name, shape in zip(binder.names, shapes)}
     return list(calls.values())
 
 
@@ -351,10 +351,6 @@ def _inputs(golden: GoldenTensors | None) -> list[Arrays]:
 
 def _rows(engine: Engine, inputs: Arrays) -> int:
     return batch_size(engine.interface, inputs) or 0
-
-
-def _shapes(inputs: Arrays) -> tuple[tuple[int, ...], ...]:
-    return tuple(inputs[name].shape for name in sorted(inputs))
 
 
 def _rest(inputs: Arrays) -> Rest:
