@@ -1,8 +1,9 @@
 """What the wire alone costs: an echo of an image's shape through this server, Triton, and MLflow's own server.
 
 Float32 (N, 3, 224, 224) goes in and float32 (N, 1000) comes out, with next to no work between. This server's echo is a
-logged model that the reference backend runs; Triton's is a Python model that answers zeros. One client on one
-connection, its requests written beforehand and its answers not looked at. Needs no GPU.
+logged model that the reference backend runs; Triton's answers zeros, once as a function that PyTriton serves and once
+as a model file of the Python backend, which is the least that Triton can do in Python. One client on one connection,
+its requests written beforehand and its answers not looked at. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .served import Connection, answer_of, end, free_port, http_request, infer_r
 from .timing import interleave, ratio
 
 BATCHES = (1, 8)
+PYTRITON, BACKEND = "Triton, PyTriton", "Triton, Python backend"
 SLOWER = ("MLflow, parquet", "MLflow, JSON")
 
 
@@ -46,15 +48,15 @@ def echo(context: Context) -> Measurement:
         ours = servers.enter_context(serving(folder, "echo", context.work, "--backend", "reference"))
         theirs = servers.enter_context(_mlflow(folder, context.work))
         ports = {"this server": ours.port, "MLflow": theirs}
-        try:
-            repository = context.work / "triton"
-            if not repository.exists():
-                triton.write_echo(repository)
-            found = servers.enter_context(triton.running(repository))
-            ports["Triton, Python backend"] = int(found.http.rpartition(":")[2])
-        except RuntimeError as error:
-            for batch in BATCHES:
-                measurement.missing[goal("Triton, Python backend", batch)] = str(error).splitlines()[0]
+        repository = context.work / "triton"
+        if not repository.exists():
+            triton.write_echo(repository)
+        for name, server in ((PYTRITON, triton.pytriton_echo()), (BACKEND, _triton(repository))):
+            try:
+                ports[name] = servers.enter_context(server)
+            except RuntimeError as error:
+                for batch in BATCHES:
+                    measurement.missing[goal(name, batch)] = str(error).splitlines()[0]
         for batch in BATCHES:
             ways = {name: _asking(ports, name, batch) for name in _ways(ports)}
             quick = {name: way for name, way in ways.items() if name not in SLOWER}
@@ -87,6 +89,13 @@ def _model(context: Context) -> Path:
         inputs = [mlflow_trt.Input(((1, 8, 32), 3, 224, 224), name="x")]
         mlflow_trt.save_model(Echo().eval(), folder, inputs, output_names=["y"])
     return folder
+
+
+@contextlib.contextmanager
+def _triton(repository: Path) -> Iterator[int]:
+    """Runs Triton over a repository; yields its HTTP port."""
+    with triton.running(repository) as found:
+        yield int(found.http.rpartition(":")[2])
 
 
 @contextlib.contextmanager

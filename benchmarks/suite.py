@@ -135,8 +135,10 @@ SUITE = (
         "An echo of image shapes over HTTP: this server, Triton, MLflow's own",
         "echoing:echo",
         (
-            Goal(echoing.goal("Triton, Python backend", 1), 0.4, "×"),
-            Goal(echoing.goal("Triton, Python backend", 8), 0.8, "×"),
+            Goal(echoing.goal(echoing.PYTRITON, 1), 0.4, "×"),
+            Goal(echoing.goal(echoing.PYTRITON, 8), 0.8, "×"),
+            Goal(echoing.goal(echoing.BACKEND, 1), 0.4, "×"),
+            Goal(echoing.goal(echoing.BACKEND, 8), 0.8, "×"),
             Goal(echoing.goal("MLflow, parquet", 1), 0.25, "×"),
             Goal(echoing.goal("MLflow, parquet", 8), 0.5, "×"),
             Goal(echoing.goal("MLflow, JSON", 1), 0.025, "×"),

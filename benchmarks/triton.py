@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import time
 import urllib.error
@@ -59,6 +60,39 @@ class TritonPythonModel:
             responses.append(triton.InferenceResponse([triton.Tensor("y", self.answers[rows])]))
         return responses
 '''
+
+
+_PYTRITON_ECHO = """\
+import sys
+
+import numpy as np
+from pytriton.decorators import batch
+from pytriton.model_config import ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+answers = {}
+
+
+@batch
+def echo(x):
+    rows = len(x)
+    if rows not in answers:
+        answers[rows] = np.zeros((rows, 1000), np.float32)
+    return {"y": answers[rows]}
+
+
+http, grpc = map(int, sys.argv[1:])
+config = TritonConfig(http_address="127.0.0.1", http_port=http, grpc_port=grpc, allow_metrics=False)
+with Triton(config=config) as triton:
+    triton.bind(
+        model_name="echo",
+        infer_func=echo,
+        inputs=[Tensor(name="x", dtype=np.float32, shape=(3, 224, 224))],
+        outputs=[Tensor(name="y", dtype=np.float32, shape=(1000,))],
+        config=ModelConfig(max_batch_size=32),
+    )
+    triton.serve()
+"""
 
 
 @dataclass(frozen=True)
@@ -160,16 +194,47 @@ def running(repository: Path, *arguments: str) -> Iterator[Triton]:
                 _end(server)
 
 
+@contextlib.contextmanager
+def pytriton_echo() -> Iterator[int]:
+    """Runs the same echo as PyTriton's documentation has it: a function that is bound; yields the HTTP port.
+
+    Raises:
+        RuntimeError: It can't be had here, or does not answer.
+    """
+    python = aside.environment(PACKAGE, NUMPY, dependencies=True) / "bin" / "python"
+    http, grpc = _free_ports(2)
+    # The program that Triton's Python backend starts must find this Python's own library, not the system's.
+    libraries = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
+    with tempfile.TemporaryDirectory(prefix="pytriton-") as scratch:
+        log = Path(scratch) / "log"
+        with log.open("wb") as output:
+            server = subprocess.Popen(
+                [python, "-c", _PYTRITON_ECHO, str(http), str(grpc)],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "LD_LIBRARY_PATH": libraries},
+                cwd=scratch,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        try:
+            if not _wait_until_ready(server, http, "/v2/models/echo/ready"):
+                raise RuntimeError(f"PyTriton does not answer; its log ends:\n{log.read_text()[-3000:]}")
+            yield http
+        finally:
+            _end(server)
+
+
 def _end_with_parent() -> None:
     """Has the kernel end this process when its parent dies, even if that is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> bool:
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int, path: str = "/v2/health/ready") -> bool:
     deadline = time.monotonic() + READY_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
                 return True
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TrtError
+from ..errors import BusyError, TrtError
 from . import arena
 from .arena import Arena
 from .batching import Answer
@@ -170,7 +170,11 @@ class _Front:
             return
         for name, model in self._models.items():
             status = model.status()
-            current = model._current
+            current: Version | None
+            try:
+                current = model.current
+            except BusyError:
+                current = None
             message: Message = {"kind": "state", "name": name, "status": status}
             message["registered_model"] = model.registered_model
             if self._told.get(name) != message or self._known.get(name) is not current:
