@@ -61,7 +61,7 @@ class Call:
         self.model: Model | None = None
         self.version: str | None = None
 
-    async def body(self) -> bytes:
+    async def body(self) -> bytes | bytearray:
         """The request's body, decoded."""
         return await read_body(self.receive, self.headers, self.app.max_body)
 
@@ -149,7 +149,7 @@ class Application:
             check_token(call.headers, self._token)
         handlers = self._find(call, path)
         if handlers is None:
-            return await self._scoring.answer(call.scope, await call.body())
+            return await self._scoring.answer(call.scope, bytes(await call.body()))
         handler = handlers.get(call.scope["method"])
         if handler is None:
             raise HttpError(405, "The method is not allowed here.", ("allow", ", ".join(handlers)))
@@ -179,7 +179,7 @@ class Application:
         return handlers
 
     async def _webhook(self, call: Call) -> Response:
-        body = await read_body(call.receive, call.headers, min(_LARGEST_DELIVERY, self.max_body))
+        body = bytes(await read_body(call.receive, call.headers, min(_LARGEST_DELIVERY, self.max_body)))
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in call.scope["headers"]}
         if not webhook.verify_webhook(body, headers, self._webhook_secret):
             raise HttpError(401, "The delivery is not signed with this server's secret, or is too old.")
@@ -257,7 +257,7 @@ async def _infer(call: Call) -> Response:
         app.metrics.request(model.name, "http", status, time.monotonic() - begin)
 
 
-async def _infer_body(call: Call, body: bytes, begin: float) -> Response:
+async def _infer_body(call: Call, body: bytes | bytearray, begin: float) -> Response:
     model = call.served()
     request = protocol.decode(body, call.headers.number("inference-header-content-length"))
     interface = call.current().interface

@@ -90,7 +90,7 @@ def check_token(headers: Headers, token: str | None) -> None:
         raise HttpError(401, "A valid bearer token is needed.", ("www-authenticate", "Bearer"))
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float = BODY_SECONDS) -> bytes:
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float = BODY_SECONDS) -> bytes | bytearray:
     """Reads a request's body and undoes its Content-Encoding.
 
     Args:
@@ -107,18 +107,17 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     if length is not None and length > limit:
         raise _too_large(limit)
     first = await _next(receive)
+    body: bytes | bytearray = first.get("body", b"")
     if first.get("more_body", False):
         try:
-            body = await asyncio.wait_for(_rest(receive, first.get("body", b""), limit), seconds)
+            body = await asyncio.wait_for(_all(receive, bytes(body), limit), seconds)
         except (asyncio.TimeoutError, TimeoutError):
             raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
-    else:
-        body = first.get("body", b"")
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
     return body if encoding == "identity" else decompress(body, encoding, limit)
 
 
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
     """Undoes a Content-Encoding.
 
     Raises:
@@ -175,7 +174,8 @@ async def _next(receive: Receive) -> Message:
     return message
 
 
-async def _rest(receive: Receive, first: bytes, limit: int) -> bytes:
+async def _all(receive: Receive, first: bytes, limit: int) -> bytearray:
+    """Puts a body together, in memory that may be written: PyTorch would copy a tensor that may not."""
     chunks = [first]
     size = len(first)
     more = True
@@ -187,7 +187,7 @@ async def _rest(receive: Receive, first: bytes, limit: int) -> bytes:
             raise _too_large(limit)
         chunks.append(chunk)
         more = message.get("more_body", False)
-    return b"".join(chunks)
+    return bytearray().join(chunks)
 
 
 def _too_large(limit: int) -> HttpError:

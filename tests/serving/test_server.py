@@ -328,16 +328,19 @@ def connections(server):
 
 
 def test_connections_are_spread_evenly(guarded):
-    until(lambda: connections(guarded) == [0, 0])
+    def even():
+        fewest, most = connections(guarded)
+        return most - fewest <= 1 and fewest + most >= 10
+
     opened = [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(10)]
     try:
-        until(lambda: connections(guarded) == [5, 5])
+        until(even)
         for connection in opened[:5]:
             connection.close()
-        until(lambda: sum(connections(guarded)) == 5)
-        time.sleep(0.2)  # until that is known
+        until(lambda: sum(connections(guarded)) < 10)
+        time.sleep(0.3)  # until the fronts have told
         opened += [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(5)]
-        until(lambda: connections(guarded) == [5, 5])
+        until(even)
     finally:
         for connection in opened:
             connection.close()
