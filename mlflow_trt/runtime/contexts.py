@@ -6,7 +6,7 @@ Three facts shape it (measured on an H100, ResNet-50 fp16):
   are ``size`` **slots**, each with a stream and one block of scratch memory; a call owns a slot while it runs, further
   calls wait.
 * Giving a context another input shape costs 5 ms, six times an inference, and wrong numbers with TensorRT-RTX
-  (:mod:`mlflow_trt.runtime.bound`). So a slot keeps a **lane** (context, buffers
+  (:mod:`mlflow_trt.runtime.compiled`). So a slot keeps a **lane** (context, buffers
   and CUDA graph) for every shape it has seen, as far as the memory limit allows; a lane keeps its shape.
 * 158 of a context's 215 MB are scratch, which contexts that never run at the same time can share. So the lanes of one
   slot share its scratch.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import signal
 import socket
 import sys
@@ -31,6 +32,8 @@ from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
 from .listening import http_server, new_loop, tune_process
+
+_logger = logging.getLogger(__name__)
 
 _LOOK = 0.05
 """Seconds between looks at how many connections there are."""
@@ -278,7 +281,12 @@ class Connections:
             self._taken += 1
             task = asyncio.ensure_future(asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._connected)
+
+    def _connected(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _logger.debug("A connection was gone before it was served: %s", task.exception())
 
     def _protocol(self) -> asyncio.Protocol:
         """What uvicorn makes for a connection that it accepts itself."""
