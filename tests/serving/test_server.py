@@ -327,21 +327,18 @@ def connections(server):
     return sorted(sum(link in established for link in links(pid)) for pid in fronts(server))
 
 
-def test_connections_are_spread_evenly(guarded):
-    def even():
-        fewest, most = connections(guarded)
-        return most - fewest <= 1 and fewest + most >= 10
-
-    opened = [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(10)]
-    try:
-        until(even)
-        for connection in opened[:5]:
+def test_connections_are_spread_evenly(folder):
+    with served(folder, f"--model=m={folder / 'plus1'}", "--http-processes", "2") as server:
+        until(lambda: connections(server) == [0, 0])
+        time.sleep(0.5)  # until the fronts have told
+        opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
+        until(lambda: connections(server) == [5, 5])
+        for connection in opened[::2]:
             connection.close()
-        until(lambda: sum(connections(guarded)) < 10)
-        time.sleep(0.3)  # until the fronts have told
-        opened += [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(5)]
-        until(even)
-    finally:
+        until(lambda: sum(connections(server)) == 5)
+        time.sleep(0.5)
+        opened += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(5)]
+        until(lambda: connections(server) == [5, 5])
         for connection in opened:
             connection.close()
 
