@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import servers
 from servers import BUCKET, Server
 
-pytest_plugins = ["plans"]
+# PyTorch takes all cores in each of pytest-xdist's workers and their children, and idle threads of OpenMP spin.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // _workers, 1)))
 
 pytest_plugins = ["plans"]
 
