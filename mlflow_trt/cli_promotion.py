@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from . import terminal
+
+if TYPE_CHECKING:
+    from .registry import PromotionReport
 
 
 @click.command(short_help="Give a version an alias if it passes the gates.")
@@ -61,12 +65,7 @@ def promote(
         report = mlflow_trt.promote(name, version, alias, chosen, dry_run, allow_not_measured=allowed)
         if html is not None:
             html.write_text(report.to_html(), encoding="utf-8")
-        if as_json:
-            terminal.show_json(stdout, report.to_dict())
-        else:
-            from .registry import tables
-
-            terminal.show(stdout, tables.of_promotion(report))
+        _show(stdout, report, as_json)
     if not report.ok:
         sys.exit(1)
 
@@ -81,12 +80,7 @@ def rollback(name: str, alias: str, as_json: bool) -> None:
 
     with terminal.results() as stdout:
         report = mlflow_trt.rollback(name, alias)
-        if as_json:
-            terminal.show_json(stdout, report.to_dict())
-        else:
-            from .registry import tables
-
-            terminal.show(stdout, tables.of_promotion(report))
+        _show(stdout, report, as_json)
     if not report.ok:
         sys.exit(1)
 
@@ -107,3 +101,12 @@ def history(name: str, alias: str, as_json: bool) -> None:
             from .registry import tables
 
             terminal.show(stdout, tables.of_moves(name, alias, moves))
+
+
+def _show(stdout: TextIO, report: PromotionReport, as_json: bool) -> None:
+    if as_json:
+        terminal.show_json(stdout, report.to_dict())
+    else:
+        from .registry import tables
+
+        terminal.show(stdout, tables.of_promotion(report))
