@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
@@ -117,3 +118,33 @@ def test_moves_under_load_leave_no_memory_behind(versions, serve):
     assert model.status()["swaps"] == 10
     assert model.status()["failures"] == 0
     assert after[-1] <= after[0] * 1.05, after
+
+
+def test_two_gpus_answer_from_one_queue(versions, serve, monkeypatch):
+    if cuda.device_count()[0] < 2:
+        pytest.skip("needs two GPUs")
+    model = serve(f"models:/{NAME}/{versions[0]}", devices=(0, 1), max_contexts=1)
+    engines = model.current.engines
+    assert [engine.device for engine in engines] == [0, 1]
+    wanted = {rows: engines[0].predict(images(rows)) for rows in (1, 2, 3)}
+    calls = Counter()
+
+    def counted(engine, way):
+        run = getattr(engine, way)
+
+        def call(*arguments):
+            calls[engine.device] += 1
+            return run(*arguments)
+
+        return call
+
+    for engine in engines:
+        for way in ("predict", "predict_stacked"):
+            monkeypatch.setattr(engine, way, counted(engine, way))
+    with ThreadPoolExecutor(32) as threads:
+        found = list(threads.map(lambda n: model.submit(images(1 + n % 3))[1].result(60), range(600)))
+
+    for n, answer in enumerate(found):
+        for name, array in wanted[1 + n % 3].items():
+            np.testing.assert_allclose(answer.outputs[name], array, rtol=2e-2, atol=2e-3)
+    assert min(calls[0], calls[1]) > 20, calls
