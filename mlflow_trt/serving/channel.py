@@ -1,9 +1,13 @@
-"""Messages between the process that holds the engines and those that speak HTTP: JSON over a socket pair."""
+"""Messages between the process that holds the engines and those that speak HTTP, over a socket pair.
+
+In the interpreter's own format, ``marshal``, which holds plain values and no code, since both ends are the same Python:
+with JSON, reading and writing messages took a fifth of the time that the engines' process has.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import marshal
 import socket
 import struct
 import threading
@@ -13,6 +17,8 @@ from typing import Any, cast
 Message = dict[str, Any]
 
 _LENGTH = struct.Struct("<I")
+_LATER = 0.02
+"""Seconds that a message may wait for another one to travel with."""
 
 
 class Channel(asyncio.Protocol):
@@ -29,6 +35,9 @@ class Channel(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._outgoing: list[Message] = []
+        self._soon = False
+        """Whether what is outgoing will be sent at this turn."""
+        self._timer: asyncio.TimerHandle | None = None
         self._lock = threading.Lock()
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -46,12 +55,20 @@ class Channel(asyncio.Protocol):
         """Sends a message, from any thread. After the other end is gone it goes nowhere."""
         with self._lock:
             self._outgoing.append(message)
-            first = len(self._outgoing) == 1
+            first, self._soon = not self._soon, True
         if first:
             if threading.get_ident() == self._thread:
                 self._loop.call_soon(self._flush)
             else:
                 self._loop.call_soon_threadsafe(self._flush)
+
+    def send_later(self, message: Message) -> None:
+        """Sends a message together with the next one, or a little later; from the event loop alone."""
+        with self._lock:
+            self._outgoing.append(message)
+            wait = not self._soon and self._timer is None
+        if wait:
+            self._timer = self._loop.call_later(_LATER, self._flush)
 
     def close(self) -> None:
         """Closes this end."""
@@ -72,7 +89,7 @@ class Channel(asyncio.Protocol):
             end = begin + _LENGTH.size + length
             if len(received) < end:
                 break
-            for message in json.loads(received[begin + _LENGTH.size : end]):
+            for message in marshal.loads(received[begin + _LENGTH.size : end]):
                 self._on_message(message)
             begin = end
         del received[:begin]
@@ -83,8 +100,12 @@ class Channel(asyncio.Protocol):
         self._on_close()
 
     def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         with self._lock:
             outgoing, self._outgoing = self._outgoing, []
+            self._soon = False
         if self._transport is not None and outgoing:
-            text = json.dumps(outgoing, separators=(",", ":")).encode()
-            self._transport.write(_LENGTH.pack(len(text)) + text)
+            content = marshal.dumps(outgoing)
+            self._transport.write(_LENGTH.pack(len(content)) + content)

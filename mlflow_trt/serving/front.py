@@ -129,10 +129,10 @@ class Engines:
         self._channel = await Channel.open(end, self._take, self.gone.set)
         return await self.configured
 
-    def send(self, message: Message) -> None:
-        """Sends a message."""
+    def send(self, message: Message, *, later: bool = False) -> None:
+        """Sends a message; later: it need not be there soon."""
         assert self._channel is not None
-        self._channel.send(message)
+        (self._channel.send_later if later else self._channel.send)(message)
 
     def ask(self, kind: str) -> Future[bytes]:
         """Asks for a text, the metrics."""
@@ -190,7 +190,7 @@ class Engines:
         for name, dtype, shape, offset in message["outputs"]:
             # A copy: the piece is given back at once, and the response may wait for a slow client.
             array = arrays[name] = self._answers.array(offset, dtype, shape).copy()
-            self.send({"kind": "free", "piece": [offset, array.nbytes]})
+            self.send({"kind": "free", "piece": (offset, array.nbytes)}, later=True)
         if kind == "text":
             return arrays["text"].tobytes()
         assert waiting.model is not None
@@ -223,7 +223,7 @@ class RemoteMetrics:
 
     def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
         """Counts a request that ended."""
-        self._engines.send({"kind": "count", "request": [model, protocol, status, seconds]})
+        self._engines.send({"kind": "count", "request": (model, protocol, status, seconds)}, later=True)
 
     def text(self) -> bytes:
         """Returns what Prometheus reads; waits, so not from the event loop."""

@@ -286,6 +286,7 @@ def test_several_processes_answer_as_one(guarded):
         np.testing.assert_array_equal(np.reshape(found["data"], found["shape"]), answer(x, 1))
         return True
 
+    time.sleep(0.5)  # until all that the fronts counted so far is known
     before = counted(guarded, headers=AUTHORIZED).get(COUNT, 0)
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(ask, range(100)))
