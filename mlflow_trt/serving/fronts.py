@@ -72,7 +72,9 @@ class Fronts:
     async def stop(self, seconds: float) -> None:
         """Has them answer what is under way, and ends them."""
         self._ending = True
-        self._tasks.pop().cancel()  # no more connections
+        accepting = self._tasks.pop()
+        accepting.cancel()
+        await asyncio.wait([accepting])
         self._listening.close()
         for front in self._fronts:
             front.process.terminate()
