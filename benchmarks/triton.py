@@ -20,7 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,15 +175,7 @@ def running(repository: Path, *arguments: str) -> Iterator[Triton]:
             ]
             # The Python backend takes the packages of the first python3 on PATH.
             path = f"{triton.parents[4] / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-            with log.open("wb") as output:
-                server = subprocess.Popen(
-                    command,
-                    stdout=output,
-                    stderr=output,
-                    env={**os.environ, "PATH": path},
-                    start_new_session=True,
-                    preexec_fn=_end_with_parent,
-                )
+            server = _start(command, log, {"PATH": path})
             try:
                 if _wait_until_ready(server, http):
                     yield Triton(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
@@ -207,22 +199,28 @@ def pytriton_echo() -> Iterator[int]:
     libraries = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
     with tempfile.TemporaryDirectory(prefix="pytriton-") as scratch:
         log = Path(scratch) / "log"
-        with log.open("wb") as output:
-            server = subprocess.Popen(
-                [python, "-c", _PYTRITON_ECHO, str(http), str(grpc)],
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "LD_LIBRARY_PATH": libraries},
-                cwd=scratch,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
+        command = [str(python), "-c", _PYTRITON_ECHO, str(http), str(grpc)]
+        server = _start(command, log, {"LD_LIBRARY_PATH": libraries}, scratch)
         try:
             if not _wait_until_ready(server, http, "/v2/models/echo/ready"):
                 raise RuntimeError(f"PyTriton does not answer; its log ends:\n{log.read_text()[-3000:]}")
             yield http
         finally:
             _end(server)
+
+
+def _start(command: list[str], log: Path, env: Mapping[str, str], folder: str | None = None) -> subprocess.Popen[bytes]:
+    """Starts a server in a group of its own, with additional environment variables, perhaps in a folder of its own."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **env},
+            cwd=folder,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
 
 
 def _end_with_parent() -> None:

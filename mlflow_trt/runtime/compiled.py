@@ -6,9 +6,10 @@ object (TensorRT-RTX 1.4.0.76 on an H100, every matrix product, fp32 and fp16; `
 it). So a cache object is for one shape. A cache that was serialized and read again is not affected: what one shape has
 compiled reaches the next as bytes.
 
-Bytes have to be loaded, though, which takes most of a second for ResNet-50; an object that is alive holds kernels that
-are loaded already. So contexts of one shape share theirs, also those of several engines of one network: a version whose
-predecessor is being served is ready at once. TensorRT has a lock of its own around all this: threads gain nothing.
+Bytes have to be loaded, though, at a context's first run; an object that is alive holds kernels that are loaded already
+(the same script prints how long either takes). So contexts of one shape share theirs, also those of several engines of
+one network: a version is ready sooner while its predecessor is served. TensorRT has a lock of its own around all this:
+threads gain nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import logging
 import threading
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,21 +52,21 @@ def network_of(loaded: Deserialized, interface: Interface, profiles: Iterable[Pr
 
 
 class Kernels:
-    """What has been compiled for the engines of one network. Used under :data:`compiling`.
+    """What has been compiled for the engines of one network. Used under :data:`compiling`."""
 
-    Args:
-        network: See :func:`network_of`.
-    """
-
-    def __init__(self, network: str) -> None:
-        self.network = network
+    def __init__(self) -> None:
         self._bytes: bytes | None = None
         self._accepted: dict[bytes, bool] = {}
         """By digest: whether TensorRT took a serialized cache."""
         self._caches: weakref.WeakValueDictionary[Hashable, RuntimeCache] = weakref.WeakValueDictionary()
 
-    def begin(self, loaded: Deserialized, saved: Sequence[bytes]) -> None:
-        """Takes the first of several serialized caches that TensorRT accepts, beside what is there already."""
+    def begin(self, loaded: Deserialized, saved: Iterable[bytes]) -> None:
+        """Takes the first of several serialized caches that TensorRT accepts, beside what is there already.
+
+        Args:
+            loaded: The engine.
+            saved: The caches; those behind the one that is taken are not asked for.
+        """
         try:
             for content in saved:
                 digest = hashlib.sha256(content).digest()
@@ -132,10 +133,7 @@ _networks: weakref.WeakValueDictionary[str, Kernels] = weakref.WeakValueDictiona
 
 def kernels_of(network: str) -> Kernels:
     """Returns the kernels that the engines of a network share for as long as one of them is loaded."""
-    found = _networks.get(network)
-    if found is None:
-        found = _networks[network] = Kernels(network)
-    return found
+    return _networks.setdefault(network, Kernels())
 
 
 def _serialize(cache: Any) -> bytes:

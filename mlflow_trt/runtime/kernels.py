@@ -1,8 +1,9 @@
 """TensorRT-RTX's runtime cache on disk: kernels that were compiled for one engine on one kind of machine.
 
-The first inference at each new shape compiles for 0.6 to 2.5 s; with the cache it takes 0.04 to 0.08 s. It is never
-needed for a right answer, so nothing here ever fails a call: a file that is missing, damaged, or refused by TensorRT is
-as if it were not there, and one that can't be written is a line in the debug log.
+The first inference at each new shape compiles kernels; with the cache it only loads them, which takes a part of that
+time (``benchmarks/specialization.py`` prints both). The cache is never needed for a right answer, so nothing here ever
+fails a call: a file that is missing, damaged, or refused by TensorRT is as if it were not there, and one that can't be
+written is a line in the debug log.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import cache
@@ -68,21 +69,23 @@ def write(path: Path, kernels: bytes) -> bool:
     return True
 
 
-def candidates(folder: Path, record: PlanRecord, saved: Path) -> list[bytes]:
-    """Returns the kernels that an engine may begin with: this machine's own first, then what came with the plan.
+def candidates(folder: Path, record: PlanRecord, saved: Path) -> Iterator[bytes]:
+    """Yields the kernels that an engine may begin with: this machine's own first, then what came with the plan.
 
     Args:
         folder: The model's folder.
         record: The plan.
         saved: Where this machine keeps the plan's kernels.
     """
-    found = [content] if (content := read(saved)) else []
+    if content := read(saved):
+        yield content
     if record.runtime_cache is not None:
         try:
-            found.append(verify(folder, record.runtime_cache).read_bytes())
+            shipped = verify(folder, record.runtime_cache).read_bytes()
         except (TrtError, OSError) as error:
             _logger.debug("Ignoring the plan's runtime cache: %s", error)
-    return found
+        else:
+            yield shipped
 
 
 class Keeper:

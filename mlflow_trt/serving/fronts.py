@@ -1,7 +1,7 @@
 """The processes that speak HTTP, as the process that holds the engines sees them: started, answered, and replaced.
 
-Connections are accepted here and handed to the front that has the fewest. The kernel would spread them by chance, which
-gives the busiest of six fronts half as many again as the others: its clients would be the ones that wait longest.
+Connections are accepted here and handed to the front that has the fewest. The kernel would spread them by chance, and
+the clients of the front that got most of them would wait longest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -62,19 +63,20 @@ class Fronts:
         self._count = count
         self._fronts: list[_Front] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._accepting: asyncio.Task[None]
         self._ending = False
 
     async def start(self) -> None:
         """Starts them, and keeps their number."""
         self._tasks = [asyncio.create_task(self._keep()) for _ in range(self._count)]
-        self._tasks += [asyncio.create_task(self._tell()), asyncio.create_task(self._accept())]
+        self._tasks.append(asyncio.create_task(self._tell()))
+        self._accepting = asyncio.create_task(self._accept())
 
     async def stop(self, seconds: float) -> None:
         """Has them answer what is under way, and ends them."""
         self._ending = True
-        accepting = self._tasks.pop()
-        accepting.cancel()
-        await asyncio.wait([accepting])
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
         self._listening.close()
         for front in self._fronts:
             front.process.terminate()
@@ -114,7 +116,7 @@ class Fronts:
                 await asyncio.sleep(_PAUSE)
                 continue
             with connection:
-                while not any(front.hand(connection) for front in sorted(self._fronts, key=_connections)):
+                while not any(front.hand(connection) for front in sorted(self._fronts, key=attrgetter("connections"))):
                     await asyncio.sleep(_PAUSE)
 
 
@@ -272,10 +274,6 @@ class _Front:
         self._serves = False
         self._passing.close()
         self.gone.set()
-
-
-def _connections(front: _Front) -> int:
-    return front.connections
 
 
 def _describe(version: Version) -> Message:

@@ -107,10 +107,10 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     if length is not None and length > limit:
         raise _too_large(limit)
     first = await _next(receive)
-    body: bytes | bytearray = first.get("body", b"")
+    body = first.get("body", b"")
     if first.get("more_body", False):
         try:
-            body = await asyncio.wait_for(_all(receive, bytes(body), limit), seconds)
+            body = await asyncio.wait_for(_all(receive, body, limit), seconds)
         except (asyncio.TimeoutError, TimeoutError):
             raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
     encoding = (headers.get("content-encoding") or "identity").strip().lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -56,7 +57,8 @@ class Metrics:
         self._rows = Histogram(
             "mlflow_trt_batch_rows", "Rows that ran together.", ("model",), buckets=_ROWS, registry=registry
         )
-        self._children: dict[tuple[Any, ...], Any] = {}
+        # A metric's child; looking it up by labels takes longer than counting.
+        self._child = cache(lambda metric, *labels: metric.labels(*labels))
         registry.register(_State(models, tuple(devices)))
 
     def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
@@ -68,26 +70,18 @@ class Metrics:
             status: HTTP's or gRPC's.
             seconds: How long it took.
         """
-        self._of(self._requests, model, protocol, status).inc()
-        self._of(self._seconds, model, protocol).observe(seconds)
+        self._child(self._requests, model, protocol, status).inc()
+        self._child(self._seconds, model, protocol).observe(seconds)
 
     def batch(self, model: str, answer: Answer) -> None:
         """Counts a batch that ran."""
-        self._of(self._queued, model).observe(answer.queued)
-        self._of(self._computed, model).observe(answer.computed)
-        self._of(self._rows, model).observe(answer.rows)
+        self._child(self._queued, model).observe(answer.queued)
+        self._child(self._computed, model).observe(answer.computed)
+        self._child(self._rows, model).observe(answer.rows)
 
     def text(self) -> bytes:
         """Returns what Prometheus reads."""
         return generate_latest(self._registry)
-
-    def _of(self, metric: Any, *labels: int | str) -> Any:
-        """A metric's child; looking it up by labels takes longer than counting."""
-        key = (metric, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
 
 
 class _State(Collector):

@@ -491,7 +491,7 @@ def caches(module):
 
 
 def test_engines_of_one_network_share_the_kernels_of_a_shape(tmp_path, module):
-    """Loaded ones: TensorRT-RTX takes most of a second to load them from bytes."""
+    """Loaded ones: TensorRT-RTX loads them anew from bytes."""
     made = write_plan(tmp_path)
     first = TensorRTEngine(tmp_path, made, AFFINE, host=host())
     first.predict({"x": rows(4)})

@@ -85,12 +85,18 @@ def test_a_version_that_fails_changes_nothing(registry, serve, engines, log, kin
     assert model.failure is None
 
 
-def test_a_version_that_failed_is_tried_again_when_the_alias_comes_back(registry, serve):
+def serve_and_fail(registry, serve):
+    """A model that serves version 1, and the version that the alias names and that can't be loaded."""
     registry.point(registry.add(1.0))
     model = serve(registry.uri)
     bad = damage_the_program(registry)
     registry.point(bad)
     settled(model)
+    return model, bad
+
+
+def test_a_version_that_failed_is_tried_again_when_the_alias_comes_back(registry, serve):
+    model, bad = serve_and_fail(registry, serve)
     registry.point("1")
     settled(model, lambda status: status["last_failure"] is None)
     forged.flip_one_byte(registry.stored(bad) / "program/model.pt2")  # as it was
@@ -99,11 +105,7 @@ def test_a_version_that_failed_is_tried_again_when_the_alias_comes_back(registry
 
 
 def test_a_version_that_failed_is_tried_again_when_asked(registry, serve):
-    registry.point(registry.add(1.0))
-    model = serve(registry.uri)
-    bad = damage_the_program(registry)
-    registry.point(bad)
-    settled(model)
+    model, bad = serve_and_fail(registry, serve)
     model.refresh()
     eventually(lambda: model.status()["failures"] == 2, "it is tried again")
     forged.flip_one_byte(registry.stored(bad) / "program/model.pt2")
