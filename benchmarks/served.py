@@ -7,6 +7,7 @@ load run in processes of their own, so that they do not take the interpreter of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 
 READY_SECONDS = 240
+WARM_UP_SECONDS = 0.5
+"""Of a load, at its begin, which do not count."""
 
 
 @dataclass
@@ -42,13 +45,37 @@ class Server:
             lines = response.read().decode().splitlines()
         return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
-    def cpu_seconds(self) -> float:
-        """Returns the processor time that the server's process has used; 0 where the system does not tell."""
+    def cpu_seconds(self) -> Cpu:
+        """Returns the processor time that was used so far; zeros where the system does not tell."""
         try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            folder = Path(f"/proc/{self.pid}")
+            fronts = [pid for task in folder.glob("task/*/children") for pid in task.read_text().split()]
+            event_loop = _used(folder / "task" / str(self.pid))
+            return Cpu(_used(folder), event_loop, sum(_used(Path("/proc") / pid) for pid in fronts))
         except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return Cpu(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Processor seconds."""
+
+    engines: float
+    """Of the engines' process."""
+    event_loop: float
+    """Of the thread in it that fronts, or clients, talk to."""
+    fronts: float
+    """Of all processes that only speak HTTP."""
+
+    def since(self, before: Cpu) -> Cpu:
+        """What was used since then."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)
+        return Cpu(*(now - then for now, then in pairs))
+
+
+def _used(folder: Path) -> float:
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -202,7 +229,6 @@ def load(
     seconds: float,
     expected: Mapping[str, np.ndarray] | None = None,
     processes: int = 4,
-    warm_up: float = 0.5,
     enough: threading.Event | None = None,
 ) -> Load:
     """Lets clients ask without a pause, each on its own connection.
@@ -211,10 +237,9 @@ def load(
         port: The server's.
         request: What each asks.
         clients: How many.
-        seconds: How long.
+        seconds: How long, after the warm-up.
         expected: What each version answers: answers are compared with it. None: they are not looked at.
         processes: How many processes the clients share.
-        warm_up: Seconds before that, which do not count.
         enough: Set to end it sooner; the rate is then not known.
     """
     context = multiprocessing.get_context("spawn")
@@ -223,7 +248,7 @@ def load(
     results = context.SimpleQueue()
     begin, ended = context.Barrier(processes), context.Event()
     workers = [
-        context.Process(target=_work, args=(port, request, share, warm_up, seconds, expected, begin, ended, results))
+        context.Process(target=_work, args=(port, request, share, seconds, expected, begin, ended, results))
         for share in shares
     ]
     for worker in workers:
@@ -244,7 +269,6 @@ def _work(
     port: int,
     request: bytes,
     clients: int,
-    warm_up: float,
     seconds: float,
     expected: Mapping[str, np.ndarray] | None,
     begin: Any,
@@ -254,7 +278,7 @@ def _work(
     latencies: list[float] = []
     statuses: Counter[str] = Counter()
     begin.wait()
-    start = time.perf_counter() + warm_up
+    start = time.perf_counter() + WARM_UP_SECONDS
     stop = start + seconds
 
     def client() -> None:

@@ -18,7 +18,7 @@ import mlflow_trt
 from .context import Context, arrays
 from .predicting import SETTLE_S
 from .record import Figure, Measurement
-from .served import Connection, Load, Server, answer_of, infer_request, load, serving
+from .served import WARM_UP_SECONDS, Connection, Cpu, Load, Server, answer_of, infer_request, load, serving
 from .timing import interleave, quantile
 
 FLOAT32 = "HTTP p50, batch 1, float32 input"
@@ -31,7 +31,7 @@ MOVES = "moves of the alias"
 MEMORY = "GPU memory after the last move ÷ after the first"
 
 CLIENTS = 64
-FRONTS = 8
+FRONTS = 12
 """Processes that speak HTTP."""
 
 
@@ -86,14 +86,13 @@ def concurrent(context: Context) -> Measurement:
                     found = load(server.port, request, clients, max(seconds / 3, 1))
                     _add(measurement, f"{clients} client{'s' * (clients > 1)}, batching", found.rate, found.latencies)
             load(server.port, request, CLIENTS, 1)
-            before, cpu, begin = server.metrics(), server.cpu_seconds(), time.monotonic()
+            before, cpu = server.metrics(), server.cpu_seconds()
             found = load(server.port, request, CLIENTS, seconds)
-            wall = time.monotonic() - begin
-            after, cpu = server.metrics(), server.cpu_seconds() - cpu
+            after, cpu = server.metrics(), server.cpu_seconds().since(cpu)
             assert set(found.statuses) == {"200"}, found.statuses
             rates[way] = found.rate
             _add(measurement, f"{CLIENTS} clients, {way}", found.rate, found.latencies)
-            measurement.notes.append(f"{CLIENTS} clients, {way}: {_busy(before, after, cpu, wall)}.")
+            measurement.notes.append(f"{CLIENTS} clients, {way}: {_busy(before, after, cpu, seconds)}.")
             if way == "batching":
                 measurement.values[P99] = quantile(found.latencies, 0.99) * 1e3
     measurement.values[GAIN] = rates["batching"] / rates["no batching"]
@@ -200,17 +199,19 @@ def _add(measurement: Measurement, what: str, rate: float, latencies: list[float
     measurement.add(f"{what}: latency", [latencies])
 
 
-def _busy(before: dict[str, float], after: dict[str, float], cpu: float, wall: float) -> str:
-    """What the server was busy with: its processor time, the share that engines ran, and the rows of a batch."""
+def _busy(before: dict[str, float], after: dict[str, float], cpu: Cpu, seconds: float) -> str:
+    """What the server was busy with during a load: its processor time, the engines, and the rows of a batch."""
 
     def grown(metric: str) -> float:
         key = f'{metric}{{model="m"}}'
         return after.get(key, 0.0) - before.get(key, 0.0)
 
+    asked = seconds + WARM_UP_SECONDS
     batches, computed = max(grown("mlflow_trt_batch_rows_count"), 1.0), grown("mlflow_trt_compute_seconds_sum")
     return (
-        f"the server's process used {cpu / wall:.2f} cores; engines ran {computed:.1f} s of {wall:.1f} s (two may run "
-        f"at once), {grown('mlflow_trt_batch_rows_sum') / batches:.1f} rows a batch, {computed / batches * 1e3:.2f} ms"
+        f"the engines' process used {cpu.engines / asked:.2f} cores, {cpu.event_loop / asked:.2f} of these its event "
+        f"loop, and the HTTP processes {cpu.fronts / asked:.2f}; {computed / asked:.2f} of 2 contexts ran, with "
+        f"{grown('mlflow_trt_batch_rows_sum') / batches:.1f} rows a batch, {computed / batches * 1e3:.2f} ms"
     )
 
 

@@ -31,7 +31,7 @@ from . import logs
 from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
-from .listening import http_server, new_loop, tune_process
+from .listening import http_server, new_loop, settle, tune_process
 
 _logger = logging.getLogger(__name__)
 
@@ -255,6 +255,7 @@ class Connections:
         """Takes them for as long as it is not cancelled."""
         while not self._server.started:
             await asyncio.sleep(_LOOK)
+        settle()
         loop = asyncio.get_running_loop()
         self._passing.setblocking(False)
         loop.add_reader(self._passing.fileno(), self._take)

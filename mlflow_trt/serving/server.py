@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 from ..errors import SettingError, TrtError
 from . import logs
 from .fronts import Fronts
-from .listening import bind, http_server, new_loop, tune_process
+from .listening import bind, http_server, new_loop, settle, tune_process
 from .models import Model, Options
 
 _logger = logging.getLogger(__name__)
@@ -167,9 +166,7 @@ async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model]) -> 
                 ended.set()
                 return model.failure
         await asyncio.sleep(_LOOK)
-    # What was made so far stays: the collector need not look at it again, which takes milliseconds.
-    gc.collect()
-    gc.freeze()
+    settle()
     _logger.info("Ready", extra={"models": list(models)})
     return None
 
