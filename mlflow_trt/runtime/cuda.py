@@ -189,6 +189,20 @@ class Stream:
         cudart.cudaStreamDestroy(self.raw)
 
 
+def page_lock(address: int, nbytes: int) -> None:
+    """Page-locks memory that exists already, for all devices.
+
+    Raises:
+        DeviceError: It can't be.
+    """
+    check(cudart.cudaHostRegister(address, nbytes, cudart.cudaHostRegisterPortable), f"page-locking {nbytes:,} bytes")
+
+
+def page_unlock(address: int) -> None:
+    """Undoes :func:`page_lock`."""
+    cudart.cudaHostUnregister(address)
+
+
 def to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
     """Queues a copy from page-locked memory to the GPU."""
     check(_memcpy(target, source, nbytes, _TO_DEVICE, stream.raw), "copying to the GPU")

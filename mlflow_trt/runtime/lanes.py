@@ -2,8 +2,9 @@
 
 A :class:`HostLane` serves arrays in host memory. Inputs lie side by side in one page-locked block and in one block on
 the GPU, outputs in two more, so that a call is one copy in, the engine, one copy out, and from the second call on one
-launch of a CUDA graph that holds all three. A :class:`DeviceLane` serves tensors that are on the GPU already and binds
-their memory.
+launch of a CUDA graph that holds all three. Inputs that are page-locked where they lie go to the GPU from there, before
+a second graph that holds the rest. A :class:`DeviceLane` serves tensors that are on the GPU already and binds their
+memory.
 
 Why a graph of our own and not ``CudaGraphStrategy.WHOLE_GRAPH_CAPTURE``: both are equally fast on the engine itself,
 ours holds the copies too, and it works with full TensorRT. NVIDIA's warning about capturing (TensorRT-RTX swaps
@@ -23,7 +24,7 @@ import numpy as np
 
 from ..errors import DeviceError, TrtError
 from ..manifest import Tensor
-from . import cuda
+from . import cuda, page_locked
 from .bound import Binding, BoundContext, Context, Core, Key, Slot
 from .cuda import ALIGNMENT, SUCCESS, Block, Stream
 from .dtypes import Decode, Encode, decoder, encoder
@@ -31,6 +32,9 @@ from .exchange import DeviceTensor
 from .interface import Shape
 
 _logger = logging.getLogger(__name__)
+
+_WORTH_A_COPY = 32 << 10
+"""Bytes: telling the GPU to fetch less takes longer than copying it."""
 
 
 class HostLane:
@@ -44,7 +48,8 @@ class HostLane:
         self._stream = slot.stream
         self._raw = slot.stream.raw
         self._blocks: list[Block] = []
-        self._graph: Any = None
+        self._graphs: dict[bool, Any] = {}
+        """By whether they copy the block of inputs to the GPU."""
         self._ran = False
         self.in_bytes = self.out_bytes = 0
         try:
@@ -62,7 +67,7 @@ class HostLane:
     @property
     def graph(self) -> str:
         """How it runs: ``"graph"``, ``"runtime"`` (TensorRT's own graphs) or ``"enqueue"``."""
-        return "graph" if self._graph is not None else "runtime" if self._core.runtime_graphs else "enqueue"
+        return "graph" if self._graphs else "runtime" if self._core.runtime_graphs else "enqueue"
 
     def run(self, arrays: Sequence[np.ndarray | Sequence[np.ndarray]]) -> list[np.ndarray]:
         """Runs once. The slot must be the caller's, its device current.
@@ -78,19 +83,17 @@ class HostLane:
             DeviceError: CUDA failed.
             PlanError: TensorRT failed.
         """
-        for (encode, view), array in zip(self._inputs, arrays):
-            if isinstance(array, np.ndarray):
-                encode(array, view)
-            else:
-                _stack(encode, array, view)
-        if self._graph is not None:
-            (error,) = cuda.graph_launch(self._graph, self._raw)
-            if error != SUCCESS:
-                raise cuda.failure(error, "launching a CUDA graph")
-        elif self._ran and self._core.own_graphs and self._capturable:
-            self._capture_and_launch()
+        copies = self._copies(arrays) if page_locked.any_locked() else None
+        if copies is None:
+            for (encode, view), array in zip(self._inputs, arrays):
+                if isinstance(array, np.ndarray):
+                    encode(array, view)
+                else:
+                    _stack(encode, array, view)
         else:
-            self._enqueue()
+            for target, source, size in copies:
+                cuda.to_device(target, source, size, self._stream)
+        self._launch(copies is None)
         (error,) = cuda.stream_synchronize(self._raw)
         if error != SUCCESS:
             raise cuda.failure(error, "running the engine")
@@ -117,6 +120,8 @@ class HostLane:
     def _lay_out(self, core: Core, key: Key) -> None:
         self._inputs: list[tuple[Encode, np.ndarray]] = []
         self._outputs: list[tuple[Decode, np.ndarray]] = []
+        self._targets: list[tuple[int, np.dtype, int] | None] = []
+        """Where inputs lie on the GPU: address, dtype, bytes."""
         self._capturable = self.bound.memory is None and not any(b.on_host for b in core.outputs)
         ins = _offsets([(b, s) for b, s in zip(core.inputs, key.shapes) if not b.on_host])
         found = zip(core.outputs, self.bound.output_shapes)
@@ -131,10 +136,13 @@ class HostLane:
             encode = encoder(t.dtype, t.binding_dtype, t.name)
             if binding.on_host:
                 self._inputs.append((_keep, self.bound.host_array(binding)))
+                self._targets.append(None)
                 continue
             offset = ins.places[binding.name]
-            self.bound.bind(binding, self._device_in.pointer + offset)
+            target = self._device_in.pointer + offset
+            self.bound.bind(binding, target)
             self._inputs.append((encode, self._pinned_in.view(offset, shape, binding.storage)))
+            self._targets.append((target, binding.storage, nbytes(binding.storage, shape)))
         for binding, known in zip(core.outputs, self.bound.output_shapes):
             if known is None:
                 continue
@@ -147,25 +155,59 @@ class HostLane:
                 view = self._pinned_out.view(offset, known, binding.storage)
             self._outputs.append((decode, as_declared(view, binding.tensor)))
 
-    def _enqueue(self) -> None:
-        if self.in_bytes:
+    def _copies(self, arrays: Sequence[np.ndarray | Sequence[np.ndarray]]) -> list[tuple[int, int, int]] | None:
+        """Copies to the GPU, as (to, from, bytes), that need none on the host before; None: some input needs one."""
+        found = []
+        for place, array in zip(self._targets, arrays):
+            if place is None:
+                continue
+            target, dtype, size = place
+            end = target + size
+            row = source = 0
+            for part in (array,) if isinstance(array, np.ndarray) else array:
+                begin = page_locked.address_of(part) if part.dtype == dtype else None
+                if begin is None:
+                    return None
+                found.append((target, begin, part.nbytes))
+                target += part.nbytes
+                if target < end:
+                    row = part.nbytes // len(part)
+                    source = begin + part.nbytes - row
+            while target < end:  # the last row, as often as there is room
+                found.append((target, source, row))
+                target += row
+        return found if self.in_bytes >= len(found) * _WORTH_A_COPY else None
+
+    def _launch(self, block: bool) -> None:
+        """Queues a call; block: whether its inputs are in the block, and not on the GPU already."""
+        graph = self._graphs.get(block)
+        if graph is None and self._ran and self._core.own_graphs and self._capturable:
+            graph = self._capture(block)
+            if block and page_locked.any_locked() and self.in_bytes >= _WORTH_A_COPY:
+                self._capture(False)  # while the model warms up, rather than in the middle of requests
+        if graph is None:
+            self._enqueue(block)
+            return
+        (error,) = cuda.graph_launch(graph, self._raw)
+        if error != SUCCESS:
+            raise cuda.failure(error, "launching a CUDA graph")
+
+    def _enqueue(self, block: bool) -> None:
+        if block and self.in_bytes:
             cuda.to_device(self._device_in.pointer, self._pinned_in.pointer, self.in_bytes, self._stream)
         self.bound.enqueue()
         if self.out_bytes:
             cuda.to_host(self._pinned_out.pointer, self._device_out.pointer, self.out_bytes, self._stream)
 
-    def _capture_and_launch(self) -> None:
+    def _capture(self, block: bool) -> Any:
+        """Makes a CUDA graph; None: it can't be, now and later."""
         try:
-            graph = cuda.capture(self._stream, self._enqueue)
+            graph = self._graphs[block] = cuda.capture(self._stream, lambda: self._enqueue(block))
         except TrtError as refusal:
             _logger.debug("No CUDA graph for %s: %s", self.bound.key, refusal)
             self._capturable = False
-            self._enqueue()
-            return
-        self._graph = graph
-        (error,) = cuda.graph_launch(graph, self._raw)
-        if error != SUCCESS:
-            raise cuda.failure(error, "launching a CUDA graph")
+            return None
+        return graph
 
     def _read_data_dependent(self) -> list[np.ndarray]:
         plain = iter(self._outputs)
@@ -180,11 +222,10 @@ class HostLane:
 
     def _drop(self) -> None:
         _synchronize_quietly(self._stream)
-        if self._graph is not None:
-            cuda.destroy_graph(self._graph)
-            self._graph = None
+        while self._graphs:
+            cuda.destroy_graph(self._graphs.popitem()[1])
         # The views go first: they point into the blocks.
-        self._inputs, self._outputs = [], []
+        self._inputs, self._outputs, self._targets = [], [], []
         for block in self._blocks:
             block.free()
         self._blocks = []

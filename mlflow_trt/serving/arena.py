@@ -1,7 +1,7 @@
 """Memory that two processes share, so that tensors pass from one to the other without being sent.
 
 One side takes and gives back pieces, the other is told where they lie. Pieces have sizes of powers of two and are used
-again: a page that was touched once costs nothing any more.
+again: a page that was touched once costs nothing any more. And what was page-locked once a GPU fetches by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 SMALLEST = 12  # 4 KiB
+_STEP = 16 << 20
+"""Bytes that are page-locked at once: more than most need, and a few milliseconds' work."""
 
 
 class Arena:
@@ -31,6 +33,8 @@ class Arena:
         self._top = 0
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self._lock = threading.Lock()
+        self._locked: list[tuple[int, int]] = []
+        """Of each page-locked part its end, and the device that it was locked with."""
 
     def take(self, nbytes: int) -> int | None:
         """Takes a piece and returns its offset; None: there is not enough left."""
@@ -57,6 +61,41 @@ class Arena:
             shape: Its sizes.
         """
         return np.ndarray(tuple(shape), dtype, self._memory, offset)
+
+    def page_lock(self, end: int, device: int) -> bool:
+        """Page-locks it up to a place; what lies across the end of an earlier call counts as not page-locked.
+
+        Args:
+            end: Its offset.
+            device: A GPU of this process.
+
+        Returns:
+            False: that can't be done.
+        """
+        from ..runtime import page_locked
+
+        begin = self._locked[-1][0] if self._locked else 0
+        if end <= begin:
+            return True
+        end = min(-(-end // _STEP) * _STEP, self._size)
+        done = page_locked.lock(self._address() + begin, end - begin, device)
+        if done:
+            self._locked.append((end, device))
+        return done
+
+    def page_unlock(self) -> None:
+        """Undoes that; no call of an engine may be reading it, and the memory goes when nothing holds it any more."""
+        from ..runtime import page_locked
+
+        begin = 0
+        for end, device in self._locked:
+            page_locked.unlock(self._address() + begin, device)
+            begin = end
+        self._locked.clear()
+
+    def _address(self) -> int:
+        address: int = self.array(0, "uint8", (1,)).__array_interface__["data"][0]
+        return address
 
 
 def create(size: int) -> int:

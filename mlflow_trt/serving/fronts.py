@@ -51,15 +51,23 @@ class Fronts:
         models: What is served.
         metrics: Where their requests are counted.
         settings: What each is told of how to serve.
+        device: A GPU that engines use; None: none does.
     """
 
     def __init__(
-        self, count: int, listening: socket.socket, models: Mapping[str, Model], metrics: Metrics, settings: Message
+        self,
+        count: int,
+        listening: socket.socket,
+        models: Mapping[str, Model],
+        metrics: Metrics,
+        settings: Message,
+        device: int | None = None,
     ) -> None:
         self._listening = listening
         self._models = models
         self._metrics = metrics
         self._settings = settings
+        self._device = device
         self._count = count
         self._fronts: list[_Front] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,7 +99,7 @@ class Fronts:
     async def _keep(self) -> None:
         while not self._ending:
             begin = time.monotonic()
-            front = _Front(self._models, self._metrics)
+            front = _Front(self._models, self._metrics, self._device)
             self._fronts.append(front)
             await front.open(self._settings)
             await front.gone.wait()
@@ -123,7 +131,7 @@ class Fronts:
 class _Front:
     """One process, its channel, and the memory that is shared with it."""
 
-    def __init__(self, models: Mapping[str, Model], metrics: Metrics) -> None:
+    def __init__(self, models: Mapping[str, Model], metrics: Metrics, device: int | None) -> None:
         self._models = models
         self._metrics = metrics
         self.gone = asyncio.Event()
@@ -132,6 +140,8 @@ class _Front:
         self._running: dict[int, Future[Answer]] = {}
         descriptors = [arena.create(ARENA), arena.create(ARENA)]
         self._requests, self._answers = (Arena(descriptor, ARENA) for descriptor in descriptors)
+        self._device = device
+        """That fetches requests by itself; None: none does."""
         self.connections = 0
         """That it was handed and has not reported as closed."""
         self._handed = 0
@@ -153,6 +163,7 @@ class _Front:
     async def open(self, settings: Message) -> None:
         """Opens the channel and says how to serve."""
         self._channel = await Channel.open(self._end, self._take, self._lost)
+        self._page_lock(1)
         self.tell()
         self._channel.send({"kind": "configuration", **settings})
 
@@ -212,7 +223,10 @@ class _Front:
     def _infer(self, message: Message) -> None:
         number = message["id"]
         model = self._models[message["model"]]
-        inputs = {name: self._requests.array(offset, dtype, shape) for name, dtype, shape, offset in message["inputs"]}
+        inputs = {}
+        for name, dtype, shape, offset in message["inputs"]:
+            inputs[name] = array = self._requests.array(offset, dtype, shape)
+            self._page_lock(offset + array.nbytes)
         try:
             version, future = model.submit(inputs, message["deadline"])
         except TrtError as error:
@@ -222,6 +236,10 @@ class _Front:
             self.tell()
         self._running[number] = future
         future.add_done_callback(partial(self._done, number, version))
+
+    def _page_lock(self, end: int) -> None:
+        if self._device is not None and not self._requests.page_lock(end, self._device):
+            self._device = None
 
     def _done(self, number: int, version: Version, future: Future[Answer]) -> None:
         """Called by the thread that ran the batch: copying large answers there keeps the event loop free."""
@@ -274,6 +292,12 @@ class _Front:
         self._serves = False
         self._passing.close()
         self.gone.set()
+        self._unlocking = asyncio.ensure_future(self._page_unlock())
+
+    async def _page_unlock(self) -> None:
+        while self._running:  # an engine may be reading requests
+            await asyncio.sleep(_STATE)
+        self._requests.page_unlock()
 
 
 def _describe(version: Version) -> Message:

@@ -82,7 +82,8 @@ def serve(
         ) from error
     options = options or Options()
     served: dict[str, Model] = {}
-    metrics = Metrics(served, options.devices if options.backend == "tensorrt" else ())
+    devices = options.devices if options.backend == "tensorrt" else ()
+    metrics = Metrics(served, devices)
     for name, uri in _named(models).items():
         served[name] = Model(name, uri, options, interval=interval, on_batch=partial(metrics.batch, name))
     settings: dict[str, Any] = {
@@ -94,7 +95,8 @@ def serve(
     listening = bind(host, port)
     http: _Here | Fronts
     if http_processes:
-        http = Fronts(http_processes, listening, served, metrics, {**settings, "log_level": log_level})
+        device = next(iter(devices), None)
+        http = Fronts(http_processes, listening, served, metrics, {**settings, "log_level": log_level}, device)
     else:
         http = _Here(Application(served, metrics, **settings), listening, timeout)
     grpc = (

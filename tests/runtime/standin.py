@@ -29,6 +29,7 @@ class Cudart:
     cudaStreamCaptureMode = real.cudaStreamCaptureMode
     cudaStream_t = real.cudaStream_t
     cudaHostAllocDefault = real.cudaHostAllocDefault
+    cudaHostRegisterPortable = real.cudaHostRegisterPortable
     cudaStreamNonBlocking = real.cudaStreamNonBlocking
     cudaEventDisableTiming = real.cudaEventDisableTiming
 
@@ -38,6 +39,8 @@ class Cudart:
         self.lock = threading.Lock()
         self.blocks = {}
         self.pinned = {}
+        self.fetched = []
+        """Bytes of each copy to the GPU."""
         self.streams = {}
         self.ids = itertools.count(100)
         self.launches = 0
@@ -74,6 +77,18 @@ class Cudart:
             del self.pinned[pointer]
         return (OK,)
 
+    def cudaHostRegister(self, pointer, size, flags):
+        failed, self.fail_next = self.fail_next, None
+        if failed:
+            return (failed,)
+        with self.lock:
+            assert pointer not in self.pinned, "page-locked twice"
+            self.pinned[pointer] = memoryview((ctypes.c_ubyte * size).from_address(pointer))
+        return (OK,)
+
+    def cudaHostUnregister(self, pointer):
+        return self.cudaFreeHost(pointer)
+
     def check_range(self, pointer, size, where):
         with self.lock:
             inside = any(base <= pointer and pointer + size <= base + len(b) for base, b in where.items())
@@ -83,6 +98,9 @@ class Cudart:
         def copy():
             if kind != real.cudaMemcpyKind.cudaMemcpyHostToDevice:
                 self.check_range(source, size, self.blocks)
+            else:
+                self.check_range(source, size, self.pinned)
+                self.fetched.append(size)
             if kind != real.cudaMemcpyKind.cudaMemcpyDeviceToHost:
                 self.check_range(target, size, self.blocks)
             ctypes.memmove(target, source, size)
@@ -452,10 +470,11 @@ def install(monkeypatch, make_engine, total=1 << 30):
     Args:
         make_engine: ``(trt) -> Engine`` or None, for a plan that TensorRT refuses.
     """
-    from mlflow_trt.runtime import compiled, cuda, trt
+    from mlflow_trt.runtime import compiled, cuda, page_locked, trt
 
     # Engines of an earlier test that were not collected yet are none of this process's.
     monkeypatch.setattr(compiled, "_networks", weakref.WeakValueDictionary())
+    monkeypatch.setattr(page_locked, "_ranges", ((), ()))
     cudart = Cudart(total)
     module = Trt(cudart, make_engine)
     monkeypatch.setattr(cuda, "cudart", cudart)

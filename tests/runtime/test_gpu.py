@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import mlflow_trt
 from mlflow_trt import measure, parity, plan, runtime
 from mlflow_trt.errors import CompatibilityError, DeviceError, InputError, PlanError
 from mlflow_trt.manifest import File
-from mlflow_trt.runtime import host, kernels
+from mlflow_trt.runtime import host, kernels, page_locked
 from mlflow_trt.runtime.engine import describe_engine
 from mlflow_trt.runtime.result import Result
 
@@ -99,6 +100,35 @@ def test_calls_run_as_cuda_graphs(engine):
     for _ in range(3):
         engine.predict(images(4))
     assert [lane.graph for lane in lanes(engine)] in (["graph"], ["runtime"])
+
+
+def test_page_locked_rows_are_fetched_from_where_they_lie(tmp_path_factory):
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(5))
+    model(torch.zeros(1, 3, 96, 96))
+    folder, manifest, _ = save(tmp_path_factory, "wide", model.eval(), [mlflow_trt.Input(((1, 4, 8), 3, 96, 96))])
+    memory = mmap.mmap(-1, 12 * 3 * 96 * 96 * 4)  # shared, as what another process writes
+    rows = np.frombuffer(memory, np.float32).reshape(12, 3, 96, 96)
+    with runtime.load(folder, manifest, max_contexts=1) as engine:
+        rows[:] = np.random.default_rng(0).standard_normal(rows.shape, np.float32)
+        copied = {n: engine.predict(rows[:n].copy()) for n in (4, 8)}
+        assert page_locked.lock(rows.ctypes.data, rows.nbytes, 0)
+        try:
+            for n in (4, 8):
+                for _ in range(3):
+                    engine.predict(rows[:n].copy())
+                for shift in (0, 1, 2):  # what was written lately is what is fetched
+                    rows[:] = np.roll(rows, shift, axis=0)
+                    found = engine.predict_stacked([[rows[shift : shift + 1], rows[shift + 1 : shift + n - 1]]], n)
+                    rows[:] = np.roll(rows, -shift, axis=0)
+                    for name, array in found.items():
+                        near(array[: n - 1], copied[n][name][: n - 1])
+                        near(array[n - 1], array[n - 2])
+            assert all(lane._graphs.keys() == {True, False} for lane in lanes(engine) if lane.graph == "graph")
+        finally:
+            page_locked.unlock(rows.ctypes.data, 0)
 
 
 def test_predict(engine, cnn):

@@ -55,18 +55,21 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(folder: Path, *arguments: str, env: Mapping[str, str] = {}, grpc: bool = False) -> Iterator[Served]:
-    """Starts ``mlflow-trt serve --backend reference`` and waits until it is ready.
+def served(
+    folder: Path, *arguments: str, env: Mapping[str, str] = {}, grpc: bool = False, backend: str = "reference"
+) -> Iterator[Served]:
+    """Starts ``mlflow-trt serve`` and waits until it is ready.
 
     Args:
         folder: Where its log goes.
         arguments: The models, and further options.
         env: Environment variables.
         grpc: Whether it listens for gRPC too.
+        backend: What runs the models.
     """
     port, grpc_port = servers._free_ports(2)
     log = folder / f"serve-{port}.log"
-    options = ["--backend", "reference", "--port", str(port), *(["--grpc-port", str(grpc_port)] if grpc else [])]
+    options = ["--backend", backend, "--port", str(port), *(["--grpc-port", str(grpc_port)] if grpc else [])]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow_trt", "serve", *arguments, *options],

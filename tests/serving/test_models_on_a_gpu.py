@@ -15,6 +15,7 @@ from mlflow_trt.runtime import cuda
 from mlflow_trt.serving.models import Model, Options
 
 from .registered import eventually, no_threads_left
+from .running import served
 
 __all__ = ["no_threads_left"]
 
@@ -62,8 +63,9 @@ def point(version):
     mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", version)
 
 
-def images(rows):
-    return {"input": np.random.default_rng(rows).standard_normal((rows, 3, 64, 64)).astype(np.float32)}
+def images(rows, seed=None):
+    random = np.random.default_rng(rows if seed is None else seed)
+    return {"input": random.standard_normal((rows, 3, 64, 64)).astype(np.float32)}
 
 
 def used():
@@ -118,6 +120,28 @@ def test_moves_under_load_leave_no_memory_behind(versions, serve):
     assert model.status()["swaps"] == 10
     assert model.status()["failures"] == 0
     assert after[-1] <= after[0] * 1.05, after
+
+
+def test_what_fronts_read_gets_its_own_answer(versions, serve, tmp_path):
+    """The GPU fetches images from the fronts' memory, each client's own."""
+    uri = f"models:/{NAME}/{versions[0]}"
+    [engine] = serve(uri).current.engines
+    given = [(n, images(1 + n % 3, seed=n)) for n in range(60)]
+    wanted = {n: next(iter(engine.predict(x).values())) for n, x in given}
+
+    def ask(server, x):
+        tensor = {"name": "input", "datatype": "FP32", "shape": x["input"].shape, "data": x["input"].ravel().tolist()}
+        [output] = server.infer({"inputs": [tensor]}).json()["outputs"]
+        return np.array(output["data"], np.float32).reshape(output["shape"])
+
+    with (
+        served(tmp_path, "--model", f"m={uri}", "--http-processes", "2", backend="tensorrt") as server,
+        ThreadPoolExecutor(16) as threads,
+    ):
+        found = {n: threads.submit(ask, server, x) for n, x in given}
+        for n, answer in found.items():
+            np.testing.assert_allclose(answer.result(60), wanted[n], rtol=2e-2, atol=2e-3)
+        assert "can't be page-locked" not in server.log.read_text()
 
 
 def test_two_gpus_answer_from_one_queue(versions, serve, monkeypatch):
