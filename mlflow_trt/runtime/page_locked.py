@@ -31,8 +31,10 @@ def lock(address: int, nbytes: int, device: int) -> bool:
         device: A GPU of this process.
 
     Returns:
-        False: the system or the driver refused.
+        False: there is no GPU, or the driver or the system refused.
     """
+    if not cuda.device_count()[0]:
+        return False
     try:
         previous = cuda.enter(device)
         try:

@@ -170,6 +170,9 @@ class Cudart:
     def cudaMemGetInfo(self):
         return OK, self.total - self.used, self.total
 
+    def cudaGetDeviceCount(self):
+        return OK, 1
+
     def cudaGetDevice(self):
         return OK, self.device
 

@@ -182,3 +182,9 @@ def test_memory_that_cannot_be_locked(cudart, memory, caplog):
     assert not page_locked.lock(address(memory), memory.nbytes, 0)
     assert not page_locked.any_locked()
     assert "can't be page-locked" in caplog.text
+
+
+def test_without_a_gpu_there_is_nothing_to_tell(cudart, memory, monkeypatch, caplog):
+    monkeypatch.setattr(cudart, "cudaGetDeviceCount", lambda: (standin.real.cudaError_t.cudaErrorNoDevice, 0))
+    assert not page_locked.lock(address(memory), memory.nbytes, 0)
+    assert not caplog.text
