@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -19,7 +20,7 @@ from .context import Context, arrays
 from .predicting import SETTLE_S
 from .record import Figure, Measurement
 from .served import WARM_UP_SECONDS, Connection, Cpu, Load, Server, answer_of, infer_request, load, serving
-from .timing import interleave, quantile
+from .timing import interleave, quantile, ratio
 
 FLOAT32 = "HTTP p50, batch 1, float32 input"
 UINT8 = "HTTP p50, batch 1, uint8 input"
@@ -31,8 +32,14 @@ MOVES = "moves of the alias"
 MEMORY = "GPU memory after the last move ÷ after the first"
 
 CLIENTS = 64
+CURVE = (1, 2, 4, 8, 16, 32)
+"""Clients before these."""
 FRONTS = 12
 """Processes that speak HTTP."""
+_MANY = ("--http-processes", str(FRONTS))
+ALONE, JOINED = "no batching", "batching"
+WAYS = {ALONE: ("--no-batching", *_MANY), JOINED: _MANY, f"{JOINED}, HTTP in the engines' process": ()}
+"""The server's options."""
 
 
 def latency(context: Context) -> Measurement:
@@ -66,36 +73,44 @@ def latency(context: Context) -> Measurement:
 
 
 def concurrent(context: Context) -> Measurement:
-    """Many clients of batch 1: with and without joining, and the curve of throughput against latency."""
+    """Many clients of batch 1: with and without joining, in turn, and the curve of throughput against latency."""
     context.need_gpu()
-    seconds = context.several(4, 1)
-    fronts = ("--http-processes", str(FRONTS))
+    rounds, seconds = context.several(5, 1), context.several(2, 1)
     measurement = Measurement(
-        notes=[f"{seconds} s each; clients in 4 processes, float32 images, binary tensors; HTTP in {FRONTS} processes."]
+        notes=[
+            f"Rounds of {seconds} s, the ways in turn; clients in 4 processes, float32 images, binary tensors; HTTP in "
+            f"{FRONTS} processes."
+        ]
     )
     request = infer_request("m", arrays("resnet50", 1), "logits")
-    rates: dict[str, float] = {}
-    ways = {"no batching": ("--no-batching", *fronts), "batching": fronts, "batching, HTTP in the engines' process": ()}
-    for way, options in ways.items():
-        if time.monotonic() > context.deadline(0.75):
-            measurement.missing[f"{CLIENTS} clients, {way}"] = "the time budget was used up"
-            continue
-        with serving(context.model("resnet50"), "m", context.work, *options) as server:
-            if way == "batching":
-                for clients in (1, 2, 4, 8, 16, 32):
-                    found = load(server.port, request, clients, max(seconds / 3, 1))
-                    _add(measurement, f"{clients} client{'s' * (clients > 1)}, batching", found.rate, found.latencies)
+    with contextlib.ExitStack() as stack:
+        servers = {
+            way: stack.enter_context(serving(context.model("resnet50"), "m", context.work, *options))
+            for way, options in WAYS.items()
+        }
+        for clients in CURVE:
+            found = load(servers[JOINED].port, request, clients, 1)
+            _add(measurement, f"{clients} client{'s' * (clients > 1)}, {JOINED}", [found])
+        for server in servers.values():
             load(server.port, request, CLIENTS, 1)
-            before, cpu = server.metrics(), server.cpu_seconds()
-            found = load(server.port, request, CLIENTS, seconds)
-            after, cpu = server.metrics(), server.cpu_seconds().since(cpu)
-            assert set(found.statuses) == {"200"}, found.statuses
-            rates[way] = found.rate
-            _add(measurement, f"{CLIENTS} clients, {way}", found.rate, found.latencies)
-            measurement.notes.append(f"{CLIENTS} clients, {way}: {_busy(before, after, cpu, seconds)}.")
-            if way == "batching":
-                measurement.values[P99] = quantile(found.latencies, 0.99) * 1e3
-    measurement.values[GAIN] = rates["batching"] / rates["no batching"]
+        before = {way: (server.metrics(), server.cpu_seconds()) for way, server in servers.items()}
+        loads: dict[str, list[Load]] = {way: [] for way in servers}
+        for count in range(rounds):
+            if count and time.monotonic() > context.deadline(0.9):
+                measurement.notes.append(f"{count} rounds of {rounds}, for want of time.")
+                break
+            for way, server in servers.items():
+                loads[way].append(load(server.port, request, CLIENTS, seconds))
+        for way, server in servers.items():
+            assert {status for found in loads[way] for status in found.statuses} == {"200"}
+            _add(measurement, f"{CLIENTS} clients, {way}", loads[way])
+            asked = len(loads[way]) * (seconds + WARM_UP_SECONDS)
+            measurement.notes.append(f"{CLIENTS} clients, {way}: {_busy(server, *before[way], asked)}.")
+    rates = {way: [[found.rate] for found in several] for way, several in loads.items()}
+    measurement.values[GAIN] = ratio(rates[JOINED], rates[ALONE])
+    measurement.values[P99] = quantile([s for found in loads[JOINED] for s in found.latencies], 0.99) * 1e3
+    by_round = ", ".join(f"{quantile(found.latencies, 0.99) * 1e3:.1f}" for found in loads[JOINED])
+    measurement.notes.append(f"{CLIENTS} clients, {JOINED}: p99 of each round {by_round} ms.")
     return measurement
 
 
@@ -104,7 +119,7 @@ def moves(context: Context) -> Measurement:
     context.need_gpu()
     inputs = arrays("resnet50", 1)
     folders = [context.model("resnet50"), context.model("resnet50_other")]
-    options = ("--max-contexts", "1", "--http-processes", str(FRONTS))
+    options = ("--max-contexts", "1", *_MANY)
     measurement = Measurement(notes=["One execution context per GPU and batch size, so that a version loads quickly."])
     registry = _Registry(context.work / "registry", folders)
     expected = {}
@@ -194,19 +209,19 @@ def _predicting(engine: Any, inputs: dict[str, np.ndarray]) -> Callable[[], obje
     return lambda: engine.predict(inputs)
 
 
-def _add(measurement: Measurement, what: str, rate: float, latencies: list[float]) -> None:
-    measurement.figures.append(Figure(f"{what}: rate", "images/s", rate))
-    measurement.add(f"{what}: latency", [latencies])
+def _add(measurement: Measurement, what: str, loads: Sequence[Load]) -> None:
+    measurement.add(f"{what}: rate", [[found.rate for found in loads]], "images/s")
+    measurement.add(f"{what}: latency", [found.latencies for found in loads])
 
 
-def _busy(before: dict[str, float], after: dict[str, float], cpu: Cpu, seconds: float) -> str:
-    """What the server was busy with during a load: its processor time, the engines, and the rows of a batch."""
+def _busy(server: Server, before: dict[str, float], cpu_before: Cpu, asked: float) -> str:
+    """What a server was busy with in the seconds that it was asked: processors, engines, the rows of a batch."""
+    after, cpu = server.metrics(), server.cpu_seconds().since(cpu_before)
 
     def grown(metric: str) -> float:
         key = f'{metric}{{model="m"}}'
         return after.get(key, 0.0) - before.get(key, 0.0)
 
-    asked = seconds + WARM_UP_SECONDS
     batches, computed = max(grown("mlflow_trt_batch_rows_count"), 1.0), grown("mlflow_trt_compute_seconds_sum")
     return (
         f"the engines' process used {cpu.engines / asked:.2f} cores, {cpu.event_loop / asked:.2f} of these its event "
