@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -31,6 +34,7 @@ from .http import (
 )
 
 if TYPE_CHECKING:
+    from .batching import Answer
     from .metrics import Metrics
     from .models import Model, Version
 
@@ -264,7 +268,7 @@ async def _infer_body(call: Call, body: bytes | bytearray, begin: float) -> Resp
     inputs = protocol.fit(request, interface)
     seconds = min(call.app.timeout, request.timeout or call.app.timeout)
     version, future = model.submit(inputs, begin + seconds, here=call.app.only(call.scope.get("client")))
-    answer = future.result() if future.done() else await _wait(call, asyncio.wrap_future(future))
+    answer = future.result() if future.done() else await _wait(call, future)
     if version.interface is not interface:  # another version took over meanwhile
         protocol.fit(request, version.interface)
     encoded = protocol.encode(request, answer.outputs, version.interface, model=model.name, version=version.version)
@@ -274,21 +278,51 @@ async def _infer_body(call: Call, body: bytes | bytearray, begin: float) -> Resp
     return Response(200, encoded.parts, {"inference-header-content-length": length}, media="application/octet-stream")
 
 
-async def _wait(call: Call, answer: asyncio.Future[Any]) -> Any:
+async def _wait(call: Call, future: Future[Answer]) -> Answer:
     """Waits for an answer as long as the client does; work that nobody waits for any more is dropped."""
-    done, _ = await asyncio.wait((answer,), timeout=_UNNOTICED)
-    if not done:
+    await _settled(future, _UNNOTICED)
+    if not future.done():
         # What follows a body that was read whole is only the end of the connection.
         gone = asyncio.ensure_future(call.receive())
+        answered = asyncio.ensure_future(_settled(future))
         try:
             # The batcher itself ends what is waiting at its deadline; a batch that runs is not cut off.
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                answer.cancel()
+            await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                future.cancel()
                 raise ClientGone
         finally:
             gone.cancel()
-    return answer.result()
+            answered.cancel()
+    return future.result()
+
+
+async def _settled(future: Future[Answer], seconds: float = math.inf) -> None:
+    """Waits until a future is done, but not longer.
+
+    What the event loop's own thread sets, as in a front, is seen at once; ``asyncio.wrap_future`` would wake that
+    thread from itself, which takes system calls and turns of the loop.
+    """
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
+    waiter = loop.create_future()
+
+    def tell() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def done(_: Future[Answer]) -> None:
+        if threading.get_ident() == thread:
+            tell()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(tell)
+
+    future.add_done_callback(done)
+    timer = loop.call_later(seconds, tell) if seconds < math.inf else None
+    try:
+        await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 _FIXED: Mapping[str, Mapping[str, Handler]] = {
