@@ -125,7 +125,7 @@ def imports(context: Context) -> Measurement:
     times: dict[str, Rounds] = {name: [] for name in codes}
     for code in codes.values():
         seconds_until_done(code)  # compiles the byte code
-    for turn in range(context.several(15, 3)):
+    for turn in range(context.several(15, 1)):
         if turn and time.monotonic() > context.deadline():
             break
         for name, code in codes.items():
