@@ -34,7 +34,7 @@ from .interface import Shape
 _logger = logging.getLogger(__name__)
 
 _WORTH_A_COPY = 32 << 10
-"""Bytes: telling the GPU to fetch less takes longer than copying it."""
+"""Bytes that a call of CUDA's should fetch on average; an estimate. Smaller rows are put together first."""
 
 
 class HostLane:

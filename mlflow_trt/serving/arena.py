@@ -16,7 +16,7 @@ import numpy as np
 
 SMALLEST = 12  # 4 KiB
 _STEP = 16 << 20
-"""Bytes that are page-locked at once: more than most need, and a few milliseconds' work."""
+"""Bytes that are page-locked at once."""
 
 
 class Arena:
@@ -72,11 +72,12 @@ class Arena:
         Returns:
             False: that can't be done.
         """
-        from ..runtime import page_locked
-
         begin = self._locked[-1][0] if self._locked else 0
         if end <= begin:
             return True
+        # Here, not above: a front has arenas too, and needs nothing of CUDA.
+        from ..runtime import page_locked
+
         end = min(-(-end // _STEP) * _STEP, self._size)
         done = page_locked.lock(self._address() + begin, end - begin, device)
         if done:

@@ -163,7 +163,7 @@ class _Front:
     async def open(self, settings: Message) -> None:
         """Opens the channel and says how to serve."""
         self._channel = await Channel.open(self._end, self._take, self._lost)
-        self._page_lock(1)
+        self._page_lock(1)  # its first part, before a model warms up
         self.tell()
         self._channel.send({"kind": "configuration", **settings})
 
@@ -292,7 +292,7 @@ class _Front:
         self._serves = False
         self._passing.close()
         self.gone.set()
-        self._unlocking = asyncio.ensure_future(self._page_unlock())
+        self._unlocking = asyncio.ensure_future(self._page_unlock())  # kept: the loop holds its tasks weakly
 
     async def _page_unlock(self) -> None:
         while self._running:  # an engine may be reading requests

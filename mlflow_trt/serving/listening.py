@@ -34,7 +34,7 @@ def tune_process() -> None:
 def settle() -> None:
     """Has the collector leave alone what was made so far, once all is imported and loaded.
 
-    It stays, and looking at it again, in the middle of requests, takes tens of milliseconds.
+    It stays, and looking at it again would hold up requests.
     """
     gc.collect()
     gc.freeze()
