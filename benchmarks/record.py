@@ -140,8 +140,8 @@ def table(report: Mapping[str, Any]) -> str:
                     (
                         figure["name"],
                         _number(figure["median"], figure["unit"]),
-                        "" if figure["p10"] is None else f"{figure['p10']:.4g} to {figure['p90']:.4g}",
-                        "" if figure["p99"] is None else f"{figure['p99']:.4g}",
+                        "" if figure["p10"] is None else f"{_digits(figure['p10'])} to {_digits(figure['p90'])}",
+                        "" if figure["p99"] is None else _digits(figure["p99"]),
                         str(figure["n"]),
                     )
                     for figure in entry["figures"]
@@ -161,7 +161,12 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _number(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:,.4g} {unit}"
+    return "" if value is None else f"{_digits(value)} {unit}".rstrip()
+
+
+def _digits(value: float) -> str:
+    """Four digits, or all before the point: a count is not rounded."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _machine_text(value: object) -> str:

@@ -87,6 +87,7 @@ def test_figures_are_scaled_to_their_unit():
 def test_results_are_written_as_json_and_as_a_table(tmp_path):
     found = record.Measurement(values={"a|b": 0.5}, notes=["as it was"])
     found.add("way", [[0.001]])
+    found.figures.append(record.Figure("requests", "", 1_223_888.0))
     entries = [
         record.result("one", "One", [record.Goal("a|b", 1, "s")], "measured", measurement=found),
         record.result("two", "Two", [record.Goal("c", 1, "s")], "not measured", reason="no GPU"),
@@ -96,6 +97,7 @@ def test_results_are_written_as_json_and_as_a_table(tmp_path):
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(report))
     table = path.with_suffix(".md").read_text(encoding="utf-8")
     assert "| one | a\\|b | 0.5 s | ≤ 1 s | met |" in table
+    assert "| requests | 1,223,888 |" in table  # a count is not rounded
     assert "| two | c |  | ≤ 1 s | not measured: no GPU |" in table
 
 
