@@ -26,11 +26,32 @@ IMPORT = "import of all that loading needs − import mlflow.pyfunc"
 _IMPORT_MLFLOW = "import mlflow.pyfunc"
 _PYFUNC = """
 import numpy, mlflow.pyfunc
-answer = mlflow.pyfunc.load_model({folder!r}).predict(dict(numpy.load({inputs!r})))
+answer = mlflow.pyfunc.load_model({folder!r}{options}).predict(dict(numpy.load({inputs!r})))
 """
+# MLflow compares the model's requirements with every file of every installed package, only to warn.
+_NO_WARNINGS = ", suppress_warnings=True"
 _NATIVE = """
 import numpy, mlflow_trt
 answer = mlflow_trt.load_model({folder!r}).predict(dict(numpy.load({inputs!r})))
+"""
+# Each step's seconds as a line of their own.
+_STEPS = """
+import time
+def step(name):
+    global last
+    print('step', name, time.time() - last, sep='|', flush=True)
+    last = time.time()
+last = time.time()
+import numpy, mlflow_trt
+mlflow_trt.load_model
+step('imports')
+from mlflow_trt.runtime import host
+host.probe()
+step('CUDA begins')
+engine = mlflow_trt.load_model({folder!r})
+step('the engine is loaded')
+answer = engine.predict(dict(numpy.load({inputs!r})))
+step('the first call')
 """
 _LOADING = """
 import mlflow.pyfunc, mlflow_trt, mlflow_trt.runtime
@@ -42,18 +63,23 @@ _KEEP = "import atexit; atexit.register(lambda: numpy.save({answer!r}, answer['l
 
 def seconds_until_done(code: str, env: Mapping[str, str] | None = None, timeout: float = 300) -> float:
     """Runs code in a fresh interpreter; returns the seconds from its start until the code's last line."""
+    begin = time.time()
+    lines = _run(code, env, timeout)
+    return float([line for line in lines if line.startswith("done ")][-1].split()[1]) - begin
+
+
+def _run(code: str, env: Mapping[str, str] | None = None, timeout: float = 300) -> list[str]:
+    """Runs code in a fresh interpreter and returns what it printed."""
     # The last line is printed before anything is torn down; what follows it is not timed.
     code += "\nimport time; print('done', time.time(), flush=True)"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
-    begin = time.time()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=timeout, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"a fresh process failed ({done.returncode}):\n{done.stderr[-3000:]}")
-    last = [line for line in done.stdout.splitlines() if line.startswith("done ")][-1]
-    return float(last.split()[1]) - begin
+    return done.stdout.splitlines()
 
 
 def first_answer(context: Context) -> Measurement:
@@ -65,8 +91,8 @@ def first_answer(context: Context) -> Measurement:
     np.savez(inputs, **arrays("resnet50", 1))
     cold_folder = _without_cache(folder, work / "cold")
 
-    def code(template: str, model: Path) -> str:
-        return (template + _KEEP).format(folder=str(model), inputs=str(inputs), answer=str(answer))
+    def code(template: str, model: Path, options: str = "") -> str:
+        return (template + _KEEP).format(folder=str(model), inputs=str(inputs), answer=str(answer), options=options)
 
     warm_cache = {"MLFLOW_TRT_CACHE": str(work / "warm-cache")}
     seconds_until_done(code(_PYFUNC, folder), warm_cache)  # leaves the runtime cache behind
@@ -84,7 +110,10 @@ def first_answer(context: Context) -> Measurement:
             break
         run("import mlflow.pyfunc", _IMPORT_MLFLOW, {})
         run("first answer through mlflow.pyfunc, warm", code(_PYFUNC, folder), warm_cache)
+        run(f"first answer through mlflow.pyfunc{_NO_WARNINGS}, warm", code(_PYFUNC, folder, _NO_WARNINGS), warm_cache)
         run("first answer through mlflow_trt.load_model, warm", code(_NATIVE, folder), warm_cache)
+        for name, seconds in _steps_of(code(_STEPS, folder), warm_cache).items():
+            times.setdefault(f"of mlflow_trt.load_model, warm: {name}", []).append([seconds])
         if turn < 3:  # slow, and not what the goal is about
             shutil.rmtree(work / "cold-cache", ignore_errors=True)
             cold = {"MLFLOW_TRT_CACHE": str(work / "cold-cache")}
@@ -102,6 +131,12 @@ def first_answer(context: Context) -> Measurement:
     except RuntimeError as error:
         measurement.missing["import torch_tensorrt"] = str(error).splitlines()[-1]
     return measurement
+
+
+def _steps_of(code: str, env: Mapping[str, str]) -> dict[str, float]:
+    """Runs code that tells its steps; returns the seconds of each."""
+    lines = [line.split("|") for line in _run(code, env) if line.startswith("step|")]
+    return {name: float(seconds) for _, name, seconds in lines}
 
 
 def _without_cache(folder: Path, copy: Path) -> Path:
