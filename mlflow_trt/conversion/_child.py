@@ -138,4 +138,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    status = main(Path(sys.argv[1]))
+    # All is written. Taking down an interpreter with all this in it would keep the parent waiting, and may crash.
+    sys.stderr.flush()
+    os._exit(status)
