@@ -139,6 +139,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 if __name__ == "__main__":
     status = main(Path(sys.argv[1]))
-    # All is written. Taking down an interpreter with all this in it would keep the parent waiting, and may crash.
-    sys.stderr.flush()
-    os._exit(status)
+    if status == 0:
+        # All is written. Taking down an interpreter with all this in it would keep the parent waiting, and may crash.
+        os._exit(0)
+    sys.exit(status)  # the parent reads what was printed last
