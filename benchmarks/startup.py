@@ -22,7 +22,7 @@ from .timing import Rounds, difference
 FIRST_ANSWER = "first correct answer, warm − import mlflow.pyfunc"
 IMPORT = "import of all that loading needs − import mlflow.pyfunc"
 
-# Each ends by printing the time of day, so that a process's end is not part of it.
+_STEP = "def step(name): print('step', name, time.time(), sep='|', flush=True)"
 _IMPORT_MLFLOW = "import mlflow.pyfunc"
 _PYFUNC = """
 import numpy, mlflow.pyfunc
@@ -32,24 +32,13 @@ answer = mlflow.pyfunc.load_model({folder!r}{options}).predict(dict(numpy.load({
 _NO_WARNINGS = ", suppress_warnings=True"
 _NATIVE = """
 import numpy, mlflow_trt
-answer = mlflow_trt.load_model({folder!r}).predict(dict(numpy.load({inputs!r})))
-"""
-# Each step's seconds as a line of their own.
-_STEPS = """
-import time
-def step(name):
-    global last
-    print('step', name, time.time() - last, sep='|', flush=True)
-    last = time.time()
-last = time.time()
-import numpy, mlflow_trt
 mlflow_trt.load_model
 step('imports')
 from mlflow_trt.runtime import host
 host.probe()
-step('CUDA begins')
+step('asking for the GPU')
 engine = mlflow_trt.load_model({folder!r})
-step('the engine is loaded')
+step('loading')
 answer = engine.predict(dict(numpy.load({inputs!r})))
 step('the first call')
 """
@@ -61,25 +50,32 @@ mlflow_trt.load_model, mlflow_trt.check, mlflow_trt.inspect, mlflow_trt.Input, m
 _KEEP = "import atexit; atexit.register(lambda: numpy.save({answer!r}, answer['logits']))"
 
 
-def seconds_until_done(code: str, env: Mapping[str, str] | None = None, timeout: float = 300) -> float:
-    """Runs code in a fresh interpreter; returns the seconds from its start until the code's last line."""
-    begin = time.time()
-    lines = _run(code, env, timeout)
-    return float([line for line in lines if line.startswith("done ")][-1].split()[1]) - begin
+def steps_of(code: str, env: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Runs code in a fresh interpreter; returns the seconds of its steps, from the interpreter's start on.
 
-
-def _run(code: str, env: Mapping[str, str] | None = None, timeout: float = 300) -> list[str]:
-    """Runs code in a fresh interpreter and returns what it printed."""
-    # The last line is printed before anything is torn down; what follows it is not timed.
-    code += "\nimport time; print('done', time.time(), flush=True)"
+    Code ends a step by ``step(name)``; what follows the last one is the step ``""``.
+    """
+    # Told before anything is torn down; what follows it is not timed.
+    code = f"import time\n{_STEP}\n{code}\nstep('')"
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
+    last = time.time()
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=timeout, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"a fresh process failed ({done.returncode}):\n{done.stderr[-3000:]}")
-    return done.stdout.splitlines()
+    steps: dict[str, float] = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("step|"):
+            _, name, now = line.split("|")
+            steps[name], last = float(now) - last, float(now)
+    return steps
+
+
+def seconds_until_done(code: str, env: Mapping[str, str] | None = None) -> float:
+    """Runs code in a fresh interpreter; returns the seconds from its start until the code's last line."""
+    return sum(steps_of(code, env).values())
 
 
 def first_answer(context: Context) -> Measurement:
@@ -101,7 +97,10 @@ def first_answer(context: Context) -> Measurement:
 
     def run(name: str, text: str, env: Mapping[str, str]) -> None:
         answer.unlink(missing_ok=True)
-        times.setdefault(name, []).append([seconds_until_done(text, env)])
+        steps = steps_of(text, env)
+        times.setdefault(name, []).append([sum(steps.values())])
+        for step in filter(None, steps):
+            times.setdefault(f"{name}: {step}", []).append([steps[step]])
         if "answer" in name and not close(np.load(answer), expected):
             raise RuntimeError(f"{name}: the answer differs")
 
@@ -112,8 +111,6 @@ def first_answer(context: Context) -> Measurement:
         run("first answer through mlflow.pyfunc, warm", code(_PYFUNC, folder), warm_cache)
         run(f"first answer through mlflow.pyfunc{_NO_WARNINGS}, warm", code(_PYFUNC, folder, _NO_WARNINGS), warm_cache)
         run("first answer through mlflow_trt.load_model, warm", code(_NATIVE, folder), warm_cache)
-        for name, seconds in _steps_of(code(_STEPS, folder), warm_cache).items():
-            times.setdefault(f"of mlflow_trt.load_model, warm: {name}", []).append([seconds])
         if turn < 3:  # slow, and not what the goal is about
             shutil.rmtree(work / "cold-cache", ignore_errors=True)
             cold = {"MLFLOW_TRT_CACHE": str(work / "cold-cache")}
@@ -131,12 +128,6 @@ def first_answer(context: Context) -> Measurement:
     except RuntimeError as error:
         measurement.missing["import torch_tensorrt"] = str(error).splitlines()[-1]
     return measurement
-
-
-def _steps_of(code: str, env: Mapping[str, str]) -> dict[str, float]:
-    """Runs code that tells its steps; returns the seconds of each."""
-    lines = [line.split("|") for line in _run(code, env) if line.startswith("step|")]
-    return {name: float(seconds) for _, name, seconds in lines}
 
 
 def _without_cache(folder: Path, copy: Path) -> Path:
