@@ -33,6 +33,9 @@ ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", Plan, Sequence[Plan], 
 
 _logger = logging.getLogger(__name__)
 
+MEASURE_TIMEOUT = 300.0
+"""Seconds: most engines take a tenth of that; TensorRT may also never come back from compiling a kernel."""
+
 _PACKAGES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 
 
@@ -87,6 +90,7 @@ def save_model(
     output_names: Sequence[str] | None = None,
     golden_inputs: Any = None,
     tolerance: Any = None,
+    measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     mlflow_model: Model | None = None,
     conda_env: Any = None,
@@ -113,6 +117,7 @@ def save_model(
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
         tolerance: How far the engine may be from PyTorch.
+        measure_timeout: Seconds that measuring on the GPU may take.
         program: Whether the exported program is kept beside the engine.
         mlflow_model: The MLflow model that this flavor is added to.
         conda_env: As in every MLflow flavor; so are the rest.
@@ -150,7 +155,7 @@ def save_model(
             for entry in staged.folder.iterdir():
                 shutil.move(str(entry), folder / entry.name)
         else:
-            staged = _stage(model_or_plan, folder, program, conversion)
+            staged = _stage(model_or_plan, folder, program, measure_timeout, conversion)
         model = mlflow_model or Model()
         if signature is not None:
             model.signature = signature
@@ -191,6 +196,7 @@ def log_model(
     output_names: Sequence[str] | None = None,
     golden_inputs: Any = None,
     tolerance: Any = None,
+    measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     artifact_path: str | None = None,
     conda_env: Any = None,
@@ -232,6 +238,8 @@ def log_model(
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
         tolerance: How far the engine may be from PyTorch; default: by precision.
+        measure_timeout: Seconds that measuring a plan on the GPU may take; figures that are missing then are recorded
+            as not measured. None: any time.
         program: ``"omit"`` leaves the exported program out: half the size, but no reference backend.
         artifact_path: MLflow's deprecated word for ``name``.
         conda_env: As in every MLflow flavor; so are the rest.
@@ -278,7 +286,7 @@ def log_model(
     if name is not None and artifact_path is not None:
         raise SettingError("Both name and artifact_path were given.", "one of them", "leave out artifact_path")
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch:
-        staged = _stage(model_or_plan, Path(scratch), program, conversion)
+        staged = _stage(model_or_plan, Path(scratch), program, measure_timeout, conversion)
         model_tags = {**evidence.tags(staged.manifest), **(tags or {})}
         flavor = _Flavor()
         with undo.own_run(run_id) as run, undo.deleted_on_failure(flavor, given=model_id):
@@ -316,7 +324,9 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _stage(model_or_plan: ModelOrPlan, folder: Path, program: str, conversion: Mapping[str, Any]) -> _Staged:
+def _stage(
+    model_or_plan: ModelOrPlan, folder: Path, program: str, measure_timeout: float | None, conversion: Mapping[str, Any]
+) -> _Staged:
     """Converts, writes and measures: everything that can fail about the model itself."""
     if program not in ("include", "omit"):
         raise SettingError(f"program={program!r}", '"include" or "omit"', "choose one of the two")
@@ -329,7 +339,7 @@ def _stage(model_or_plan: ModelOrPlan, folder: Path, program: str, conversion: M
             "room for the plan and the program on this disk",
             "free space, or set TMPDIR to a folder on another disk",
         ) from error
-    manifest, measurements = evidence.measure(folder, manifest)
+    manifest, measurements = evidence.measure(folder, manifest, measure_timeout)
     return _Staged(folder, manifest, measurements)
 
 

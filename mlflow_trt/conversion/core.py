@@ -11,12 +11,13 @@ import torch
 from torch.export import ExportedProgram
 
 from .. import plan as _plan
+from .. import progress
 from ..errors import PrecisionError, SettingError
 from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
 from ..plan import Plan
 from . import arguments as _arguments
 from . import golden as _golden
-from . import gpuless, interface, progress
+from . import gpuless, interface
 from . import settings as _settings
 from .builder import BindingSpec, Built, Job
 from .precision import Prepared, prepare

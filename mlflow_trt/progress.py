@@ -1,12 +1,16 @@
-"""The build's progress on a terminal."""
+"""Progress on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Listener = Callable[[str, str, int], None]
+"""Is told ``("start", phase, steps)``, ``("step", phase, done)`` and ``("finish", phase, 0)``."""
 
 
 @contextlib.contextmanager
@@ -31,3 +35,15 @@ def shown() -> Iterator[Listener | None]:
                 bars.remove_task(tasks.pop(phase))
 
         yield listen
+
+
+def counted(listener: Listener | None, phase: str, items: Sequence[T]) -> Iterator[T]:
+    """Yields items, and tells the listener how many are done."""
+    if listener is not None:
+        listener("start", phase, len(items))
+    for done, item in enumerate(items, 1):
+        yield item
+        if listener is not None:
+            listener("step", phase, done)
+    if listener is not None:
+        listener("finish", phase, 0)
