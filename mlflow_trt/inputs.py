@@ -1,4 +1,4 @@
-"""What the caller says of an input: its dtype and, for every dimension, a size or a (min, opt, max) range, named or not."""
+"""What the caller says of an input: its dtype and, for every dimension, a size or a (min, opt, max) range."""
 
 from __future__ import annotations
 

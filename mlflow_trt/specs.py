@@ -56,7 +56,7 @@ def _unreadable(text: str, reason: str) -> SettingError:
     return SettingError(
         f"The input {text!r} can't be read: {reason}.",
         f"NAME=DTYPE[DIMENSIONS], like {_EXAMPLE!r}",
-        "quote it for the shell; write a dimension as a size, min:opt:max or name=min:opt:max, and ';' between profiles",
+        "quote it for the shell; write a dimension as a size or [name=]min:opt:max, and ';' between profiles",
     )
 
 
