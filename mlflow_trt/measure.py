@@ -150,8 +150,7 @@ def _place(case: tuple[int, str, object, object]) -> tuple[int, int, str]:
 
 def _identical_rows(engine: Engine, inputs: Mapping[str, np.ndarray], tolerance: Tolerance) -> bool | None:
     axes = _judged_axes(engine.interface)
-    axes = {name: found for name, found in axes.items() if found}
-    if not axes:
+    if not any(axes.values()):
         return None
     batches = batch_symbols(engine.interface)
     repeated = dict(inputs)
@@ -175,11 +174,11 @@ def _judged_axes(interface: Interface) -> dict[str, list[int]]:
     """Of each output the dimensions along which equal inputs must give equal rows."""
 
     def clear(symbol: Dimension, tensor: Tensor) -> bool:
-        return sum(symbol in symbols_of(size) for size in tensor.shape) <= 1 and all(
-            size == symbol or symbol not in symbols_of(size) for size in tensor.shape
-        )
+        return [size for size in tensor.shape if symbol in symbols_of(size)] in ([], [symbol])
 
-    batches = [s for s in batch_symbols(interface) if all(clear(s, tensor) for tensor in interface.inputs)]
+    batches = [
+        s for s in batch_symbols(interface) if symbols_of(s) == {s} and all(clear(s, t) for t in interface.inputs)
+    ]
     return {
         t.name: [axis for axis, size in enumerate(t.shape) if size in batches and clear(size, t)]
         for t in interface.outputs
