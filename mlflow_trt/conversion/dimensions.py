@@ -167,7 +167,7 @@ def _dim_names(program: ExportedProgram, places: Iterable[_Place]) -> dict[Any, 
         environment = getattr(placeholder_values(program)[place.input].shape[place.dim].node, "shape_env", None)
         known = getattr(environment, "source_name_to_debug_name", None) or {}
         name = known.get(f"{where.get(place.input)}.size()[{place.dim}]")
-        if place.expression.is_Symbol and is_dimension_name(name) and name not in found.values():
+        if name and place.expression.is_Symbol and is_dimension_name(name) and name not in found.values():
             found.setdefault(place.expression, name)
     return found
 

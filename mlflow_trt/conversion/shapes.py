@@ -77,10 +77,17 @@ def fixed_size(size: Any) -> int | None:
 
 def _bounds(program: ExportedProgram, size: Any) -> tuple[float, float]:
     expression = size.node.expr
-    bounds = program.range_constraints.get(expression)
+    constraints = program.range_constraints
+    bounds = constraints.get(expression)
     if bounds is None:
         return 0, math.inf
-    return tuple(int(b) if b.is_finite and b < 2**62 else math.inf for b in (bounds.lower, bounds.upper))  # type: ignore[return-value]
+    lower, upper = (int(b) if b.is_finite and b < 2**62 else math.inf for b in (bounds.lower, bounds.upper))
+    if not expression.is_Symbol:
+        # That no size is 1 is only torch.export's assumption, for those that this one follows from too.
+        ones = {s: 1 for s in expression.free_symbols if s not in constraints or constraints[s].lower <= 2}
+        least = expression.xreplace(ones)
+        lower = min(lower, int(least)) if least.is_Integer else lower
+    return lower, upper
 
 
 def guards(program: ExportedProgram) -> Sequence[str]:
