@@ -355,9 +355,16 @@ def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
 
 
 def _configuration(manifest: Manifest) -> dict[str, Any]:
-    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest."""
+    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest.
+
+    Of dynamic dimensions the signature says -1; here are their names, which tell which of them are one.
+    """
+    interface = manifest.interface
+    tensors = (*interface.inputs, *interface.outputs) if interface else ()
+    named = {t.name: list(t.shape) for t in tensors if any(isinstance(size, str) for size in t.shape)}
     return {
         "manifest": "manifest.json",
+        **({"shapes": named} if named else {}),
         "plans": [
             {
                 "path": record.file.path,

@@ -219,6 +219,33 @@ def test_a_fault_along_a_dimension_that_is_not_first_is_seen():
     assert Computed(wrong, shapes, {"y": ("batch", 3), "g": (2, "batch", 3)}).identical_rows() is False
 
 
+@pytest.mark.parametrize("length", [16, (2, 8, 16)])
+def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
+    """Nothing in its program ties the rows of the mask to those of the tokens."""
+    torch = pytest.importorskip("torch", reason="needs the conversion extra")
+    transformers = pytest.importorskip("transformers")
+    import described
+
+    from mlflow_trt import Input
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=50, max_position_embeddings=32, **sizes)).eval()
+    model.forward, whole = (
+        (lambda input_ids, attention_mask: whole(input_ids, attention_mask).last_hidden_state),
+        model.forward,
+    )
+    random = np.random.default_rng(0)
+    given = [{"input_ids": random.integers(0, 50, (3, 16)), "attention_mask": random.integers(0, 2, (3, 16))}]
+    given[0]["attention_mask"][:, 0] = 1
+    made = described.plan(model, [Input(((1, 4, 8), length), "int64")] * 2, golden_inputs=given)
+    assert {t.shape[0] for t in (*made.manifest.interface.inputs, *made.manifest.interface.outputs)} == {"batch"}
+    with runtime.load(tmp_path, plan.write([made], tmp_path, program=True), backend="reference") as found:
+        parity = measure.measure_parity(found, made.golden, TIGHT)
+    assert parity.status == "passed"
+    assert [p.identical_rows for p in parity.points] == [None, True, True, True]
+
+
 def test_golden_tensors_survive_their_files(engine, golden, tmp_path):
     """Scalars too: they must not come back as arrays of one element."""
     scalar = {"0.opt/n": np.array(3), **golden.inputs}
