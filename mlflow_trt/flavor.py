@@ -359,12 +359,15 @@ def _configuration(manifest: Manifest) -> dict[str, Any]:
 
     Of dynamic dimensions the signature says -1; here are their names, which tell which of them are one.
     """
+
+    def shapes(tensors: Sequence[Any]) -> dict[str, list[Any]]:
+        return {t.name: list(t.shape) for t in tensors}
+
     interface = manifest.interface
-    tensors = (*interface.inputs, *interface.outputs) if interface else ()
-    named = {t.name: list(t.shape) for t in tensors if any(isinstance(size, str) for size in t.shape)}
     return {
         "manifest": "manifest.json",
-        **({"shapes": named} if named else {}),
+        "inputs": shapes(interface.inputs) if interface else None,
+        "outputs": shapes(interface.outputs) if interface else None,
         "plans": [
             {
                 "path": record.file.path,

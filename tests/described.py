@@ -1,5 +1,8 @@
-"""Plans that went through every step of a conversion but the build: a real interface, real golden answers and a real
-program behind bytes that only look like an engine. Building takes seconds, and the reference backend needs no engine."""
+"""Plans that went through every step of a conversion but the build, which takes seconds.
+
+A real interface, real golden answers and a real program, behind bytes that only look like an engine: the reference
+backend needs none.
+"""
 
 from __future__ import annotations
 
