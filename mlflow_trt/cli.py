@@ -70,7 +70,8 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="SPEC",
             help="An input, as NAME=DTYPE[DIMENSIONS]: 'x=float32[1:8:32,3,224,224]'. A dimension is a size or "
-            "min:opt:max; ';' stands between optimization profiles. Repeat for several inputs.",
+            "min:opt:max, or name=min:opt:max: dimensions of one name always have the same size; ';' stands between "
+            "optimization profiles. Repeat for several inputs.",
         ),
         click.option("--precision", help="fp32, tf32, fp16 or bf16.  [default: the model's own]"),
         click.option(

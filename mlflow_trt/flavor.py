@@ -365,9 +365,19 @@ def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
 
 
 def _configuration(manifest: Manifest) -> dict[str, Any]:
-    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest."""
+    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest.
+
+    Of dynamic dimensions the signature says -1; here are their names, which tell which of them are one.
+    """
+
+    def shapes(tensors: Sequence[Any]) -> dict[str, list[Any]]:
+        return {t.name: list(t.shape) for t in tensors}
+
+    interface = manifest.interface
     return {
         "manifest": "manifest.json",
+        "inputs": shapes(interface.inputs) if interface else None,
+        "outputs": shapes(interface.outputs) if interface else None,
         "plans": [
             {
                 "path": record.file.path,

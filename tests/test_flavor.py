@@ -103,6 +103,8 @@ def test_mlmodel_describes_the_plans_and_the_tensors(classifier_folder):
             "sha256": record.file.sha256,
         }
     ]
+    assert described["flavors"]["mlflow_trt"]["inputs"] == {"x": ["batch", 4]}
+    assert described["flavors"]["mlflow_trt"]["outputs"] == {"scores": ["batch", 3], "mean": ["batch"]}
     assert described["flavors"]["python_function"]["loader_module"] == "mlflow_trt"
     signature = mlflow.models.Model.load(str(classifier_folder)).signature
     assert [(t.name, t.type, t.shape) for t in signature.inputs] == [("x", np.dtype("float32"), (-1, 4))]

@@ -16,8 +16,8 @@ from ..errors import PrecisionError, SettingError
 from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
 from ..plan import Plan
 from . import arguments as _arguments
+from . import dimensions, gpuless, interface
 from . import golden as _golden
-from . import gpuless, interface
 from . import settings as _settings
 from .builder import BindingSpec, Built, Job
 from .precision import Prepared, prepare
@@ -102,6 +102,7 @@ def convert(
     program = model if isinstance(model, ExportedProgram) else export(model, given)
     specs = flatten(program, given)
     check_shapes(program, specs)
+    symbols = dimensions.symbols(program, specs)
     refuse_mutation(program)
     outputs = computed_outputs(program, output_names)
     bindings = interface.bindings(specs, outputs)
@@ -112,7 +113,8 @@ def convert(
             _logger.warning(
                 "The input %s is float64; TensorRT has none, so the engine takes and computes float32.", name
             )
-    golden = _golden.compute(program, specs, outputs, golden_inputs)
+    shapes = {name: symbols.shape(values[name]) for name in specs}
+    golden = _golden.compute(program, specs, outputs, golden_inputs, shapes=shapes)
 
     prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
     if capabilities is not None:
@@ -129,7 +131,7 @@ def convert(
     built = _build(prepared, job, timeout)
     if precision is not None:
         _check_precision(precision, built, prepared, chosen)
-    described = interface.describe(program, specs, outputs, bindings, built.network.outputs)
+    described = interface.describe(program, specs, outputs, bindings, built.network.outputs, symbols)
     host = _host()
     record = _record(built, job, capabilities or ((host.capability,) if host.capability else None))
     record = record.model_copy(

@@ -14,8 +14,10 @@ from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
+from ..manifest import Dimension
 from ..plan import GoldenTensors
 from .arguments import Spec
+from .dimensions import refuse_unequal
 from .program import module_of, placeholder_values
 from .structure import Output, user_inputs
 from .values import synthesize
@@ -34,6 +36,8 @@ def compute(
     outputs: Sequence[Output],
     given: Sequence[Any] | None,
     limit: int = LIMIT,
+    *,
+    shapes: Mapping[str, Sequence[Dimension]] | None = None,
 ) -> GoldenTensors:
     """Runs the program in PyTorch at min, opt and max of every profile, and at the caller's own inputs.
 
@@ -43,12 +47,15 @@ def compute(
         outputs: Those that the engine computes.
         given: The caller's golden inputs; their values also fill the profile points.
         limit: Bytes in all; the smallest points are kept.
+        shapes: The inputs' symbolic shapes: dimensions of one symbol must have one size in the caller's inputs too.
 
     Raises:
         SettingError: Golden inputs don't fit the model.
         ConversionError: PyTorch itself fails at a point that the engine is to accept.
     """
     own = [_by_name(program, specs, value, i) for i, value in enumerate(given or ())]
+    for i, values in enumerate(own):
+        refuse_unequal(shapes or {}, {name: value.shape for name, value in values.items()}, f"golden_inputs[{i}]")
     points = [*_profile_points(specs, own[0] if own else {}), *_user_points(specs, own)]
     points = _within(points, limit)
     module = module_of(program)
