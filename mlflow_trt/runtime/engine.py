@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import DeviceError, InputError, ManifestError, PlanError, SettingError
 from ..manifest import Host, Interface, PlanRecord, Profile
-from ..plan import HEADER_BYTES, check_length, read_header, verify
+from ..plan import check_header, verify
 from . import cuda, exchange, kernels
 from .bound import Core, Key, Slot
 from .compiled import compiling, kernels_of, network_of
@@ -318,15 +318,7 @@ def check_plan(folder: Path, record: PlanRecord) -> Path:
         ManifestError: It is of another runtime or release than its record says.
     """
     path = verify(folder, record.file)
-    with path.open("rb") as file:
-        header = read_header(file.read(HEADER_BYTES))
-    check_length(header, path.stat().st_size)
-    if (header.runtime, header.release) != (record.runtime, record.release):
-        raise ManifestError(
-            f"{record.file.path} is a plan of {header.runtime} {header.release}.",
-            f"{record.runtime} {record.release}, as the manifest says",
-            "plan and manifest do not belong together: log the model again",
-        )
+    check_header(path, record)
     return path
 
 
