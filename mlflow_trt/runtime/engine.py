@@ -18,6 +18,7 @@ from ..manifest import Host, Interface, PlanRecord, Profile
 from ..plan import check_header, verify
 from . import cuda, exchange, kernels
 from .bound import Core, Key, Slot
+from .compatibility import runtime_for
 from .compiled import compiling, kernels_of, network_of
 from .contexts import OutOfMemory, Pool
 from .gpu_call import GpuCall
@@ -79,7 +80,7 @@ class TensorRTEngine:
         saved = kernels.path_for(record.file.sha256, record.release, self.host)
         previous = cuda.enter(device)
         try:
-            loaded = _deserialize(path, record)
+            loaded = _deserialize(path, record, runtime_for(record, self.host))
             self.interface, self.profiles = _interface(loaded, record, interface)
             self._binder = Binder(self.interface, self.profiles)
             core = Core(loaded, self.interface, cuda_graphs)
@@ -366,11 +367,11 @@ def _check_settings(max_contexts: int, memory_limit: int | None) -> None:
         )
 
 
-def _deserialize(path: Path, record: PlanRecord) -> Deserialized:
+def _deserialize(path: Path, record: PlanRecord, runtime: str | None) -> Deserialized:
     # Mapped, not read: the pages are the file's own, which the system may drop, so that what TensorRT itself takes is
     # all that the process holds of the plan.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-        loaded = Deserialized(record.runtime, record.release, plan)
+        loaded = Deserialized(runtime or record.runtime, record.release, plan)
     here = ".".join(str(loaded.trt.__version__).split(".")[:4])
     if here != record.release and not record.version_compatible:
         raise PlanError(
