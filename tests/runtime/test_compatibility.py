@@ -255,11 +255,8 @@ def test_what_is_accepted_has_a_gpu_and_the_runtime(plan, here):
         assert here.capability
         loads = runtime_for(plan, here)
         assert loads in here.runtimes
-        assert loads == plan.runtime or (loads, plan.runtime, plan.version_compatible) == (
-            "tensorrt_lean",
-            "tensorrt",
-            True,
-        )
+        assert loads == plan.runtime or (loads == "tensorrt_lean" and plan.version_compatible)
+        assert (loads == "tensorrt_rtx") == (plan.runtime == "tensorrt_rtx")
         if plan.runtime == "tensorrt_rtx":
             assert here.runtimes["tensorrt_rtx"] == plan.release
             assert here.os != "darwin"

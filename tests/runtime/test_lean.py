@@ -1,4 +1,4 @@
-"""Full TensorRT's interface against NVIDIA's real lean runtime of it, and that runtime in our hands. No engine runs here.
+"""Full TensorRT's interface against NVIDIA's real lean runtime of it, and how that is used. No engine runs here.
 
 The builder of full TensorRT can't be had from PyPI, so there is no plan to load; what is tested is every name and call
 that the runtime uses, how the module is found and chosen, and that nothing reaches it where it would crash.
