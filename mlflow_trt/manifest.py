@@ -124,7 +124,7 @@ class Host(_Record):
     machine: str | None = None
     """``"x86_64"``, ``"aarch64"``."""
     runtimes: dict[str, str] = Field(default_factory=dict)
-    """Installed TensorRT runtimes: name → exact release, ``{"tensorrt_rtx": "1.6.1.120"}``."""
+    """Installed TensorRT runtimes (``tensorrt_rtx``, ``tensorrt``, ``tensorrt_lean``): name → exact release."""
     torch: str | None = None
     torch_tensorrt: str | None = None
 

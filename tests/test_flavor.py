@@ -358,7 +358,7 @@ def test_a_saved_folder_is_logged_again_as_it_is(classifier_folder):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"PK\x03\x04" + bytes(100), "begins with"), (b"vtrt", "ends after 4 bytes")],
+    [(b"", "is an empty file"), (b"PK\x03\x04" + bytes(100), "is a zip archive"), (b"vtrt", "ends after 4 bytes")],
 )
 def test_what_is_no_engine_is_refused(tmp_path, content, message):
     (tmp_path / "model.engine").write_bytes(content)

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
-from ..errors import PlanError
+from ..errors import ManifestError, PlanError
 from ..manifest import Host, OutputParity, PlanRecord, Tolerance
 from ..manifest import Parity as Figures
 from ..parity import NOT_FINITE, default_tolerance
-from ..plan import check_length, folder_name, read_header
+from ..plan import check_header, folder_name
 from ..runtime import compatibility, host
 from . import contract, fleet
 from .accuracy import Accuracy
@@ -94,19 +94,11 @@ class Integrity:
 
 
 def _header_problem(folder: Path, record: PlanRecord) -> str | None:
-    path = folder / record.file.path
     try:
-        with path.open("rb") as file:
-            header = read_header(file.read(64))
-        check_length(header, path.stat().st_size)
-    except PlanError as error:
+        check_header(folder / record.file.path, record)
+    except (PlanError, ManifestError) as error:
         return error.message
-    if (header.runtime, header.release) == (record.runtime, record.release):
-        return None
-    return (
-        f"{record.file.path} is of {header.runtime} {header.release}, and the manifest says "
-        f"{record.runtime} {record.release}."
-    )
+    return None
 
 
 def _tag_problem(candidate: Subject) -> list[str]:

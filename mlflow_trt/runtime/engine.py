@@ -16,9 +16,10 @@ import numpy as np
 from ..errors import DeviceError, InputError, ManifestError, PlanError, SettingError
 from ..manifest import Host, Interface, PlanRecord, Profile
 from ..parity import default_tolerance
-from ..plan import HEADER_BYTES, check_length, read_header, verify
+from ..plan import check_header, verify
 from . import cuda, exchange, kernels
 from .bound import Core, Key, Slot
+from .compatibility import runtime_for
 from .compiled import compiling, kernels_of, network_of
 from .contexts import OutOfMemory, Pool
 from .gpu_call import GpuCall
@@ -80,7 +81,7 @@ class TensorRTEngine:
         saved = kernels.path_for(record.file.sha256, record.release, self.host)
         previous = cuda.enter(device)
         try:
-            loaded = _deserialize(path, record)
+            loaded = _deserialize(path, record, runtime_for(record, self.host))
             self.interface, self.profiles = _interface(loaded, record, interface)
             self._binder = Binder(self.interface, self.profiles)
             core = Core(loaded, self.interface, cuda_graphs)
@@ -305,15 +306,7 @@ def check_plan(folder: Path, record: PlanRecord) -> Path:
         ManifestError: It is of another runtime or release than its record says.
     """
     path = verify(folder, record.file)
-    with path.open("rb") as file:
-        header = read_header(file.read(HEADER_BYTES))
-    check_length(header, path.stat().st_size)
-    if (header.runtime, header.release) != (record.runtime, record.release):
-        raise ManifestError(
-            f"{record.file.path} is a plan of {header.runtime} {header.release}.",
-            f"{record.runtime} {record.release}, as the manifest says",
-            "plan and manifest do not belong together: log the model again",
-        )
+    check_header(path, record)
     return path
 
 
@@ -361,11 +354,11 @@ def _check_settings(max_contexts: int, memory_limit: int | None) -> None:
         )
 
 
-def _deserialize(path: Path, record: PlanRecord) -> Deserialized:
+def _deserialize(path: Path, record: PlanRecord, runtime: str | None) -> Deserialized:
     # Mapped, not read: the pages are the file's own, which the system may drop, so that what TensorRT itself takes is
     # all that the process holds of the plan.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-        loaded = Deserialized(record.runtime, record.release, plan)
+        loaded = Deserialized(runtime or record.runtime, record.release, plan)
     here = ".".join(str(loaded.trt.__version__).split(".")[:4])
     if here != record.release and not record.version_compatible:
         raise PlanError(

@@ -444,6 +444,7 @@ class Trt:
     TensorIOMode = enum("INPUT", "OUTPUT")
     TensorLocation = enum("HOST", "DEVICE")
     TensorFormat = enum("LINEAR")
+    EngineInspector = object
     ExecutionContextAllocationStrategy = enum("USER_MANAGED")
     CudaGraphStrategy = enum("WHOLE_GRAPH_CAPTURE", "DISABLED")
     DynamicShapesKernelSpecializationStrategy = enum("EAGER", "NONE")
