@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from . import degenerate
 from . import manifest as _manifest
 from . import parity as _parity
 from . import plan as _plan
@@ -87,6 +88,8 @@ def _measure_plan(folder: Path, manifest: Manifest, here: Host) -> tuple[PlanRec
         curve = measuring.latency_by_batch(engine)
         layers = engine.layers()
         cache = engine.runtime_cache()
+    if parity.status == "failed" and golden is not None:
+        refuse_failed(parity, record, explanations(folder, manifest, golden))
     refuse_failed(parity, record)
     update: dict[str, Any] = {"parity": parity, "latency": latency}
     if cache:
@@ -95,15 +98,45 @@ def _measure_plan(folder: Path, manifest: Manifest, here: Host) -> tuple[PlanRec
     return record.model_copy(update=update), Measurements(curve, layers)
 
 
-def refuse_failed(parity: Parity, record: PlanRecord) -> None:
-    """Raises a ParityError with the whole table if a plan failed its parity check."""
+def refuse_failed(parity: Parity, record: PlanRecord, reasons: Sequence[str] = ()) -> None:
+    """Raises a ParityError with the whole table if a plan failed its parity check.
+
+    Args:
+        parity: The verdict.
+        record: The plan's.
+        reasons: What explains it; these come first.
+    """
     if parity.status == "failed":
         raise ParityError(
-            f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):\n{_parity.text(parity)}",
+            "\n".join(
+                [
+                    *reasons,
+                    f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):",
+                    _parity.text(parity),
+                ]
+            ),
             "every output within the tolerance at every profile point",
-            "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
+            (f"{degenerate.REMEDY}; " if any(reason.startswith("PyTorch's own") for reason in reasons) else "")
+            + "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
             "if this is good enough for the model's task",
         )
+
+
+def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) -> list[str]:
+    """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
+    precision = manifest.plans[0].precision.requested
+    found = degenerate.reasons(golden, precision)
+    if precision == "fp16" and manifest.program is not None and manifest.interface is not None:
+        try:
+            import torch
+
+            from .conversion import ranges
+
+            program = torch.export.load(_plan.verify(folder, manifest.program.file))
+            found += ranges.explain(program, manifest.interface, golden)
+        except Exception as error:  # an explanation, which must not take the place of what it explains
+            _logger.debug("Where the network leaves float16 could not be told: %s", error)
+    return found
 
 
 def params(manifest: Manifest) -> dict[str, Any]:
