@@ -126,8 +126,8 @@ def refuse_random(module: str, point: Point, what: str) -> None:
     raise ConversionError(
         f"The {module} answers the same inputs differently from call to call ({shapes_text(point)}: {what}).",
         "a model whose answers depend on its inputs alone",
-        "take random operations out of forward (torch.rand, dropout with training=True) or pass the random numbers as an "
-        "input",
+        "take random operations out of forward (torch.rand, dropout with training=True), or pass the random numbers "
+        "as an input",
     )
 
 
