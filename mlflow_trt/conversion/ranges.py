@@ -113,7 +113,7 @@ class _Watch(Interpreter):
     """Looks at every value on its way."""
 
     def __init__(self, module: torch.nn.Module, half: frozenset[str] | None) -> None:
-        super().__init__(module)  # type: ignore[arg-type]
+        super().__init__(module)
         self.half = half
         self.masks: set[Node] = set()
         self.overflow: Excess | None = None

@@ -62,8 +62,8 @@ def roles(program: ExportedProgram, specs: Mapping[str, Spec]) -> dict[str, Role
     rows = _rows(program)
     found: dict[str, Role] = {}
     for name, spec in specs.items():
-        dtype = spec.dtype or getattr(values[name], "dtype", torch.float32)
-        if dtype.is_floating_point or dtype.is_complex or spec.domain is not None or not spec.rank:
+        dtype = spec.dtype or values[name].dtype
+        if not _plain(spec, dtype):
             continue
         if "mask" in name and "masked" not in name:
             found[name] = Role("padding" if "pad" in name else "mask")
@@ -73,11 +73,15 @@ def roles(program: ExportedProgram, specs: Mapping[str, Spec]) -> dict[str, Role
             found[name] = Role("indices", rows[name])
     shapes = [specs[name].ranges for name, role in found.items() if role.kind == "indices"]
     for name, spec in specs.items():
-        dtype = spec.dtype or getattr(values[name], "dtype", torch.float32)
-        plain = not dtype.is_floating_point and not dtype.is_complex and spec.domain is None
+        plain = _plain(spec, spec.dtype or values[name].dtype)
         if name not in found and plain and spec.rank == 2 and spec.ranges in shapes:
             found[name] = Role("mask")
     return found
+
+
+def _plain(spec: Spec, dtype: torch.dtype) -> bool:
+    """Whether values are integers or booleans whose range nobody gave."""
+    return not dtype.is_floating_point and not dtype.is_complex and spec.domain is None and spec.rank > 0
 
 
 def _rows(program: ExportedProgram) -> dict[str, int]:
@@ -105,9 +109,9 @@ def _reads(node: Node) -> Iterator[tuple[Node, int]]:
         for dim, of in enumerate(_argument(node, 1, ())):
             if isinstance(of, Node) and getattr(of.meta.get("val"), "dtype", torch.bool) != torch.bool:
                 yield of, _size(_argument(node, 0), dim)
-    elif name == "one_hot" and isinstance(_argument(node, 0), Node):
+    elif name == "one_hot" and isinstance(of := _argument(node, 0), Node):
         classes = _argument(node, 1, -1)
-        yield _argument(node, 0), classes if isinstance(classes, int) and classes > 0 else _UNKNOWN_ROWS
+        yield of, classes if isinstance(classes, int) and classes > 0 else _UNKNOWN_ROWS
 
 
 def _argument(node: Node, place: int, default: Any = None) -> Any:
@@ -137,9 +141,9 @@ def _inputs(node: Node, offset: int, seen: set[tuple[Node, int]]) -> Iterator[tu
         return
     name = operator_name(node)
     if name in ("add", "sub") and len(node.args) == 2 and isinstance(node.args[0], Node):
-        first, second = node.args
+        second = node.args[1]
         if isinstance(second, int):
-            yield from _inputs(first, offset + (second if name == "add" else -second), seen)
+            yield from _inputs(node.args[0], offset + (second if name == "add" else -second), seen)
     elif name in _HANDED_ON:
         for operand in node.all_input_nodes:
             yield from _inputs(operand, offset, seen)

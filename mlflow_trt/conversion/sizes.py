@@ -110,10 +110,10 @@ class _Grid:
 
     def _bound(self, expression: Any, low: int, opt: int, high: int) -> None:
         """Narrows the bounds of a symbol by a dimension of the form ``a·symbol + b``."""
-        symbols = getattr(expression, "free_symbols", ())
+        symbols: list[Any] = list(getattr(expression, "free_symbols", ()))
         if len(symbols) != 1:
             return
-        (symbol,) = symbols
+        symbol = symbols[0]
         at_zero, at_one = (int(expression.subs(symbol, n)) for n in (0, 1))
         slope = at_one - at_zero
         if slope < 1 or int(expression.subs(symbol, 2)) != at_one + slope:
