@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import _measuring, child, progress
+from . import _measuring, child, degenerate, progress
 from . import manifest as _manifest
 from . import parity as _parity
 from . import plan as _plan
@@ -114,8 +114,9 @@ def _measure_plan(
             ) from None
     update: dict[str, Any] = {}
     if "parity" in said:
-        update["parity"] = Parity.model_validate(said["parity"])
-        refuse_failed(update["parity"], record)
+        update["parity"] = parity = Parity.model_validate(said["parity"])
+        if parity.status == "failed":
+            refuse_failed(parity, record, _explained(folder, record))
     if "latency" in said:
         update["latency"] = Latency.model_validate(said["latency"])
     if "runtime_cache" in said:
@@ -126,15 +127,50 @@ def _measure_plan(
     return record, Measurements(said.get("latency_by_batch", ()), said.get("layers", ()), seconds)
 
 
-def refuse_failed(parity: Parity, record: PlanRecord) -> None:
-    """Raises a ParityError with the whole table if a plan failed its parity check."""
+def refuse_failed(parity: Parity, record: PlanRecord, reasons: Sequence[str] = ()) -> None:
+    """Raises a ParityError with the whole table if a plan failed its parity check.
+
+    Args:
+        parity: The verdict.
+        record: The plan's.
+        reasons: What explains it; these come first.
+    """
     if parity.status == "failed":
         raise ParityError(
-            f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):\n{_parity.text(parity)}",
+            "\n".join(
+                [
+                    *reasons,
+                    f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):",
+                    _parity.text(parity),
+                ]
+            ),
             "every output within the tolerance at every profile point",
-            "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
+            (f"{degenerate.REMEDY}; " if any(reason.startswith("PyTorch's own") for reason in reasons) else "")
+            + "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
             "if this is good enough for the model's task",
         )
+
+
+def _explained(folder: Path, record: PlanRecord) -> list[str]:
+    manifest = _manifest.read(folder).model_copy(update={"plans": (record,)})
+    return explanations(folder, manifest, _plan.read_golden(folder, manifest.golden)) if manifest.golden else []
+
+
+def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) -> list[str]:
+    """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
+    precision = manifest.plans[0].precision.requested
+    found = degenerate.reasons(golden, precision)
+    if precision == "fp16" and manifest.program is not None and manifest.interface is not None:
+        try:
+            import torch
+
+            from .conversion import ranges
+
+            program = torch.export.load(_plan.verify(folder, manifest.program.file))
+            found += ranges.explain(program, manifest.interface, golden)
+        except Exception as error:  # an explanation, which must not take the place of what it explains
+            _logger.debug("Where the network leaves float16 could not be told: %s", error)
+    return found
 
 
 def params(manifest: Manifest) -> dict[str, Any]:

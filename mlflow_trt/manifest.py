@@ -176,7 +176,7 @@ class ParityPoint(_Record):
 
     profile: int
     point: str
-    """``"min"``, ``"opt"``, ``"max"``, or ``"user0"``, … for inputs that the user gave."""
+    """``"min"``, ``"opt"``, ``"max"``, ``"between"``, or ``"user0"``, … for inputs that the user gave."""
     outputs: tuple[OutputParity, ...]
     identical_rows: bool | None = None
     """Whether identical rows of one batch gave identical results; None: there is no batch dimension to try it on."""

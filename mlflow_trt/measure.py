@@ -159,7 +159,7 @@ def made_up(interface: Interface, shapes: Shapes) -> dict[str, np.ndarray]:
 
 def _place(case: tuple[int, str, object, object]) -> tuple[int, int, str]:
     """Orders points as people read them; a file holds them by the alphabet."""
-    return case[0], {"min": 0, "opt": 1, "max": 2}.get(case[1], 3), case[1]
+    return case[0], {"min": 0, "between": 1, "opt": 2, "max": 3}.get(case[1], 4), case[1]
 
 
 def _identical_rows(engine: Engine, inputs: Mapping[str, np.ndarray], tolerance: Tolerance) -> bool | None:

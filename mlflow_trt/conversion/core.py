@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from .. import degenerate, progress
 from .. import plan as _plan
-from .. import progress
 from ..errors import PrecisionError, SettingError
 from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
 from ..plan import Plan
 from . import arguments as _arguments
-from . import dimensions, gpuless, interface
+from . import dimensions, gpuless, interface, ranges
 from . import golden as _golden
 from . import settings as _settings
 from .builder import BindingSpec, Built, Job
@@ -99,9 +99,10 @@ def convert(
     limits = _tolerance(tolerance, precision)
 
     given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)
+    module = None if isinstance(model, ExportedProgram) else model
     program = model if isinstance(model, ExportedProgram) else export(model, given)
     specs = flatten(program, given)
-    check_shapes(program, specs)
+    check_shapes(program, specs, guards=module is None)
     symbols = dimensions.symbols(program, specs)
     refuse_mutation(program)
     outputs = computed_outputs(program, output_names)
@@ -114,9 +115,10 @@ def convert(
                 "The input %s is float64; TensorRT has none, so the engine takes and computes float32.", name
             )
     shapes = {name: symbols.shape(values[name]) for name in specs}
-    golden = _golden.compute(program, specs, outputs, golden_inputs, shapes=shapes)
+    golden = _golden.compute(program, specs, outputs, golden_inputs, shapes=shapes, module=module)
 
     prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
+    _warn(program, prepared, golden, precision)
     if capabilities is not None:
         capabilities = gpuless.fitting(capabilities, prepared.dtypes(), named=compute_capabilities is not None)
     job = Job(
@@ -145,6 +147,15 @@ def convert(
         }
     )
     return Plan(built.serialized, Manifest(interface=described, plans=(record,)), golden, program)
+
+
+def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTensors, precision: str | None) -> None:
+    """Says what will make a comparison with the engine fail or mean little; a GPU's check then tells."""
+    for reason in degenerate.reasons(golden, precision):
+        _logger.warning("%s An engine can hardly be judged by it: %s.", reason, degenerate.REMEDY)
+    if precision == "fp16":
+        for sentence in ranges.sentences(program, ranges.half_nodes(prepared.program), golden):
+            _logger.warning("%s", sentence)
 
 
 def _build(prepared: Prepared, job: Job, timeout: float | None) -> Built:

@@ -60,7 +60,7 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
         example, (arguments.args, arguments.kwargs), is_leaf=lambda leaf: isinstance(leaf, Spec)
     )
     dynamic = dims.dynamic_shapes(module, args, kwargs) if len(dims) else None  # type: ignore[no-untyped-call]
-    with _evaluation(module), _quantizers_exportable(), torch.no_grad():
+    with evaluation(module), _quantizers_exportable(), torch.no_grad():
         try:
             return torch.export.export(
                 module,
@@ -186,7 +186,8 @@ def _writes(program: ExportedProgram) -> bool:
 
 
 @contextlib.contextmanager
-def _evaluation(module: torch.nn.Module) -> Iterator[None]:
+def evaluation(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: dropout off, batch norm frozen."""
     training = [m for m in module.modules() if m.training]
     try:
         # Not module.eval(): a caller's override of train() may do more than set the flag.

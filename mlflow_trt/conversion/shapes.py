@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +17,14 @@ from .program import placeholder_values
 from .structure import user_inputs
 
 
-def check_shapes(program: ExportedProgram, specs: Mapping[str, Spec]) -> None:
+def check_shapes(program: ExportedProgram, specs: Mapping[str, Spec], *, guards: bool = True) -> None:
     """Compares the dimensions that the caller wants dynamic with those that the export kept so.
+
+    Args:
+        program: The exported program.
+        specs: Its inputs.
+        guards: Whether the export's guards must hold at min, opt and max. Many of them only say which way the export
+            took, and both ways come to the same; where there is the module itself to ask, its answers decide.
 
     Raises:
         ConversionError: The export fixed a dimension that is to be dynamic, left one open that is to be static, or
@@ -54,6 +62,8 @@ def check_shapes(program: ExportedProgram, specs: Mapping[str, Spec]) -> None:
                     "a range within the program's",
                     "narrow the Input's range, or change the model",
                 )
+    if not guards:
+        return
     for profile in range(max((len(s.ranges) for s in specs.values()), default=1)):
         for point in ("min", "opt", "max"):
             sizes = {name: getattr(spec.range(profile), point) for name, spec in specs.items()}
@@ -125,8 +135,12 @@ def sources(program: ExportedProgram) -> dict[str, str]:
         elif isinstance(tree, int):
             found[expected[tree].name] = source
 
+    text = "\n".join(guards(program))
     for i, arg in enumerate(args):
-        walk(arg, f"L['{names[i]}']" if i < len(names) else f"L['args'][{i - len(names)}]")
+        name = names[i] if i < len(names) else f"args_{i - len(names)}"
+        # What *args takes is called args_0 in the signature, and L['args'][0] in the guards.
+        variadic = re.sub(r"^(.*)_(\d+)$", r"L['\1'][\2]", name)
+        walk(arg, variadic if variadic != name and f"{variadic}." in text else f"L['{name}']")
     for key, value in kwargs.items():
         walk(value, f"L['{key}']")
     return found
@@ -140,39 +154,45 @@ def _is_strict(program: ExportedProgram) -> bool:
     return any("L['flat_args']" in text for text in spelled)
 
 
+@dataclass(frozen=True)
 class _Sized:
     """Stands for an input in a guard's expression."""
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
+    shape: Sequence[int]
 
-    def size(self) -> tuple[int, ...]:
-        return self.shape
+
+def requirements(program: ExportedProgram) -> dict[str, str]:
+    """The export's guards on sizes, as they are kept in the program, each in terms of the inputs' names."""
+    spelled = sorted(sources(program).items(), key=lambda item: -len(item[1]))
+    found: dict[str, str] = {}
+    for guard in guards(program):
+        text = guard
+        for name, source in spelled:
+            text = text.replace(f"{source}.size()", f"{name}.shape")
+        found[guard] = text
+    return found
 
 
 def _broken_guard(program: ExportedProgram, sizes: Mapping[str, Sequence[int]]) -> str | None:
     """The first of the export's guards that these sizes break, in terms of the inputs' names."""
-    spelled = sources(program)
-    for guard in guards(program):
-        text = guard
-        for name, source in sorted(spelled.items(), key=lambda item: -len(item[1])):
-            text = text.replace(f"{source}.size()", f"{name}.size()")
-        if _holds(text, sizes):
+    for text in requirements(program).values():
+        if holds(text, sizes):
             continue
         # A dynamic dimension is traced as if it were never 1. A guard that only 1 breaks is that assumption, which
         # PyTorch and TensorRT both do without.
-        if _holds(text, {name: [max(2, n) for n in shape] for name, shape in sizes.items()}) and any(
+        if holds(text, {name: [max(2, n) for n in shape] for name, shape in sizes.items()}) and any(
             1 in shape for shape in sizes.values()
         ):
             continue
-        return text.replace(".size()", ".shape")
+        return text
     return None
 
 
-def _holds(guard: str, sizes: Mapping[str, Sequence[int]]) -> bool:
+def holds(requirement: str, sizes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether one of :func:`requirements` holds for these shapes; one that is on something else does."""
     try:
         names: dict[str, Any] = {name: _Sized(shape) for name, shape in sizes.items()}
         # The expression was printed by torch.export from integers; nothing of the caller's is in it.
-        return bool(eval(guard, {"__builtins__": {}, "math": math, "max": max, "min": min, "abs": abs}, names))
+        return bool(eval(requirement, {"__builtins__": {}, "math": math, "max": max, "min": min, "abs": abs}, names))
     except Exception:  # a guard on something else than these sizes
         return True

@@ -19,7 +19,7 @@ RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What ``tensorrt_rtx.ComputeCapability`` names (releases 1.4 to 1.7), and so what a plan can be built for by name."""
 
 _STRICT = (1, 7)
-"""TensorRT-RTX from here on refuses a GPU that it does not list: 1.7.1.116 says so of an H200; 1.4 and 1.6 run there."""
+"""TensorRT-RTX from here on refuses a GPU that it does not list: 1.7.1.116 an H200, where 1.4 and 1.6 run."""
 
 
 _LOADED_BY = {"tensorrt_rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
