@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
@@ -340,7 +340,8 @@ def _stage(
             "free space, or set TMPDIR to a folder on another disk",
         ) from error
     manifest, measurements = evidence.measure(folder, manifest, measure_timeout)
-    return _Staged(folder, manifest, measurements)
+    seconds = {**plans[0].seconds, **measurements.seconds}
+    return _Staged(folder, manifest, replace(measurements, seconds=seconds))
 
 
 def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -191,6 +191,8 @@ class Plan:
     """The exported program that the engine was built from, or the file that holds it."""
     runtime_cache: bytes | None = None
     """TensorRT-RTX: kernels compiled for one GPU."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """How long each step of its conversion took."""
 
     @property
     def record(self) -> PlanRecord:

@@ -1,16 +1,35 @@
-"""Progress on a terminal."""
+"""How far a long job is: on a terminal, in the log, and as seconds for each step."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+
+_logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Listener = Callable[[str, str, int], None]
 """Is told ``("start", phase, steps)``, ``("step", phase, done)`` and ``("finish", phase, 0)``."""
+
+
+class Steps:
+    """How long each step of a longer job took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Times the step of this name."""
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begin, 3)
+        _logger.info("%s took %.1f s", name, self.seconds[name])
 
 
 @contextlib.contextmanager

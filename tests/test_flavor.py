@@ -71,6 +71,8 @@ def test_a_module_becomes_a_registered_version_that_predicts():
     assert model.tags["mlflow_trt.digest"] == manifest.plans[0].file.sha256
     assert model.params["epochs"] == "3"
     assert model.params["trt.precision"] == "fp16"
+    figures = {metric.key: metric.value for metric in model.metrics}
+    assert all(figures[f"trt.seconds.{step}"] > 0 for step in ("export", "golden", "build"))
     version = mlflow.MlflowClient().get_model_version("classifier", "1")
     assert version.tags["mlflow_trt.digest"] == manifest.plans[0].file.sha256
 

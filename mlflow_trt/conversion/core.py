@@ -100,7 +100,9 @@ def convert(
 
     given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)
     module = None if isinstance(model, ExportedProgram) else model
-    program = model if isinstance(model, ExportedProgram) else export(model, given)
+    steps = progress.Steps()
+    with steps.timed("export"):
+        program = model if isinstance(model, ExportedProgram) else export(model, given)
     specs = flatten(program, given)
     check_shapes(program, specs, guards=module is None)
     symbols = dimensions.symbols(program, specs)
@@ -115,7 +117,8 @@ def convert(
                 "The input %s is float64; TensorRT has none, so the engine takes and computes float32.", name
             )
     shapes = {name: symbols.shape(values[name]) for name in specs}
-    golden = _golden.compute(program, specs, outputs, golden_inputs, shapes=shapes, module=module)
+    with steps.timed("golden"):
+        golden = _golden.compute(program, specs, outputs, golden_inputs, shapes=shapes, module=module)
 
     prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
     _warn(program, prepared, golden, precision)
@@ -130,7 +133,8 @@ def convert(
         chosen,
         capabilities,
     )
-    built = _build(prepared, job, timeout)
+    with steps.timed("build"):
+        built = _build(prepared, job, timeout)
     if precision is not None:
         _check_precision(precision, built, prepared, chosen)
     described = interface.describe(program, specs, outputs, bindings, built.network.outputs, symbols)
@@ -146,7 +150,8 @@ def convert(
             ),
         }
     )
-    return Plan(built.serialized, Manifest(interface=described, plans=(record,)), golden, program)
+    manifest = Manifest(interface=described, plans=(record,))
+    return Plan(built.serialized, manifest, golden, program, seconds=steps.seconds)
 
 
 def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTensors, precision: str | None) -> None:
