@@ -126,13 +126,14 @@ def test_check_of_a_machine_with_the_lean_runtime(tmp_path):
         "edge: tensorrt_lean==11.4,sm_89\nold: {capability: '8.9', runtimes: {tensorrt_lean: 10.14.1.48}}\n"
     )
 
-    result = run("check", tmp_path, "--host", "tensorrt_lean==11.4,sm_89")
-    fleet = run("check", tmp_path, "--fleet", tmp_path / "fleet.yaml", "--json")
+    result = run("check", str(tmp_path), "--host", "tensorrt_lean==11.4,sm_89")
+    fleet = run("check", str(tmp_path), "--fleet", str(tmp_path / "fleet.yaml"), "--json")
 
     assert result.exit_code == 0, result.output
-    assert f"loads          {name}" in result.stdout
+    assert f"  loads  {name}" in result.stdout
     assert "tensorrt_lean 11.4" in result.stdout
-    assert [h["accepted"] for h in json.loads(fleet.stdout)["hosts"]] == [name, None]
+    hosts = json.loads(fleet.stdout)["hosts"]
+    assert {where: h["accepted"] for where, h in hosts.items()} == {"edge": name, "old": None}
     assert fleet.exit_code == 1
 
 
