@@ -22,6 +22,7 @@ from .errors import SettingError, StoreError
 from .loading import MODEL_CONFIG
 from .manifest import Interface, Manifest
 from .plan import Plan
+from .runtime.compatibility import requirement
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,6 @@ FLAVOR_NAME = "mlflow_trt"
 ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", Plan, Sequence[Plan], bytes, str, Path]
 
 _logger = logging.getLogger(__name__)
-
-_PACKAGES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,8 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
     """
     releases: dict[str, str] = {}
     for record in manifest.plans if manifest else ():
-        releases.setdefault(record.runtime, record.release)
-    runtimes = [f"{_PACKAGES[runtime]}=={release}" for runtime, release in releases.items()]
-    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *runtimes]
+        releases.setdefault(record.runtime, requirement(record))
+    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *releases.values()]
 
 
 def signature(interface: Interface) -> ModelSignature:

@@ -6,8 +6,10 @@ passed over for a good reason is not an error. Only when none is left does :func
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Union
 
 from ..errors import CompatibilityError
@@ -15,7 +17,9 @@ from ..manifest import Host, Manifest, PlanRecord
 from ..plan import folder_name
 
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""What ``tensorrt_rtx.ComputeCapability`` names (releases 1.4 to 1.6), and so what a plan can be built for by name."""
+"""What ``tensorrt_rtx.ComputeCapability`` names (releases 1.4 to 1.7), and so what a plan can be built for by name."""
+
+_INSTALL = "pip install "
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,13 @@ def check_all(manifest: Manifest, host: Host) -> Report:
     return Report(host, tuple((record, check(record, host)) for record in manifest.plans))
 
 
-def choose(manifest: Manifest, host: Host) -> PlanRecord:
+def choose(manifest: Manifest, host: Host, uri: str | Path | None = None) -> PlanRecord:
     """Returns the first plan that loads on this host.
+
+    Args:
+        manifest: The model's manifest.
+        host: The machine.
+        uri: Where the model lies, if that is known: what is to be installed is then told as a command.
 
     Raises:
         CompatibilityError: None does; the message holds every plan with its reasons.
@@ -156,6 +165,10 @@ def choose(manifest: Manifest, host: Host) -> PlanRecord:
     if report.accepted is not None:
         return report.accepted
     remedies = list(dict.fromkeys(r.remedy for _, verdict in report.passed_over() for r in verdict.reasons))
+    wanted = with_its_release(manifest, host)
+    if uri is not None and wanted is not None and host.runtimes.get(wanted.runtime) != wanted.release:
+        # The trace names each plan's release; of these, the command takes the one that helps here.
+        remedies = [install_command(uri), *(r for r in remedies if not r.startswith(_INSTALL))]
     raise CompatibilityError(
         f"No plan of this model loads on this host.\n{report.explain()}",
         "a host that one of the plans was built for, or a plan built for this host",
@@ -163,6 +176,39 @@ def choose(manifest: Manifest, host: Host) -> PlanRecord:
         if manifest.program
         else "; or ".join(remedies),
     )
+
+
+def with_its_release(manifest: Manifest, host: Host) -> PlanRecord | None:
+    """Returns the first plan that loads on this host once the release that it needs is installed; None: none does.
+
+    Where there is no GPU, as while an image is built, the GPU is taken to be one that the plan was built for.
+    """
+    for record in manifest.plans:
+        capability = host.capability or (record.capabilities or RTX_CAPABILITIES)[0]
+        there = host.model_copy(update={"runtimes": {record.runtime: record.release}, "capability": capability})
+        if check(record, there).accepted:
+            return record
+    return None
+
+
+def requirements(manifest: Manifest, host: Host) -> list[str]:
+    """Returns what pip has to install so that a plan of this model loads on this host, ``["tensorrt-rtx==1.6.1.120"]``.
+
+    Raises:
+        CompatibilityError: No plan loads here, whatever is installed.
+    """
+    record = with_its_release(manifest, host) or choose(manifest, host)
+    return [requirement(record)]
+
+
+def requirement(record: PlanRecord) -> str:
+    """Returns the TensorRT release that a plan needs, as pip takes it: ``tensorrt-rtx==1.6.1.120``."""
+    return f"{record.runtime.replace('_', '-')}=={record.release}"
+
+
+def install_command(uri: str | Path) -> str:
+    """Returns the shell command that installs the release that a model needs on the machine where it is run."""
+    return f"{_INSTALL}$(mlflow-trt inspect {shlex.quote(str(uri))} --requirements)"
 
 
 def describe(host: Host) -> str:
@@ -175,7 +221,7 @@ def describe(host: Host) -> str:
 
 def _check_runtime(record: PlanRecord, host: Host, reasons: list[Reason]) -> None:
     installed = host.runtimes.get(record.runtime)
-    install = f"pip install {record.runtime}=={record.release}"
+    install = f"{_INSTALL}{record.runtime}=={record.release}"
     if installed is None:
         others = ", ".join(f"{name} {release}" for name, release in host.runtimes.items())
         reasons.append(
