@@ -163,14 +163,20 @@ def base_python(tmp_path_factory) -> Path:
     return python
 
 
-def test_the_command_works_with_the_base_install_and_fetches_no_plan(monkeypatch, tracking_server, base_python, tmp_path):
+def test_the_command_works_with_the_base_install_and_fetches_no_plan(
+    monkeypatch, tracking_server, base_python, tmp_path
+):
     tracking_server.use(monkeypatch)
     with mlflow.start_run() as run:
         mlflow.log_text(MANIFEST.to_json(), "model/manifest.json")
         mlflow.log_text("name: a model", "model/MLmodel")
     uri = f"runs:/{run.info.run_id}/model"
     told = compatibility.install_command(uri)
-    env = {**environments.clean(), "PATH": f"{base_python.parent}:/usr/bin:/bin", "MLFLOW_TRT_CACHE": str(tmp_path / "c")}
+    env = {
+        **environments.clean(),
+        "PATH": f"{base_python.parent}:/usr/bin:/bin",
+        "MLFLOW_TRT_CACHE": str(tmp_path / "c"),
+    }
 
     # The shell's own reading of the command, with a stand-in for pip that shows what it is given.
     done = subprocess.run(
