@@ -1,4 +1,4 @@
-"""What is promised of installing: the extras agree with each other, the bounds are tested, and a version's URI is enough."""
+"""What is promised of installing: the extras agree, every lower bound is tested, and a version's URI is enough."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_another_gpu_needs_another_plans_release():
 
 
 def test_where_no_release_helps_the_reasons_are_told():
-    with pytest.raises(mlflow_trt.CompatibilityError, match="The GPU has compute capability 7.5"):
+    with pytest.raises(mlflow_trt.CompatibilityError, match=r"The GPU has compute capability 7\.5"):
         compatibility.requirements(MANIFEST, HERE.model_copy(update={"capability": "7.5"}))
 
 
