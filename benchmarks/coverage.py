@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe()
     end = time.monotonic() + options.budget
     rows: list[dict[str, Any]] = []
-    report = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "machine": machine, "rows": rows}
+    report = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine, "rows": rows}
     stem = f"{report['date']}-{label(machine)}-coverage-{machine['versions'].get('tensorrt-rtx', 'none')}"
     options.out.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:

@@ -22,6 +22,7 @@ from .errors import SettingError, StoreError
 from .loading import MODEL_CONFIG
 from .manifest import Interface, Manifest
 from .plan import Plan
+from .runtime.compatibility import requirement
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,6 @@ _logger = logging.getLogger(__name__)
 
 MEASURE_TIMEOUT = 300.0
 """Seconds: most engines take a tenth of that; TensorRT may also never come back from compiling a kernel."""
-
-_PACKAGES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,8 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
     """
     releases: dict[str, str] = {}
     for record in manifest.plans if manifest else ():
-        releases.setdefault(record.runtime, record.release)
-    runtimes = [f"{_PACKAGES[runtime]}=={release}" for runtime, release in releases.items()]
-    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *runtimes]
+        releases.setdefault(record.runtime, requirement(record))
+    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *releases.values()]
 
 
 def signature(interface: Interface) -> ModelSignature:

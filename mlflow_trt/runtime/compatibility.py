@@ -6,8 +6,10 @@ passed over for a good reason is not an error. Only when none is left does :func
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Union
 
 from ..errors import CompatibilityError
@@ -24,6 +26,7 @@ _STRICT = (1, 7)
 
 _LOADED_BY = {"tensorrt_rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
 """A plan's runtime → the installed ones that may load it, the first first."""
+_INSTALL = "pip install "
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,13 @@ def check_all(manifest: Manifest, host: Host) -> Report:
     return Report(host, tuple((record, check(record, host)) for record in manifest.plans))
 
 
-def choose(manifest: Manifest, host: Host) -> PlanRecord:
+def choose(manifest: Manifest, host: Host, uri: str | Path | None = None) -> PlanRecord:
     """Returns the first plan that loads on this host.
+
+    Args:
+        manifest: The model's manifest.
+        host: The machine.
+        uri: Where the model lies, if that is known: what is to be installed is then told as a command.
 
     Raises:
         CompatibilityError: None does; the message holds every plan with its reasons.
@@ -165,6 +173,10 @@ def choose(manifest: Manifest, host: Host) -> PlanRecord:
     if report.accepted is not None:
         return report.accepted
     remedies = list(dict.fromkeys(r.remedy for _, verdict in report.passed_over() for r in verdict.reasons))
+    wanted = with_its_release(manifest, host)
+    if uri is not None and wanted is not None and host.runtimes.get(wanted.runtime) != wanted.release:
+        # The trace names each plan's release; of these, the command takes the one that helps here.
+        remedies = [install_command(uri), *(r for r in remedies if not r.startswith(_INSTALL))]
     raise CompatibilityError(
         f"No plan of this model loads on this host.\n{report.explain()}",
         "a host that one of the plans was built for, or a plan built for this host",
@@ -178,6 +190,39 @@ def runtime_for(record: PlanRecord, host: Host) -> str | None:
     """Returns the installed runtime that loads a plan: its own, or ``"tensorrt_lean"``; None: none does."""
     installed = _installed(record, host)
     return next((name for name, release in installed.items() if _refusal(record, name, release) is None), None)
+
+
+def with_its_release(manifest: Manifest, host: Host) -> PlanRecord | None:
+    """Returns the first plan that loads on this host once the release that it needs is installed; None: none does.
+
+    Where there is no GPU, as while an image is built, the GPU is taken to be one that the plan was built for.
+    """
+    for record in manifest.plans:
+        capability = host.capability or (record.capabilities or RTX_CAPABILITIES)[0]
+        there = host.model_copy(update={"runtimes": {record.runtime: record.release}, "capability": capability})
+        if check(record, there).accepted:
+            return record
+    return None
+
+
+def requirements(manifest: Manifest, host: Host) -> list[str]:
+    """Returns what pip has to install so that a plan of this model loads on this host, ``["tensorrt-rtx==1.6.1.120"]``.
+
+    Raises:
+        CompatibilityError: No plan loads here, whatever is installed.
+    """
+    record = with_its_release(manifest, host) or choose(manifest, host)
+    return [requirement(record)]
+
+
+def requirement(record: PlanRecord) -> str:
+    """Returns the TensorRT release that a plan needs, as pip takes it: ``tensorrt-rtx==1.6.1.120``."""
+    return f"{record.runtime.replace('_', '-')}=={record.release}"
+
+
+def install_command(uri: str | Path) -> str:
+    """Returns the shell command that installs the release that a model needs on the machine where it is run."""
+    return f"{_INSTALL}$(mlflow-trt inspect {shlex.quote(str(uri))} --requirements)"
 
 
 def describe(host: Host) -> str:

@@ -111,7 +111,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     if first.get("more_body", False):
         try:
             body = await asyncio.wait_for(_all(receive, body, limit), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
     return body if encoding == "identity" else decompress(body, encoding, limit)

@@ -15,7 +15,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record."""
-        time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         fields: dict[str, object] = {
             "time": time.isoformat("T", "milliseconds"),
             "level": record.levelname.lower(),

@@ -150,7 +150,7 @@ def _prepare(
 ) -> Version:
     model = store.open_model(uri)
     manifest = model.manifest
-    records = _records(manifest, options)
+    records = _records(manifest, options, uri)
     go_on()
     folder = model.fetch(_files(manifest, options.backend, records))
     golden = read_golden(folder, manifest.golden) if manifest.golden else None
@@ -251,13 +251,13 @@ def warm_up_calls(
     return list(calls.values())
 
 
-def _records(manifest: Manifest, options: Options) -> list[PlanRecord | None]:
+def _records(manifest: Manifest, options: Options, uri: str) -> list[PlanRecord | None]:
     """For each device the plan that it loads; None: the reference backend loads none."""
     if options.backend != "tensorrt":
         return [None] * len(options.devices)
     for device in options.devices:
         host.check_index(device)
-    return [compatibility.choose(manifest, host.probe(device)) for device in options.devices]
+    return [compatibility.choose(manifest, host.probe(device), uri) for device in options.devices]
 
 
 def _files(manifest: Manifest, backend: str, records: Iterable[PlanRecord | None]) -> list[File]:
