@@ -179,8 +179,8 @@ class Contract:
             if why:
                 return Verdict(self.name, "not_measured", (f"The contract of {subject.uri} is not known: {why}.",))
         old, new = case.champion.manifest, case.candidate.manifest
-        problems = contract.problems(old, new)
+        problems, tables = contract.problems(old, new), (contract.relied_on(old, new),)
         if problems:
-            return Verdict(self.name, "failed", tuple(problems))
+            return Verdict(self.name, "failed", tuple(problems), tables)
         ground = f"Every call that version {case.champion.version} accepts is accepted."
-        return Verdict(self.name, "passed", (ground, *contract.notes(old, new)))
+        return Verdict(self.name, "passed", (ground, *contract.notes(old, new)), tables)

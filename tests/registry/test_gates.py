@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import forged
@@ -137,6 +138,26 @@ def test_a_renamed_input_is_refused(registry):
 
     assert verdict.status == "failed"
     assert "'x' is gone" in verdict.reasons[0]
+
+
+def test_another_number_of_classes_is_refused_and_what_was_compared_is_in_the_report(registry):
+    champion = registry.log(forged.plan())
+    made = forged.plan("more classes")
+    interface = made.manifest.interface
+    outputs = (interface.outputs[0].model_copy(update={"shape": ("batch", 4)}),)
+    wider = dataclasses.replace(
+        made,
+        manifest=made.manifest.model_copy(
+            update={"interface": interface.model_copy(update={"outputs": outputs})},
+        ),
+    )
+    crown(registry, champion)
+
+    verdict = judged(registry, registry.log(wider), gates.Contract())
+
+    assert verdict.status == "failed"
+    assert verdict.reasons == ("The output 'scores' has the size 4 in dimension 1, and had 3.",)
+    assert ("output scores", "float32 (batch, 3)", "float32 (batch, 4)") in verdict.tables[0].rows
 
 
 # ---- parity --------------------------------------------------------------------------------------------------------
