@@ -59,8 +59,8 @@ def symbols(size: Dimension) -> frozenset[str]:
     tree = _parsed(size)
     if tree is None:
         return frozenset([size])
-    functions = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and _named(node.func)}
-    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - functions
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called)
 
 
 def value(size: Dimension, known: Mapping[str, int]) -> int | None:
@@ -139,10 +139,6 @@ def _line(size: str, symbol: str, known: Mapping[str, int]) -> tuple[int, int] |
 
 def _text(place: Place) -> str:
     return f"{place[0]}.shape[{place[1]}]"
-
-
-def _named(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name)
 
 
 @lru_cache(maxsize=1024)
