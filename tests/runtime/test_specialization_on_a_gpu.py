@@ -1,4 +1,4 @@
-"""Specialized kernels on a real GPU: depthwise convolutions in float32, where TensorRT-RTX takes wrong ones at random."""
+"""Specialized kernels on a real GPU: depthwise convolutions in float32, where some are wrong at random."""
 
 import numpy as np
 import pytest
