@@ -22,7 +22,8 @@ from .builder import BindingSpec, Built, Job
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
-from .structure import computed_outputs
+from .structure import computed_outputs, portable
+from .subject import subject
 
 _logger = logging.getLogger(__name__)
 
@@ -82,12 +83,7 @@ def convert(
         PrecisionError: The network does not have the precision that was asked for.
         ConversionError: The model can't be exported, does not hold for the shapes, or TensorRT refused it.
     """
-    if not isinstance(model, (torch.nn.Module, ExportedProgram)):
-        raise SettingError(
-            f"The model is a {type(model).__name__}.",
-            "a torch.nn.Module or a torch.export.ExportedProgram",
-            "pass the model itself; an ONNX file or TorchScript module cannot be converted here",
-        )
+    model = subject(model)
     if inputs is not None and arg_inputs is not None:
         raise SettingError("Both inputs and arg_inputs were given.", "one of them: they mean the same", "leave one out")
     precision = _settings.precision_of(precision, enabled_precisions)
@@ -124,6 +120,7 @@ def convert(
         bindings,
         chosen,
         capabilities,
+        tuple(bindings[position] for position in prepared.uint8),
     )
     built = _build(prepared, job, timeout)
     if precision is not None:
@@ -141,7 +138,7 @@ def convert(
             ),
         }
     )
-    return Plan(built.serialized, Manifest(interface=described, plans=(record,)), golden, program)
+    return Plan(built.serialized, Manifest(interface=described, plans=(record,)), golden, portable(program))
 
 
 def _build(prepared: Prepared, job: Job, timeout: float | None) -> Built:

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from ..manifest import Dimension, Interface, Profile, ShapeRange, Tensor
 from .arguments import Spec
-from .precision import public_dtype
+from .integers import public_dtype
 from .program import placeholder_values
 from .shapes import fixed_size
 from .structure import Output, arguments, result
