@@ -30,13 +30,18 @@ MOVES = (
     *("slice_scatter", "select_scatter", "scatter", "index_put", "index_copy", "copy", "clone", "contiguous"),
     *("lift_fresh_copy", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "sort", "topk", "argsort"),
     *("max", "min", "amax", "amin", "zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "empty"),
-    *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "upsample_nearest1d"),
-    *("upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d"),
 )
 """Operators of aten whose results are values that they were given, or 0 and 1."""
 
+FLOATS = (
+    *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "upsample_nearest1d"),
+    *("upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d"),
+)
+"""Those that are done in float32, which holds these integers exactly: TensorRT has them for no integers."""
+
 _FILLS = ("full", "full_like", "new_full", "constant_pad_nd", "pad", "where", "masked_fill", "fill", "clamp", "arange")
-_REDUCTIONS = ("sum", "prod", "cumsum", "mean", "argmax", "argmin", "any", "all", "count_nonzero", "scalar_tensor")
+_REDUCTIONS = ("sum", "prod", "cumsum", "mean", "argmax", "argmin", "any", "all", "count_nonzero")
+_ELEMENTWISE = ("floor_divide", "true_divide", "scalar_tensor")
 _BOUNDED = ("maximum", "minimum", "relu", "clamp_min", "clamp_max")
 
 
@@ -70,11 +75,11 @@ def wrap_limits(node: Node) -> tuple[int, int] | None:
         return None
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    known = name in (*MOVES, *CASTS, *_FILLS, *_REDUCTIONS) or torch.Tag.pointwise in target.tags
+    known = name in (*MOVES, *FLOATS, *CASTS, *_FILLS, *_REDUCTIONS, *_ELEMENTWISE) or torch.Tag.pointwise in target.tags
     if not known or target is torch.ops.aten.view.dtype or (name == "index" and _masked_by_bytes(node)):
         raise refused(node)
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype not in HELD or name in MOVES:
+    if not isinstance(value, torch.Tensor) or value.dtype not in HELD or name in (*MOVES, *FLOATS):
         return None
     low, high = limits = (torch.iinfo(value.dtype).min, torch.iinfo(value.dtype).max)
     operands = [n.meta.get("val") for n in node.all_input_nodes]

@@ -38,7 +38,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError
-from .integers import held, narrow, public_dtype, wrap_limits
+from . import rewrites
+from .integers import FLOATS, held, narrow, public_dtype, wrap_limits
 from .operators import (
     ARITHMETIC,
     CASTS,
@@ -57,6 +58,13 @@ from .operators import (
 )
 from .regions import written_out
 from .structure import Output, output_node
+
+
+_WRITTEN_OUT = {
+    "baddbmm": rewrites.biased_product,
+    "slice_scatter": rewrites.joined,
+    "select_scatter": rewrites.joined,
+}
 
 
 @dataclass(frozen=True)
@@ -192,8 +200,8 @@ class _Rewriter:
         named = (args, kwargs) != (node.args, node.kwargs)
         doubles = any(no_double(dtype) != dtype for dtype in dtypes_of(node.meta.get("val")))
         if name == "batch_norm":
-            mapped_args = self._affine(mapped_args)
-        if not changed and not doubles and not named and name != "baddbmm":
+            mapped_args = rewrites.affine(self._call, mapped_args)
+        if not changed and not doubles and not named and name not in _WRITTEN_OUT:
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
             self._note_kept(node, name, mapped_args)
@@ -208,14 +216,20 @@ class _Rewriter:
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
             return
-        if keeps_dtypes(node):
+        back = None
+        if narrows and name in FLOATS:
+            back = held(node.meta["val"].dtype)
+            mapped_args, mapped_kwargs = self._in_float(mapped_args, mapped_kwargs)
+        elif keeps_dtypes(node):
             mapped_args, mapped_kwargs = self._restored(args, kwargs)
         else:
             mapped_args, mapped_kwargs = self._unify(node, name, mapped_args, mapped_kwargs)
         mapped_args, mapped_kwargs = self._clamped(mapped_args, mapped_kwargs)
-        if name == "baddbmm":
-            self.nodes[node] = self._baddbmm(node, mapped_args, mapped_kwargs)
-            return
+        if name in _WRITTEN_OUT:
+            replaced = _WRITTEN_OUT[name](self._call, node, mapped_args, mapped_kwargs)
+            if replaced is not None:
+                self.nodes[node] = replaced
+                return
         try:
             value = self._evaluate(node.target, mapped_args, mapped_kwargs)
         except Exception:  # PyTorch has it for the model's own dtypes only
@@ -225,8 +239,10 @@ class _Rewriter:
         new.args, new.kwargs = mapped_args, mapped_kwargs
         new.meta["val"] = value
         new.meta.pop("tensor_meta", None)
+        if back is not None:
+            self.nodes[node] = self._cast(new, back)
         if wrapped is not None:
-            self.nodes[node] = self._wrapped(new, *wrapped)
+            self.nodes[node] = rewrites.wrapped(self._call, new, *wrapped)
         self._note_kept(node, name, mapped_args)
 
     def _dtype_argument(self, value: Any) -> Any:
@@ -246,6 +262,12 @@ class _Rewriter:
 
         return torch.fx.node.map_arg((args, kwargs), restore)  # type: ignore[return-value]
 
+    def _in_float(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        def cast(node: Node) -> Node:
+            return self._cast(node, torch.float32) if torch.int32 in dtypes_of(node.meta.get("val")) else node
+
+        return torch.fx.node.map_arg((args, kwargs), cast)  # type: ignore[return-value]
+
     def _last_try(self, node: Node, args: Any, kwargs: Any) -> Any:
         try:
             return self._evaluate(node.target, args, kwargs)
@@ -257,39 +279,12 @@ class _Rewriter:
                 "cast its operands in the model, or leave the operator out of it",
             ) from error
 
-    def _wrapped(self, node: Node, low: int, high: int) -> Node:
-        """An int32 brought into the range of a narrower integer, as PyTorch wraps around."""
-        aten, span = torch.ops.aten, high - low + 1
-        shifted = self._call(node, aten.sub.Tensor, node, low) if low else node
-        times = self._call(node, aten.div.Tensor_mode, shifted, span, rounding_mode="floor")
-        return self._call(node, aten.sub.Tensor, node, self._call(node, aten.mul.Tensor, times, span))
-
-    def _affine(self, args: Any) -> Any:
-        """A batch norm's arguments with a weight and a bias: Torch-TensorRT's own stand-ins are float32 always."""
-        x, weight, bias, mean, variance, *rest = args
-        if mean is None or variance is None:
-            return args
-        weight = self._call(mean, torch.ops.aten.ones_like.default, mean) if weight is None else weight
-        bias = self._call(mean, torch.ops.aten.zeros_like.default, mean) if bias is None else bias
-        return (x, weight, bias, mean, variance, *rest)
-
     def _call(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
         """A new operation, told to be at the place of another."""
         new = self.graph.call_function(target, args, kwargs)
         new.meta = {**like.meta, "val": self._evaluate(target, args, kwargs)}
         new.meta.pop("tensor_meta", None)
         return new
-
-    def _baddbmm(self, node: Node, args: Any, kwargs: Any) -> Node:
-        """Writes ``beta * x + alpha * (a @ b)`` out: PyTorch's own decomposition computes it in float32."""
-
-        added, left, right = args[:3]
-        product = self._call(node, torch.ops.aten.bmm.default, left, right)
-        if kwargs.get("alpha", 1) != 1:
-            product = self._call(node, torch.ops.aten.mul.Tensor, product, kwargs["alpha"])
-        if kwargs.get("beta", 1) != 1:
-            added = self._call(node, torch.ops.aten.mul.Tensor, added, kwargs["beta"])
-        return self._call(node, torch.ops.aten.add.Tensor, product, added)
 
     def _unify(self, node: Node, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Brings the floating operands of an operation to one dtype, where it needs that."""

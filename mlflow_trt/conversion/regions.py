@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from ..errors import ConversionError
 from .integers import narrow
+from .operators import operator_name, written_operands
 from .structure import Output, user_outputs
 
 _REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "hints_wrapper")
@@ -23,15 +24,15 @@ _REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "hints_wrapper")
 def written_out(program: ExportedProgram, outputs: Sequence[Output]) -> tuple[ExportedProgram, Sequence[Output]]:
     """Writes a program's regions out; a program without them comes back as it is.
 
-    Integers that the network holds in another dtype are wrapped after each operation, which writes in place would
-    escape: these too are written out.
+    Writes in place are written out too, where they go into a part of a tensor (Torch-TensorRT's own way fails where
+    another dimension is dynamic), or where integers are held in another dtype and wrapped after each operation.
 
     Raises:
         ConversionError: PyTorch can't do it.
     """
     nodes = list(program.graph.nodes)
     narrows = any(narrow(node.meta.get("val")) for node in nodes)
-    if not any(_is_region(node) or (narrows and _writes(node)) for node in nodes):
+    if not any(_is_region(node) or _writes(node, anywhere=narrows) for node in nodes):
         return program, outputs
     try:
         plain = program.run_decompositions({})
@@ -49,5 +50,7 @@ def _is_region(node: Node) -> bool:
     return isinstance(node.target, torch._ops.HigherOrderOperator) and node.target.name() in _REGIONS
 
 
-def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+def _writes(node: Node, anywhere: bool) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return False
+    return anywhere or any(operator_name(n) in ("slice", "select") for n in written_operands(node.target, node.args))

@@ -23,6 +23,7 @@ from ..errors import ConversionError, SettingError
 from ..inputs import DTYPES
 from ..manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
 from .integers import public_dtype
+from .operators import written_operands
 
 
 @dataclass(frozen=True)
@@ -174,15 +175,36 @@ _COPIES = ("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "to", "_
 
 
 def _sources(program: ExportedProgram) -> dict[str, str]:
-    """For every node the one whose value it has: a copy of an input or output is no computation."""
+    """For every node the one whose value it has: a copy of an input or output is no computation.
+
+    One that is written to, or made of what is written to later, is.
+    """
     sources: dict[str, str] = {}
+    written = _written(program)
     for node in program.graph.nodes:
         target = node.target
         name = str(target._schema.name).split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
         operand = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         same = operand is not None and _dtype(operand) is not None and _dtype(operand) == _dtype(node)
+        same = same and node not in written and operand not in written
         sources[node.name] = sources[operand.name] if same and name in _COPIES else node.name  # type: ignore[union-attr]
     return sources
+
+
+def _written(program: ExportedProgram) -> set[Node]:
+    """Nodes whose memory an operation changes in place: what it names, and what that is a view of."""
+    found: set[Node] = set()
+    for node in program.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        todo = written_operands(node.target, node.args)
+        while todo:
+            current = todo.pop()
+            if current not in found:
+                found.add(current)
+                if current.op == "call_function":
+                    todo += current.all_input_nodes[:1]  # what it may be a view of
+    return found
 
 
 def _dtype(node: Node) -> Any:
