@@ -315,11 +315,12 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
             dtypes = self.output_dtypes or [None] * len(outputs)
             taken = {self.ctx.net.get_input(i).name for i in range(self.ctx.net.num_inputs)}
             own = []
-            for output, value, dtype, name in zip(outputs, values, dtypes, job.outputs):
+            if job.uint8:
+                dtypes = [_uint8() if name in job.uint8 else dtype for name, dtype in zip(job.outputs, dtypes)]
+                self.output_dtypes: list[Any] = dtypes
+            for output, value, dtype in zip(outputs, values, dtypes):
                 if isinstance(output, trt.ITensor):
                     output = _own_output(trt, self.ctx.net, output, value, dtype, taken)
-                    if name in job.uint8:
-                        output = self.ctx.net.add_cast(output, trt.uint8).get_output(0)
                     taken.add(output.name)
                 own.append(output)
             result = super().output(target, (tuple(own),), kwargs)
@@ -344,6 +345,13 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
             return config
 
     return Interpreter
+
+
+def _uint8() -> Any:
+    """uint8 as one of Torch-TensorRT's own dtypes."""
+    import torch_tensorrt
+
+    return torch_tensorrt.dtype.u8
 
 
 def _own_output(trt: Any, net: Any, tensor: Any, value: Any, dtype: Any, taken: set[str]) -> Any:

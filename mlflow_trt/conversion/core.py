@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from .. import plan as _plan
-from ..errors import PrecisionError, SettingError
+from ..errors import ConversionError, PrecisionError, SettingError, TrtError
 from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
 from ..plan import Plan
 from . import arguments as _arguments
@@ -30,6 +31,27 @@ _logger = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def _typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Makes a ConversionError of what another library raises on the way, with the step that it came from."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Plan:
+        try:
+            return function(*args, **kwargs)
+        except (TrtError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ConversionError(
+                f"The conversion failed at a step that should not fail: {type(error).__name__}: "
+                f"{str(error).strip()[:600] or 'no reason given'}",
+                "a model that torch.export and Torch-TensorRT take",
+                "look at the error that this one was raised from: it says where in the model or in which library",
+            ) from error
+
+    return guarded
+
+
+@_typed
 def convert(
     model: torch.nn.Module | ExportedProgram,
     inputs: Any = None,
