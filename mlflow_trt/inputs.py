@@ -109,6 +109,13 @@ def dtype_name(dtype: object) -> str:
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     name = name.removeprefix("torch.").removesuffix("_") if isinstance(name, str) else str(name)
     name = {"float": "float32", "half": "float16", "double": "float64", "long": "int64", "int": "int32"}.get(name, name)
+    if name in ("int16", "uint16", "uint32", "uint64"):
+        wide = "int32" if name.endswith("16") else "int64"
+        raise SettingError(
+            f"The dtype {name} is none that an engine takes.",
+            f"one of {', '.join(DTYPES)}",
+            f"write Input(..., dtype={wide!r}), and give the engine array.astype({wide!r}): no value changes",
+        )
     if name not in DTYPES:
         raise SettingError(f"The dtype {dtype!r} is not known.", f"one of {', '.join(DTYPES)}", "choose one of these")
     return name

@@ -20,11 +20,12 @@ JOB = "job.json"
 def _build(folder: Path, say: Say) -> dict[str, Any]:
     _pretend_gpu()
     job_content = json.loads((folder / JOB).read_text())
-    for module in job_content["imports"]:
-        __import__(module)
-    if not job_content["imports"]:
+    if not any(module.startswith("modelopt.") for module in job_content["imports"]):
         # Torch-TensorRT imports modelopt, and with it transformers, wherever it is installed: seconds for nothing.
         sys.modules.setdefault("modelopt", None)  # type: ignore[arg-type]
+    sys.path += [entry for entry in job_content["path"] if entry not in sys.path]
+    for module in job_content["imports"]:
+        _import(module)
     import torch
 
     from .builder import Job, build
@@ -36,6 +37,21 @@ def _build(folder: Path, say: Say) -> dict[str, Any]:
     built = build(program, job, lambda event, phase, steps: say({"progress": [event, phase, steps]}))
     (folder / PLAN).write_bytes(built.serialized)
     return {"network": vars(built.network), "seconds": built.seconds}
+
+
+def _import(module: str) -> None:
+    """Imports a module that registers operators of the program."""
+    try:
+        __import__(module)
+    except Exception as error:
+        from ..errors import ConversionError
+
+        raise ConversionError(
+            f"The building process can't import {module}, which registers operators of the model: "
+            f"{type(error).__name__}: {error}.",
+            "a module that can be imported without a GPU, and outside the program that converts",
+            "register the operators in a module that imports little else",
+        ) from error
 
 
 def _pretend_gpu() -> None:

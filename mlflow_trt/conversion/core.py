@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.export import ExportedProgram
 
 from .. import degenerate, progress
 from .. import plan as _plan
-from ..errors import PrecisionError, SettingError
+from ..errors import ConversionError, PrecisionError, SettingError, TrtError
 from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
 from ..plan import Plan
 from . import arguments as _arguments
@@ -23,13 +24,35 @@ from .builder import BindingSpec, Built, Job
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
-from .structure import computed_outputs
+from .structure import computed_outputs, portable
+from .subject import subject
 
 _logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def _typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Makes a ConversionError of what another library raises on the way, with the step that it came from."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Plan:
+        try:
+            return function(*args, **kwargs)
+        except (TrtError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ConversionError(
+                f"The conversion failed at a step that should not fail: {type(error).__name__}: "
+                f"{str(error).strip()[:600] or 'no reason given'}",
+                "a model that torch.export and Torch-TensorRT take",
+                "look at the error that this one was raised from: it says where in the model or in which library",
+            ) from error
+
+    return guarded
+
+
+@_typed
 def convert(
     model: torch.nn.Module | ExportedProgram,
     inputs: Any = None,
@@ -83,12 +106,7 @@ def convert(
         PrecisionError: The network does not have the precision that was asked for.
         ConversionError: The model can't be exported, does not hold for the shapes, or TensorRT refused it.
     """
-    if not isinstance(model, (torch.nn.Module, ExportedProgram)):
-        raise SettingError(
-            f"The model is a {type(model).__name__}.",
-            "a torch.nn.Module or a torch.export.ExportedProgram",
-            "pass the model itself; an ONNX file or TorchScript module cannot be converted here",
-        )
+    model = subject(model)
     if inputs is not None and arg_inputs is not None:
         raise SettingError("Both inputs and arg_inputs were given.", "one of them: they mean the same", "leave one out")
     precision = _settings.precision_of(precision, enabled_precisions)
@@ -132,6 +150,7 @@ def convert(
         bindings,
         chosen,
         capabilities,
+        tuple(bindings[position] for position in prepared.uint8),
     )
     with steps.timed("build"):
         built = _build(prepared, job, timeout)
@@ -151,7 +170,7 @@ def convert(
         }
     )
     manifest = Manifest(interface=described, plans=(record,))
-    return Plan(built.serialized, manifest, golden, program, seconds=steps.seconds)
+    return Plan(built.serialized, manifest, golden, portable(program), seconds=steps.seconds)
 
 
 def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTensors, precision: str | None) -> None:

@@ -25,6 +25,7 @@ from . import _child
 from ._child import JOB, PLAN, PROGRAM
 from .builder import Built, Job, ProgressListener
 from .network import Network
+from .registrations import modules_of
 
 _logger = logging.getLogger(__name__)
 
@@ -146,8 +147,18 @@ def build(program: ExportedProgram, job: Job, timeout: float | None, listener: P
         folder = Path(name)
         try:
             _write(program, job, folder)
-        except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
-            raise _unwritable(folder, str(error)) from error
+        except TrtError:
+            raise
+        except Exception as error:
+            # torch's own writer turns a full disk into a RuntimeError.
+            if isinstance(error, OSError) or (type(error) is RuntimeError and "PytorchStreamWriter" in str(error)):
+                raise _unwritable(folder, str(error)) from error
+            raise ConversionError(
+                f"PyTorch can't write the program for the building process: {type(error).__name__}: "
+                f"{str(error).strip()[:400]}",
+                "a program that torch.export.save takes",
+                "replace what it names, or convert on a GPU without compute_capabilities",
+            ) from error
         result = _run(folder, timeout, listener)
         network = Network(**result["network"])
         network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
@@ -156,8 +167,9 @@ def build(program: ExportedProgram, job: Job, timeout: float | None, listener: P
 
 def _write(program: ExportedProgram, job: Job, folder: Path) -> None:
     # Operators that a package registers at import must be there when the program is read.
-    imports = ["modelopt.torch.quantization"] if "modelopt.torch.quantization" in sys.modules else []
-    (folder / JOB).write_text(json.dumps({"job": job.to_json(), "imports": imports}))
+    imports = modules_of(program)
+    content = {"job": job.to_json(), "imports": imports, "path": sys.path if imports else []}
+    (folder / JOB).write_text(json.dumps(content))
     torch.export.save(program, folder / PROGRAM)
 
 

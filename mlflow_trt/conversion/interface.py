@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from ..manifest import Interface, Profile, ShapeRange, Tensor
 from .arguments import Spec
 from .dimensions import Symbols
-from .precision import public_dtype
+from .integers import public_dtype
 from .program import placeholder_values
 from .structure import Output, arguments, result
 

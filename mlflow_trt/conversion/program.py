@@ -39,8 +39,8 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
         )
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    halves = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    half = next(iter(halves)) if len(halves) == 1 and halves <= set(_HALF) else None
+    owns = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    own = next(iter(owns)) if len(owns) == 1 and owns <= {*_HALF, torch.float64} else None
     dims = ShapesCollection()  # type: ignore[no-untyped-call]
 
     def example(leaf: Any) -> Any:
@@ -48,9 +48,9 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
             return leaf
         shape = trace_shape(leaf)
         tensor = synthesize(leaf, shape, generator)
-        # A half-precision module takes half-precision inputs; its public ones stay float32 and are cast inside.
-        if half is not None and tensor.dtype == torch.float32:
-            tensor = tensor.to(half)
+        # A module in half or double precision takes inputs of its own; its public ones stay float32 and are cast inside.
+        if own is not None and tensor.dtype == torch.float32:
+            tensor = tensor.to(own)
         tensor = tensor.to(device)
         if any(leaf.dynamic):
             dims[tensor] = {i: Dim.AUTO for i, dynamic in enumerate(leaf.dynamic) if dynamic}

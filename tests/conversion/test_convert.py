@@ -269,3 +269,53 @@ def test_fp8_weights_of_modelopt():
     with torch.no_grad():
         expected = model(torch.from_numpy(plan.golden.inputs["0.opt/x"]))
     assert plan.golden.outputs["0.opt/output0"] == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-3)
+
+
+class Image(nn.Module):
+    """An image as a decoder gives it, normalised inside the model, and one as an encoder takes it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)
+        self.register_buffer("mean", torch.tensor([123.7, 116.3, 103.5]).view(1, 3, 1, 1))
+
+    def forward(self, image):
+        x = (image.permute(0, 3, 1, 2).float() - self.mean) / 58.4
+        return torch.topk((self.norm(self.conv(x)).sigmoid() * 255).to(torch.uint8).permute(0, 2, 3, 1) + 1, 2)
+
+
+def test_bytes_in_and_out(tmp_path):
+    model, options = Image().eval(), {"precision": "fp16", "compute_capabilities": None}
+    plan = convert(model, [Input(((1, 2, 4), 8, 8, 3), "uint8")], **options)
+    assert bindings_of(plan) == ["uint8", "uint8", "int64"]
+    assert plan.record.precision.census.weight_bytes["float16"] >= 2 * 3 * 4 * 9
+    mlflow_trt.save_model(plan, tmp_path / "model")
+    engine = mlflow_trt.load_model(tmp_path / "model", backend="reference")
+    x = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    answer = engine(x.numpy())
+    assert answer._fields == ("values", "indices")
+    assert (answer.values == model(x).values.numpy()).mean() > 0.9
+
+
+@pytest.mark.parametrize("precision", [None, "fp16"])
+def test_operators_of_a_package_are_named_with_their_place(precision):
+    torchvision = pytest.importorskip("torchvision")
+
+    class Kept(nn.Module):
+        def forward(self, boxes, scores):
+            return torchvision.ops.nms(boxes, scores, 0.5)
+
+    with pytest.raises(UnsupportedOperatorError, match=r"torchvision\.nms\.default .*\(Kept\)") as caught:
+        convert(Kept(), [Input((16, 4)), Input((16,))], precision=precision)
+    assert caught.value.operators == ("torch.ops.torchvision.nms.default",)
+
+
+def test_what_other_libraries_raise_is_made_ours(monkeypatch):
+    def fail(*_):
+        raise NotImplementedError("not for 'Half'")
+
+    monkeypatch.setattr("mlflow_trt.conversion.core.prepare", fail)
+    with pytest.raises(ConversionError, match="NotImplementedError: not for 'Half'") as caught:
+        convert(nn.Linear(4, 2), [Input((1, 4))])
+    assert isinstance(caught.value.__cause__, NotImplementedError)
