@@ -20,7 +20,7 @@ import torch
 from torch.export import ExportedProgram
 
 from .. import child
-from ..errors import ConversionError, SettingError
+from ..errors import ConversionError, SettingError, TrtError
 from . import _child
 from ._child import JOB, PLAN, PROGRAM
 from .builder import Built, Job, ProgressListener

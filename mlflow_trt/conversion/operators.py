@@ -118,8 +118,8 @@ def dtypes_of(value: Any) -> tuple[Any, ...]:
 def keeps_dtypes(node: Node) -> bool:
     """Whether an operation's floating operands stay as the model has them: its result is of another kind in others.
 
-    That is what reads bits, what makes complex numbers, and what another package registered: nothing is known of it, and
-    kernels for half precision are rare.
+    That is what reads bits, what makes complex numbers, and what another package registered: nothing is known of it,
+    and kernels for half precision are rare.
     """
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):

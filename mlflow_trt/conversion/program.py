@@ -48,7 +48,7 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
             return leaf
         shape = trace_shape(leaf)
         tensor = synthesize(leaf, shape, generator)
-        # A module in half or double precision takes inputs of its own; its public ones stay float32 and are cast inside.
+        # A module in half or double precision takes its own; the public inputs stay float32 and are cast inside.
         if own is not None and tensor.dtype == torch.float32:
             tensor = tensor.to(own)
         tensor = tensor.to(device)

@@ -1,7 +1,7 @@
 """The program without regions of its own: what ``torch.autocast`` or ``torch.enable_grad`` wrapped becomes plain steps.
 
-torch.export keeps such a region as a graph within the graph, whose casts happen only when it runs. Written out, they are
-casts like any other, and TensorRT gets the types that PyTorch computes in.
+torch.export keeps such a region as a graph within the graph, whose casts happen only when it runs. Written out, they
+are casts like any other, and TensorRT gets the types that PyTorch computes in.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def test_casts_to_another_half_precision_follow_the_one_that_is_asked_for():
 
 def test_double_module_takes_what_its_input_says():
     model = nn.Linear(4, 4).double()
-    program, single = prepared(model, [Input((2, 4))], None)
+    _, single = prepared(model, [Input((2, 4))], None)
     assert torch.float64 not in single.dtypes()
     x = torch.randn(2, 4)
     assert relative(run(single.program, x)[0], model(x.double())) < 1e-5
