@@ -222,10 +222,10 @@ def test_whoever_logs_a_version_does_not_loosen_the_gate(registry):
     assert verdict.status == "failed"
     assert "relative L2 error 1.4" in verdict.reasons[0]
     assert verdict.reasons[-1] == (
-        "Judged by relative L2 0.002, cosine 0.9999 (the default of fp32); logged with relative L2 100, cosine -1."
+        "Judged by relative L2 0.005, cosine 0.9999 (the default of fp32); logged with relative L2 100, cosine -1."
     )
     [shown] = verdict.figures.values()
-    assert (shown["judged_by"]["rel_l2"], shown["logged_with"]["rel_l2"]) == (0.002, 100)
+    assert (shown["judged_by"]["rel_l2"], shown["logged_with"]["rel_l2"]) == (0.005, 100)
     page = PromotionReport("i", "m", "1", "champion", None, "me", "now", "refused", verdicts=(verdict,)).to_html()
     assert "<td>logged with</td><td>100</td><td>-1</td>" in page
 
@@ -255,7 +255,7 @@ def test_the_limit_is_the_gates_and_a_logged_tolerance_only_makes_it_stricter(pr
 def test_a_limit_that_is_looser_than_the_default_says_so():
     loosened = limit("fp32", Tolerance(rel_l2=0.5, cosine=0), FP32)
 
-    assert "the gate's setting, LOOSER than the default of fp32, relative L2 0.002, cosine 0.9999" in loosened.text()
+    assert "the gate's setting, LOOSER than the default of fp32, relative L2 0.005, cosine 0.9999" in loosened.text()
     assert "LOOSER" not in limit("fp32", Tolerance(rel_l2=1e-4, cosine=0.99999), None).text()
     assert "LOOSER" in gates.judge_parity({"a": figures(0.3)}, Tolerance(rel_l2=0.5, cosine=0)).reasons[-1]
 
