@@ -160,6 +160,10 @@ def _differs(path: Path, file: File, found: str, expected: str, remedy: str) -> 
     return PlanError(f"{file.path} {found}: it is {known.what}.", expected, f"{known.remedy}; else {remedy}")
 
 
+BETWEEN = "between"
+"""The golden point at a size between the others: what depends on a size shows there."""
+
+
 @dataclass(frozen=True)
 class GoldenTensors:
     """Inputs at every profile point and what PyTorch answered, by ``{profile}.{point}/{name}``."""
@@ -172,6 +176,14 @@ class GoldenTensors:
         for prefix in dict.fromkeys(key.split("/", 1)[0] for key in self.inputs):
             profile, point = prefix.split(".", 1)
             yield int(profile), point, _below(self.inputs, prefix), _below(self.outputs, prefix)
+
+    def without(self, point: str) -> GoldenTensors:
+        """Leaves out one point of every profile."""
+
+        def left(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {key: value for key, value in tensors.items() if key.split("/", 1)[0].split(".", 1)[1] != point}
+
+        return GoldenTensors(left(self.inputs), left(self.outputs))
 
 
 def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

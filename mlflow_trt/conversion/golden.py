@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
 from ..manifest import Dimension
-from ..plan import GoldenTensors
+from ..plan import BETWEEN, GoldenTensors
 from .agreement import Difference, differs, refuse, refuse_random, rounding, shapes_text
 from .arguments import Spec
 from .dimensions import refuse_unequal
@@ -24,7 +24,7 @@ from .original import call, undisturbed
 from .program import module_of, placeholder_values
 from .roles import Role, roles
 from .shapes import holds, requirements
-from .sizes import BETWEEN, Point, points, probes
+from .sizes import Point, points, probes
 from .structure import Output, user_inputs
 from .values import synthesize
 

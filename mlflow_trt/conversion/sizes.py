@@ -14,14 +14,12 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
+from ..plan import BETWEEN
 from .arguments import Spec
 from .program import placeholder_values
 from .shapes import fixed_size, holds
 
 Shapes = dict[str, tuple[int, ...]]
-
-BETWEEN = "between"
-"""The name of the point that is neither min, opt nor max."""
 
 _MOST_PROBES = 6
 """Probes that a profile may cost: each is one call more."""

@@ -26,7 +26,7 @@ from ..manifest import FILE_NAME, File, Interface, Manifest, PlanRecord, Profile
 from ..measure import made_up, made_up_points, measure_parity, points
 from ..parity import default_tolerance
 from ..parity import text as parity_text
-from ..plan import GoldenTensors, read_golden
+from ..plan import BETWEEN, GoldenTensors, read_golden
 from ..runtime import compatibility, host
 from ..runtime.interface import Binder, Shapes, batch_size
 from ..runtime.result import Engine
@@ -153,7 +153,8 @@ def _prepare(
     records = _records(manifest, options, uri)
     go_on()
     folder = model.fetch(_files(manifest, options.backend, records))
-    golden = read_golden(folder, manifest.golden) if manifest.golden else None
+    # Not at a size between: no batch is padded to it, and a context for it would lie idle.
+    golden = read_golden(folder, manifest.golden).without(BETWEEN) if manifest.golden else None
 
     engines: list[Engine] = []
     for device, record in zip(options.devices, records):
