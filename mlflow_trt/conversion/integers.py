@@ -16,9 +16,7 @@ from torch.utils import _pytree as pytree
 from ..errors import ConversionError
 from .operators import CASTS, VIEWS, dtypes_of, operator_name
 
-HELD: dict[torch.dtype, torch.dtype] = dict.fromkeys(
-    (torch.uint8, torch.int8, torch.int16, torch.uint16), torch.int32
-)
+HELD: dict[torch.dtype, torch.dtype] = dict.fromkeys((torch.uint8, torch.int8, torch.int16, torch.uint16), torch.int32)
 """What the network holds instead of each."""
 
 MOVES = (
@@ -28,7 +26,16 @@ MOVES = (
     *("cat", "concat", "stack", "hstack", "vstack", "flip", "fliplr", "flipud", "roll", "repeat", "tile"),
     *("repeat_interleave", "index_select", "index", "gather", "take_along_dim", "embedding", "tril", "triu"),
     *("slice_scatter", "select_scatter", "scatter", "index_put", "index_copy", "copy", "clone", "contiguous"),
-    *("lift_fresh_copy", "reshape_as", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "sort", "topk", "argsort"),
+    *(
+        "lift_fresh_copy",
+        "reshape_as",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "sort",
+        "topk",
+        "argsort",
+    ),
     *("max", "min", "amax", "amin", "zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "empty"),
 )
 """Operators of aten whose results are values that they were given, or 0 and 1."""
@@ -75,7 +82,9 @@ def wrap_limits(node: Node) -> tuple[int, int] | None:
         return None
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    known = name in (*MOVES, *FLOATS, *CASTS, *_FILLS, *_REDUCTIONS, *_ELEMENTWISE) or torch.Tag.pointwise in target.tags
+    known = (
+        name in (*MOVES, *FLOATS, *CASTS, *_FILLS, *_REDUCTIONS, *_ELEMENTWISE) or torch.Tag.pointwise in target.tags
+    )
     if not known or target is torch.ops.aten.view.dtype or (name == "index" and _masked_by_bytes(node)):
         raise refused(node)
     value = node.meta.get("val")

@@ -48,8 +48,8 @@ from .operators import (
     QUANTIZERS,
     dtypes_of,
     is_floating,
-    may_overflow,
     keeps_dtypes,
+    may_overflow,
     no_double,
     operands,
     operator_name,
@@ -58,7 +58,6 @@ from .operators import (
 )
 from .regions import written_out
 from .structure import Output, output_node
-
 
 _WRITTEN_OUT = {
     "baddbmm": rewrites.biased_product,

@@ -62,7 +62,9 @@ def test_uint8(name, dtype):
     actual, expected = run(program.program, x), function(x)
     for a, e in zip(actual, expected if isinstance(expected, list) else [expected]):
         # uint8 is only at a network's edge: the last cast is the builder's.
-        assert a.dtype == (torch.float32 if e.dtype == torch.uint8 else torch.int32 if e.dtype == torch.int16 else e.dtype)
+        assert a.dtype == (
+            torch.float32 if e.dtype == torch.uint8 else torch.int32 if e.dtype == torch.int16 else e.dtype
+        )
         torch.testing.assert_close(a, e.to(a.dtype), rtol=2e-3, atol=2e-3)
     held = {
         node.meta["val"].dtype
