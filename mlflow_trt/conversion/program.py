@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
 from .arguments import Arguments, Spec
+from .regions import functional
 from .structure import children, user_inputs
 from .values import synthesize
 
@@ -151,7 +152,7 @@ def refuse_mutation(program: ExportedProgram) -> None:
     # Only the functional form tells what a chain of in-place operations and views ends in.
     mutated = {
         spec.target or spec.arg.name: spec.kind
-        for spec in program.run_decompositions({}).graph_signature.output_specs
+        for spec in functional(program).graph_signature.output_specs
         if spec.kind != OutputKind.USER_OUTPUT
     }
     inputs = [name for name, kind in mutated.items() if kind == OutputKind.USER_INPUT_MUTATION]

@@ -6,7 +6,8 @@ are casts like any other, and TensorRT gets the types that PyTorch computes in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -34,20 +35,49 @@ def written_out(program: ExportedProgram, outputs: Sequence[Output]) -> tuple[Ex
     narrows = any(narrow(node.meta.get("val")) for node in nodes)
     if not any(_is_region(node) or _writes(node, anywhere=narrows) for node in nodes):
         return program, outputs
-    try:
-        plain = program.run_decompositions({})
-    except Exception as error:
-        raise ConversionError(
-            f"PyTorch can't write the program's regions out: {type(error).__name__}: {str(error).strip()[:400]}",
-            "a program that ExportedProgram.run_decompositions({}) takes",
-            "take torch.autocast and writes in place out of the model's code",
-        ) from error
+    plain = functional(program)
     flat = user_outputs(plain)
     return plain, [replace(output, node=flat[output.positions[0]].name) for output in outputs]
 
 
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The program with neither regions nor writes in place; its signature names what it mutates.
+
+    Raises:
+        ConversionError: PyTorch can't do it.
+    """
+    with _without_gradients(program):
+        try:
+            return program.run_decompositions({})
+        except Exception as error:
+            raise ConversionError(
+                f"PyTorch can't write the program's regions out: {type(error).__name__}: {str(error).strip()[:400]}",
+                "a program that ExportedProgram.run_decompositions({}) takes",
+                "take torch.autocast, torch.enable_grad and writes in place out of the model's code",
+            ) from error
+
+
+@contextlib.contextmanager
+def _without_gradients(program: ExportedProgram) -> Iterator[None]:
+    """Gradients off inside the program's regions: where one ends the program, PyTorch would look for a backward pass."""
+    graphs = [getattr(module, "graph", None) for module in program.graph_module.modules()]
+    nodes = [node for graph in graphs if graph is not None for node in graph.nodes]
+    enabling = [(node, node.args) for node in nodes if _name(node) == "wrap_with_set_grad_enabled"]
+    try:
+        for node, args in enabling:
+            node.args = (False, *args[1:])
+        yield
+    finally:
+        for node, args in enabling:
+            node.args = args
+
+
 def _is_region(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.HigherOrderOperator) and node.target.name() in _REGIONS
+    return _name(node) in _REGIONS
+
+
+def _name(node: Node) -> str:
+    return node.target.name() if isinstance(node.target, torch._ops.HigherOrderOperator) else ""
 
 
 def _writes(node: Node, anywhere: bool) -> bool:
