@@ -21,6 +21,8 @@ _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
 _SMALL = 1024
 """Bytes: compressing less gains nothing."""
+_QUICK = 64 << 10
+"""Bytes: compressing more takes longer than a millisecond."""
 
 
 class HttpError(Exception):
@@ -114,7 +116,8 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
         except (asyncio.TimeoutError, TimeoutError):
             raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
-    return body if encoding == "identity" else decompress(body, encoding, limit)
+    # In a thread: a few bytes may become hundreds of megabytes.
+    return body if encoding == "identity" else await asyncio.to_thread(decompress, body, encoding, limit)
 
 
 def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
@@ -137,8 +140,18 @@ def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
     return plain
 
 
-def compressed(response: Response, accepted: str | None) -> Response:
-    """Compresses a response if the client wants that and it is worth the time.
+async def compressed(response: Response, accepted: str | None) -> Response:
+    """Compresses a response if the client wants that and it is worth the time."""
+    encoding = encoding_of(response, accepted)
+    if encoding is None:
+        return response
+    if response.length <= _QUICK:
+        return compress(response, encoding)
+    return await asyncio.to_thread(compress, response, encoding)
+
+
+def encoding_of(response: Response, accepted: str | None) -> str | None:
+    """Decides how a response is compressed; None: not at all.
 
     A client that accepts one encoding alone asks for it, as Triton's does. Most others accept several at every request
     without a thought; they get compressed text, but tensors as they are: compressing floats takes far longer than
@@ -147,7 +160,12 @@ def compressed(response: Response, accepted: str | None) -> Response:
     wanted = [part.partition(";")[0].strip().lower() for part in (accepted or "").split(",")]
     encoding = next((name for name in wanted if name in _ENCODINGS), None)
     if encoding is None or response.length < _SMALL or (len(wanted) > 1 and response.media != "application/json"):
-        return response
+        return None
+    return encoding
+
+
+def compress(response: Response, encoding: str) -> Response:
+    """Compresses a response."""
     stream = zlib.compressobj(1, zlib.DEFLATED, _ENCODINGS[encoding])
     body = b"".join([*(stream.compress(part) for part in response.parts), stream.flush()])
     return Response(response.status, [body], {**response.headers, "content-encoding": encoding}, response.media)
