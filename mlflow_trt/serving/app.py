@@ -23,6 +23,7 @@ from .access import AccessLog
 from .codec import LARGE, MANY, Codec
 from .datatypes import NAMES
 from .http import (
+    Body,
     ClientGone,
     Headers,
     HttpError,
@@ -79,7 +80,7 @@ class Call:
         self.model: Model | None = None
         self.version: str | None = None
 
-    async def body(self) -> bytes | bytearray:
+    async def body(self) -> Body:
         """The request's body, decoded."""
         return await read_body(self.receive, self.headers, self.app.max_body)
 
@@ -253,7 +254,7 @@ class Application:
         call.route = "unknown_route" if response.status == 404 else "mlflow"
         return response
 
-    async def _pass_on(self, call: Call, body: bytes | bytearray, begin: float) -> Response:
+    async def _pass_on(self, call: Call, body: Body, begin: float) -> Response:
         return await self._scoring.answer(call.scope, body)
 
     async def _webhook(self, call: Call) -> Response:
@@ -321,9 +322,7 @@ async def _infer(call: Call) -> Response:
     return await _counted(call, "http", _infer_body)
 
 
-async def _counted(
-    call: Call, protocol: str, answer: Callable[[Call, bytes | bytearray, float], Awaitable[Response]]
-) -> Response:
+async def _counted(call: Call, protocol: str, answer: Callable[[Call, Body, float], Awaitable[Response]]) -> Response:
     """Reads an inference request's body, has it answered, and counts it; its time begins with its last byte."""
     call.counted = True
     status = _GONE
@@ -343,7 +342,7 @@ async def _counted(
         call.app.metrics.request(call.served().name, protocol, status, seconds)
 
 
-async def _infer_body(call: Call, body: bytes | bytearray, begin: float) -> Response:
+async def _infer_body(call: Call, body: Body, begin: float) -> Response:
     model = call.served()
     interface = call.current().interface
     request = await _decode(call, body, interface)
@@ -366,7 +365,7 @@ async def _infer_body(call: Call, body: bytes | bytearray, begin: float) -> Resp
     return Response(200, encoded.parts, {"inference-header-content-length": length}, media="application/octet-stream")
 
 
-async def _decode(call: Call, body: bytes | bytearray, interface: Interface) -> protocol.Request:
+async def _decode(call: Call, body: Body, interface: Interface) -> protocol.Request:
     """Reads a request; what takes long is done elsewhere."""
     length = call.headers.number("inference-header-content-length")
     if LARGE < (len(body) if length is None else length) <= len(body):

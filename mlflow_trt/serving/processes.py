@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def collect() -> Iterator[Metric]:
     found: dict[str, Metric] = {}
     for role, pid in processes():
         labels = {"process": role, "pid": str(pid)}
-        for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():
+        for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
             family = found.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             for sample in metric.samples:
                 family.add_sample(sample.name, {**sample.labels, **labels}, sample.value)

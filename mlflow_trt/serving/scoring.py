@@ -22,7 +22,7 @@ from ..manifest import Interface, Profile
 from ..runtime.interface import Binder
 from .codec import LARGE, MANY, Arrays, Codec
 from .datatypes import elements_of
-from .http import Message, Response, Scope
+from .http import Body, Message, Response, Scope
 
 if TYPE_CHECKING:
     from .models import Model, Version
@@ -81,7 +81,7 @@ class Scoring:
         """The model's."""
         return self._model.name
 
-    async def answer(self, scope: Scope, body: bytes | bytearray | memoryview) -> Response:
+    async def answer(self, scope: Scope, body: Body) -> Response:
         """Passes a request on.
 
         Raises:

@@ -358,11 +358,13 @@ def test_empty_contents_beside_raw_data_are_none(server):
 def test_a_server_that_is_watched_ends_at_once(folder, tmp_path):
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with served(tmp_path, f"--model=m={folder / 'plus1'}", grpc=True) as server:
-        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
-            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-            begin = time.monotonic()
-            assert server.end() == 0
-            assert time.monotonic() - begin < 20
-            assert all(isinstance(json.loads(line), dict) for line in server.lines())
+    with (
+        served(tmp_path, f"--model=m={folder / 'plus1'}", grpc=True) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        begin = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - begin < 20
+        assert all(isinstance(json.loads(line), dict) for line in server.lines())
