@@ -1,4 +1,4 @@
-"""A probe is answered at once, whatever another client sends or gets: reading and writing happens beside the event loop."""
+"""A probe is answered at once, whatever another client sends or gets: what takes long is done beside the event loop."""
 
 from __future__ import annotations
 
