@@ -131,22 +131,8 @@ class Codec:
         self, message: Message, buffers: Sequence[Buffer], predict: Callable[[Arrays], Arrays] | None = None
     ) -> tuple[Message, list[memoryview]]:
         """Sends a piece and returns what comes back. Called by the one thread alone."""
-        end = self._open()
-        deadline = time.monotonic() + self._timeout
         try:
-            while True:
-                end.settimeout(max(deadline - time.monotonic(), 0.001))
-                send(end, message, buffers)
-                found, received = receive(end)
-                if found["kind"] == "error":
-                    raise error_of(found)
-                if found["kind"] != "predict" or predict is None:
-                    return found, received
-                try:
-                    described, buffers = pack(predict(unpack(found["arrays"], received)))
-                    message = {"kind": "outputs", "arrays": described}
-                except TrtError as error:
-                    message, buffers = message_of(error), []
+            found, received = self._exchange(self._open(), message, buffers, predict)
         except TimeoutError:
             self._kill()
             raise _late(self._timeout) from None
@@ -156,6 +142,32 @@ class Codec:
             raise TrtError(
                 "The process that reads and writes large JSON ended.", "an answer", "see the server's log"
             ) from error
+        except BaseException:
+            self._kill()  # it waits for what will not come
+            raise
+        if found["kind"] == "error":
+            raise error_of(found)
+        return found, received
+
+    def _exchange(
+        self,
+        end: socket.socket,
+        message: Message,
+        buffers: Sequence[Buffer],
+        predict: Callable[[Arrays], Arrays] | None,
+    ) -> tuple[Message, list[memoryview]]:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            end.settimeout(max(deadline - time.monotonic(), 0.001))
+            send(end, message, buffers)
+            found, received = receive(end)
+            if found["kind"] != "predict" or predict is None:
+                return found, received
+            try:
+                described, buffers = pack(predict(unpack(found["arrays"], received)))
+                message = {"kind": "outputs", "arrays": described}
+            except TrtError as error:
+                message, buffers = message_of(error), []
 
     def _open(self) -> socket.socket:
         if self._end is not None and self._process is not None and self._process.poll() is None:

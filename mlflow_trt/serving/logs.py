@@ -113,8 +113,11 @@ def captured(level: str) -> Iterator[None]:
         logging.root.handlers = [_Handler()]
         logging.root.setLevel(max(logging.WARNING, getattr(logging, level.upper())))
         for found in list(logging.root.manager.loggerDict.values()):
-            if isinstance(found, logging.Logger) and found.name not in _NAMES and found.handlers:
-                found.handlers, found.propagate = [], True  # MLflow's own: text
+            if isinstance(found, logging.Logger) and found.name not in _NAMES and any(map(_prints, found.handlers)):
+                stack.callback(setattr, found, "handlers", found.handlers)
+                stack.callback(setattr, found, "propagate", found.propagate)
+                found.handlers = [handler for handler in found.handlers if not _prints(handler)]
+                found.propagate = True
         logging.captureWarnings(True)
         stack.callback(logging.captureWarnings, False)
         stack.callback(setattr, sys, "excepthook", sys.excepthook)
@@ -143,6 +146,7 @@ def _piped() -> Iterator[None]:
     reading, writing = os.pipe()
     _original = os.fdopen(os.dup(2), "w", encoding="ascii", errors="backslashreplace")
     # A crash can't wait for a thread: what it leaves behind is worth more than its form.
+    watched = faulthandler.is_enabled()
     faulthandler.enable(_original)
     os.dup2(writing, 2)
     os.close(writing)
@@ -156,6 +160,8 @@ def _piped() -> Iterator[None]:
         os.dup2(_original.fileno(), 2)  # closes the pipe's end
         reader.join(_ENDING)
         faulthandler.disable()
+        if watched:
+            faulthandler.enable()
         kept, _original = _original, None
         kept.close()
 
@@ -177,6 +183,11 @@ def _other(line: bytes) -> None:
     if text:
         # Never passed on as it is, even if it is JSON: it may hold what a client sent.
         logging.getLogger(OTHERS).warning("%s", text)
+
+
+def _prints(handler: logging.Handler) -> bool:
+    """Whether it writes text to where the lines go, as MLflow's own does."""
+    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
 
 
 def _restore_root(handlers: list[logging.Handler], level: int) -> None:
