@@ -26,23 +26,33 @@ ONE = rows(1)["x"].tolist()
 JSON = {"Content-Type": "application/json"}
 
 
-def test_what_was_loaded_answers_and_a_restart_may_take_it_from_the_cache(registry: Registry, tmp_path):
+@pytest.fixture
+def options(registry: Registry, tmp_path) -> tuple[str, ...]:
     pytest.importorskip("torch", reason="the reference backend runs the program with PyTorch")
     registry.point(registry.add(1.0))
+    return (f"--model=m={registry.uri}", "--interval", "0.3")
+
+
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_what_was_loaded_answers(registry, options, processes, tmp_path):
     with proxy(registry.server.uri) as between:
         env = {"MLFLOW_TRACKING_URI": between.uri}
-        options = (f"--model=m={registry.uri}", "--interval", "0.3")
-        for processes in ("0", "1"):
-            between.reset()
-            with served(tmp_path, *options, "--http-processes", processes, env=env) as server:
-                assert counted(server)['mlflow_trt_registry_reachable{model="m"}'] == 1
-                between.rule = lambda request: "drop"
-                asks_nobody(server)
-                until(lambda: counted(server)['mlflow_trt_registry_reachable{model="m"}'] == 0)
-                checked = counted(server)['mlflow_trt_registry_checked_timestamp_seconds{model="m"}']
-                assert 0 < time.time() - checked < 600
-                assert all(isinstance(json.loads(line), dict) for line in server.lines())
+        with served(tmp_path, *options, "--http-processes", processes, env=env) as server:
+            assert counted(server)['mlflow_trt_registry_reachable{model="m"}'] == 1
+            between.rule = lambda request: "drop"
+            asks_nobody(server)
+            until(lambda: counted(server)['mlflow_trt_registry_reachable{model="m"}'] == 0)
+            checked = counted(server)['mlflow_trt_registry_checked_timestamp_seconds{model="m"}']
+            assert 0 < time.time() - checked < 600
+            assert all(isinstance(json.loads(line), dict) for line in server.lines())
 
+
+def test_a_server_may_start_from_its_cache(registry, options, tmp_path):
+    with proxy(registry.server.uri) as between:
+        env = {"MLFLOW_TRACKING_URI": between.uri}
+        with served(tmp_path, *options, env=env):
+            pass
+        between.rule = lambda request: "drop"
         with pytest.raises(AssertionError, match="can't be read"), served(tmp_path, *options, env=env):
             pass
         with served(tmp_path, *options, "--offline-start", env=env) as server:
@@ -55,7 +65,6 @@ def test_what_was_loaded_answers_and_a_restart_may_take_it_from_the_cache(regist
             registry.point(registry.add(5.0))
             until(lambda: server.get("/v2/models/m").json()["versions"] == ["2"], 60)
             assert server.get("/v2/models/m").json()["status"]["cached"] is False
-
         # A registry that answers is believed: here that there is no such alias.
         registry.client.delete_registered_model_alias(registry.name, "champion")
         with pytest.raises(AssertionError), served(tmp_path, *options, "--offline-start", env=env):
