@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -29,9 +29,16 @@ class Health:
         serving: Answers whether what has a name serves: ``""`` is the server, else a service or a model. None: there is
             no such name.
         ending: Answers whether the server ends: then its watches do too.
+        seen: Called with the name of each method that was called, and the status.
     """
 
-    def __init__(self, serving: Callable[[str], bool | None], ending: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        serving: Callable[[str], bool | None],
+        ending: Callable[[], bool],
+        seen: Callable[[str, grpc.StatusCode], None],
+    ) -> None:
+        self._seen = seen
         self._serving = serving
         self._ending = ending
 
@@ -54,11 +61,13 @@ class Health:
 
     async def _check(self, request: Any, context: Context) -> Any:
         status = self._status(request.service)
+        self._seen("Check", grpc.StatusCode.OK if status is not None else grpc.StatusCode.NOT_FOUND)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service or model.")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def _watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        self._seen("Watch", grpc.StatusCode.OK)
         told: Status | None = None
         while True:
             status = self._status(request.service)
@@ -73,19 +82,19 @@ class Health:
 
 
 def reflection_handlers(
-    services: list[str], pool: descriptor_pool.DescriptorPool, check: Callable[[Context], None]
+    services: list[str], pool: descriptor_pool.DescriptorPool, check: Callable[[Context], Awaitable[None]]
 ) -> dict[str, Any]:
     """Returns the handlers of reflection.
 
     Args:
         services: What it names.
         pool: Holds what describes them.
-        check: Raises if a call may not ask.
+        check: Ends a call that may not ask.
     """
     servicer = ReflectionServicer(services, pool)
 
     async def answer(requests: Any, context: Context) -> AsyncIterator[Any]:
-        check(context)
+        await check(context)
         async for response in servicer.ServerReflectionInfo(requests, context):
             yield response
 

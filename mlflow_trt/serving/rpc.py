@@ -110,8 +110,8 @@ async def start(
     names = [messages.SERVICE, health.SERVICE, health.REFLECTION]
     for name, handlers in (
         (messages.SERVICE, service.handlers()),
-        (health.SERVICE, health.Health(service.serving, lambda: service.refusing).handlers()),
-        (health.REFLECTION, health.reflection_handlers(names, pool, service.check_token)),
+        (health.SERVICE, health.Health(service.serving, lambda: service.refusing, service.seen).handlers()),
+        (health.REFLECTION, health.reflection_handlers(names, pool, service.admit)),
     ):
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     try:
@@ -190,6 +190,20 @@ class Service:
     def close(self) -> None:
         """Ends what belongs to it."""
         self._codec.close()
+
+    def seen(self, route: str, code: StatusCode) -> None:
+        """Counts a call that is no inference."""
+        if self._metrics is not None:
+            self._metrics.other(route, "grpc", code.name)
+
+    async def admit(self, context: Context) -> None:
+        """Ends a call of reflection that has no valid token, and counts it."""
+        try:
+            self.check_token(context)
+        except RpcError as error:
+            self.seen("unauthorized", error.code)
+            await _abort(context, error, access.request_id(_metadata(context, access.HEADER)))
+        self.seen("ServerReflectionInfo", StatusCode.OK)
 
     def serving(self, name: str) -> bool | None:
         """Whether a service (``""``: the whole server) or a model serves; None: there is none of that name."""
@@ -284,8 +298,8 @@ class Service:
         seconds = time.monotonic() - begin
         if self._metrics is not None and inferred is not None:
             self._metrics.request(inferred, "grpc", code.name, seconds)
-        elif self._metrics is not None:
-            self._metrics.other(route, "grpc", code.name)
+        else:
+            self.seen(route, code)
         self._log.answered(
             protocol="grpc",
             method="POST",
