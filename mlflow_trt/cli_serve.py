@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,6 +36,25 @@ WEBHOOK_SECRET = "MLFLOW_TRT_WEBHOOK_SECRET"
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Holds the bearer token that requests must have; or set {TOKEN}.",
 )
+@click.option(
+    "--exit-on-error",
+    type=bool,
+    default=True,
+    show_default=True,
+    help="Whether a model that can't be loaded ends the server; false: the others are served, and it is tried again.",
+)
+@click.option(
+    "--offline-start/--no-offline-start",
+    default=False,
+    show_default=True,
+    help="Start with the version that was served last, from the cache, if the registry can't be reached.",
+)
+@click.option(
+    "--access-log/--no-access-log",
+    default=True,
+    show_default=True,
+    help="A line in the log for each request; refused ones have theirs in any case.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def serve(
     model_uri: str | None,
@@ -52,6 +74,9 @@ def serve(
     timeout: float,
     max_body: int,
     token_file: Path | None,
+    exit_on_error: bool,
+    offline_start: bool,
+    access_log: bool,
     log_level: str,
 ) -> None:
     """Serve MODEL, or several by name, until SIGTERM: the Open Inference Protocol v2, and MLflow's /invocations.
@@ -77,7 +102,8 @@ def serve(
         token = token_file.read_text().strip() if token_file else os.environ.get(TOKEN)
     except OSError as error:
         raise click.UsageError(f"{token_file} can't be read: {error.strerror}.") from error
-    server.serve(
+    _until_it_ends(
+        server.serve,
         models,
         host=host,
         port=port,
@@ -90,6 +116,7 @@ def serve(
             batching=batching,
             delay=delay / 1000,
             max_queue=max_queue,
+            offline_start=offline_start,
         ),
         interval=interval,
         timeout=timeout,
@@ -97,8 +124,18 @@ def serve(
         http_processes=http_processes,
         token=token or None,
         webhook_secret=os.environ.get(WEBHOOK_SECRET) or None,
+        exit_on_error=exit_on_error,
+        access_log=access_log,
         log_level=log_level,
     )
+
+
+def _until_it_ends(serve: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Runs the server; why it failed is in its log, whose every line is JSON."""
+    try:
+        serve(*args, **kwargs)
+    except Exception:
+        sys.exit(1)
 
 
 def _pair(text: str) -> tuple[str, str]:

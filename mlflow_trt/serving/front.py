@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -32,6 +32,9 @@ from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
 from .listening import http_server, new_loop, settle, tune_process
+
+if TYPE_CHECKING:
+    from .app import Application
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class RemoteVersion:
         self.version: str = state["version"]
         self.platform: str = state["platform"]
         self.interface = Interface.model_validate(state["interface"])
+        self.mlmodel: str | None = state["mlmodel"]
         self.profiles = _PROFILES.validate_python(state["profiles"])
 
     def become(self, other: RemoteVersion) -> None:
@@ -221,9 +225,13 @@ class RemoteMetrics:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
 
-    def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
-        """Counts a request that ended."""
+    def request(self, model: str, protocol: str, status: int | str, seconds: float | None) -> None:
+        """Counts an inference request that ended."""
         self._engines.send({"kind": "count", "request": (model, protocol, status, seconds)}, later=True)
+
+    def other(self, route: str, protocol: str, status: int | str) -> None:
+        """Counts any other one."""
+        self._engines.send({"kind": "count_other", "request": (route, protocol, status)}, later=True)
 
     def text(self) -> bytes:
         """Returns what Prometheus reads; waits, so not from the event loop."""
@@ -242,10 +250,12 @@ class Connections:
         server: uvicorn's.
         passing: Where they come from.
         engines: Learns how many of them were closed.
+        app: What answers on them.
     """
 
-    def __init__(self, server: Any, passing: socket.socket, engines: Engines) -> None:
+    def __init__(self, server: Any, passing: socket.socket, engines: Engines, app: Application) -> None:
         self._server = server
+        self._app = app
         self._passing = passing
         self._engines = engines
         self._taken = 0
@@ -259,13 +269,13 @@ class Connections:
         loop = asyncio.get_running_loop()
         self._passing.setblocking(False)
         loop.add_reader(self._passing.fileno(), self._take)
-        told = None
+        told: tuple[int, int] | None = None
         try:
             while True:
                 closed = self._taken - len(self._tasks) - len(self._server.server_state.connections)
-                if closed != told:
-                    self._engines.send({"kind": "connections", "closed": closed})
-                    told = closed
+                if (closed, self._app.running) != told:
+                    told = (closed, self._app.running)
+                    self._engines.send({"kind": "connections", "closed": closed, "running": self._app.running})
                 await asyncio.sleep(_LOOK)
         finally:
             loop.remove_reader(self._passing.fileno())
@@ -311,11 +321,13 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
         max_body=settings["max_body"],
         timeout=settings["timeout"],
         webhook_secret=settings["webhook_secret"],
+        access_log=settings["access_log"],
+        exit_on_error=settings["exit_on_error"],
     )
     server = http_server(app, settings["timeout"])
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, partial(setattr, server, "should_exit", True))
-    serving = asyncio.ensure_future(Connections(server, passing, engines).serve())
+    serving = asyncio.ensure_future(Connections(server, passing, engines, app).serve())
 
     async def end_with_parent() -> None:
         await engines.gone.wait()
@@ -327,6 +339,7 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
     finally:
         watch.cancel()
         serving.cancel()
+        app.close()
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -341,4 +354,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with logs.captured("info"):
+        main(sys.argv[1:])

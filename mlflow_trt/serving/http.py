@@ -7,12 +7,15 @@ import hmac
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union
+
+from .gathering import Gathered
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Body = Union[bytes, bytearray, memoryview]
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive: a client that is slower holds a connection and memory for nothing."""
@@ -21,6 +24,10 @@ _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
 _SMALL = 1024
 """Bytes: compressing less gains nothing."""
+_PIECE = 1 << 20
+"""Bytes that are decompressed at once."""
+_QUICK = 64 << 10
+"""Bytes: compressing more takes longer than a millisecond."""
 
 
 class HttpError(Exception):
@@ -90,7 +97,7 @@ def check_token(headers: Headers, token: str | None) -> None:
         raise HttpError(401, "A valid bearer token is needed.", ("www-authenticate", "Bearer"))
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float = BODY_SECONDS) -> bytes | bytearray:
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float = BODY_SECONDS) -> Body:
     """Reads a request's body and undoes its Content-Encoding.
 
     Args:
@@ -107,17 +114,18 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     if length is not None and length > limit:
         raise _too_large(limit)
     first = await _next(receive)
-    body = first.get("body", b"")
+    body: Body = first.get("body", b"")
     if first.get("more_body", False):
         try:
-            body = await asyncio.wait_for(_all(receive, body, limit), seconds)
+            body = await asyncio.wait_for(_all(receive, body, limit, length or limit), seconds)
         except TimeoutError:
             raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
-    return body if encoding == "identity" else decompress(body, encoding, limit)
+    # In a thread: a few bytes may become hundreds of megabytes.
+    return body if encoding == "identity" else await asyncio.to_thread(decompress, body, encoding, limit)
 
 
-def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
+def decompress(body: Body, encoding: str, limit: int) -> Body:
     """Undoes a Content-Encoding.
 
     Raises:
@@ -126,19 +134,36 @@ def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
     if encoding not in _ENCODINGS:
         raise HttpError(415, "The Content-Encoding is not known; known are gzip, deflate and identity.")
     stream = zlib.decompressobj(_ENCODINGS[encoding])
+    plain = Gathered(limit + _PIECE)
+    rest: Body = body
     try:
-        plain = stream.decompress(body, limit + 1)
+        while not stream.eof and plain.size <= limit:
+            before = plain.size
+            plain.append(stream.decompress(rest, _PIECE))
+            rest = stream.unconsumed_tail
+            if plain.size == before and not rest:  # cut short
+                break
     except zlib.error:
         raise HttpError(400, f"The body is not valid {encoding}.") from None
-    if len(plain) > limit:
+    if plain.size > limit:
         raise _too_large(limit)
     if not stream.eof or stream.unused_data:
         raise HttpError(400, f"The body is not valid {encoding}: it is cut short, or more follows.")
-    return plain
+    return plain.take()
 
 
-def compressed(response: Response, accepted: str | None) -> Response:
-    """Compresses a response if the client wants that and it is worth the time.
+async def compressed(response: Response, accepted: str | None) -> Response:
+    """Compresses a response if the client wants that and it is worth the time."""
+    encoding = encoding_of(response, accepted)
+    if encoding is None:
+        return response
+    if response.length <= _QUICK:
+        return compress(response, encoding)
+    return await asyncio.to_thread(compress, response, encoding)
+
+
+def encoding_of(response: Response, accepted: str | None) -> str | None:
+    """Decides how a response is compressed; None: not at all.
 
     A client that accepts one encoding alone asks for it, as Triton's does. Most others accept several at every request
     without a thought; they get compressed text, but tensors as they are: compressing floats takes far longer than
@@ -147,7 +172,12 @@ def compressed(response: Response, accepted: str | None) -> Response:
     wanted = [part.partition(";")[0].strip().lower() for part in (accepted or "").split(",")]
     encoding = next((name for name in wanted if name in _ENCODINGS), None)
     if encoding is None or response.length < _SMALL or (len(wanted) > 1 and response.media != "application/json"):
-        return response
+        return None
+    return encoding
+
+
+def compress(response: Response, encoding: str) -> Response:
+    """Compresses a response."""
     stream = zlib.compressobj(1, zlib.DEFLATED, _ENCODINGS[encoding])
     body = b"".join([*(stream.compress(part) for part in response.parts), stream.flush()])
     return Response(response.status, [body], {**response.headers, "content-encoding": encoding}, response.media)
@@ -174,20 +204,19 @@ async def _next(receive: Receive) -> Message:
     return message
 
 
-async def _all(receive: Receive, first: bytes, limit: int) -> bytearray:
-    """Puts a body together, in memory that may be written: PyTorch would copy a tensor that may not."""
-    chunks = [first]
-    size = len(first)
+async def _all(receive: Receive, first: bytes, limit: int, most: int) -> bytearray | memoryview:
+    """Puts a body together; ``most``: what it says that it has, or may have."""
+    body = Gathered(most)
+    body.append(first)
     more = True
     while more:
         message = await _next(receive)
         chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
+        if body.size + len(chunk) > min(limit, most):
             raise _too_large(limit)
-        chunks.append(chunk)
+        body.append(chunk)
         more = message.get("more_body", False)
-    return bytearray().join(chunks)
+    return body.take()
 
 
 def _too_large(limit: int) -> HttpError:

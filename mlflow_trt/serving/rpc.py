@@ -1,5 +1,7 @@
 """The server's gRPC face: the Open Inference Protocol's ``GRPCInferenceService``, in the event loop of the HTTP server.
 
+Beside it stand the standard health service and reflection, see :mod:`.health`.
+
 Requests become the same ``protocol.Request`` as over HTTP and meet the same models. A client that cancels its call, or
 whose deadline passes, cancels what waits for it: gRPC then cancels the task that answers, and that its future.
 
@@ -23,8 +25,11 @@ from grpc import StatusCode
 
 from .. import __version__
 from ..errors import BusyError, DeadlineError, InputError, StoreError, TrtError
-from . import messages, protocol
+from . import access, health, messages, protocol
+from .access import AccessLog
+from .codec import LARGE, Codec
 from .datatypes import ProtocolError, show
+from .readiness import ready
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -57,6 +62,13 @@ class RpcError(Exception):
         self.code = code
 
 
+class NotServedError(RpcError):
+    """There is no model of that name."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(StatusCode.NOT_FOUND, message)
+
+
 async def start(
     models: Mapping[str, Model],
     host: str,
@@ -66,7 +78,9 @@ async def start(
     max_body: int = 256 << 20,
     timeout: float = 60.0,
     metrics: Metrics | None = None,
-) -> grpc.aio.Server:
+    access_log: bool = True,
+    exit_on_error: bool = True,
+) -> Server:
     """Serves models over gRPC, from the running event loop.
 
     Args:
@@ -77,9 +91,8 @@ async def start(
         max_body: Bytes that a message may have.
         timeout: Seconds that a call may take, once its message is there.
         metrics: Where calls are counted.
-
-    Returns:
-        The server. ``await stop(grace)`` refuses further calls, gives running ones that many seconds, and cancels them.
+        access_log: Whether calls that were answered well leave a line in the log.
+        exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
 
     Raises:
         StoreError: The address can't be had.
@@ -89,8 +102,18 @@ async def start(
         ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, unnoticed
     )
     server = grpc.aio.server(options=options)
-    service = Service(models, token=token, timeout=timeout, metrics=metrics)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(messages.SERVICE, service.handlers()),))
+    service = Service(
+        models, token=token, timeout=timeout, metrics=metrics, access_log=access_log, exit_on_error=exit_on_error
+    )
+    pool = messages.new_pool()
+    health.describe(pool)
+    names = [messages.SERVICE, health.SERVICE, health.REFLECTION]
+    for name, handlers in (
+        (messages.SERVICE, service.handlers()),
+        (health.SERVICE, health.Health(service.serving, lambda: service.refusing, service.seen).handlers()),
+        (health.REFLECTION, health.reflection_handlers(names, pool, service.admit)),
+    ):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     try:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError:
@@ -102,7 +125,30 @@ async def start(
             "choose another port or host",
         )
     await server.start()
-    return server
+    return Server(server, service)
+
+
+class Server:
+    """A server that runs.
+
+    Args:
+        server: gRPC's.
+        service: What answers.
+    """
+
+    def __init__(self, server: grpc.aio.Server, service: Service) -> None:
+        self._server = server
+        self._service = service
+
+    async def wait_for_termination(self) -> None:
+        """Waits until it has stopped."""
+        await self._server.wait_for_termination()
+
+    async def stop(self, seconds: float) -> None:
+        """Refuses further calls, gives running ones that many seconds, and cancels them."""
+        self._service.refusing = True  # ends the watches of health
+        await self._server.stop(seconds)
+        self._service.close()
 
 
 class Service:
@@ -113,15 +159,58 @@ class Service:
         token: The bearer token that calls must have; None: none.
         timeout: Seconds that a call may take.
         metrics: Where calls are counted.
+        access_log: Whether calls that were answered well leave a line in the log.
+        exit_on_error: Whether a model that can't be loaded ends the server.
     """
 
     def __init__(
-        self, models: Mapping[str, Model], *, token: str | None, timeout: float, metrics: Metrics | None
+        self,
+        models: Mapping[str, Model],
+        *,
+        token: str | None,
+        timeout: float,
+        metrics: Metrics | None,
+        access_log: bool = True,
+        exit_on_error: bool = True,
     ) -> None:
         self._models = models
         self._authorization = None if token is None else f"Bearer {token}".encode()
         self._timeout = timeout
         self._metrics = metrics
+        self._exit_on_error = exit_on_error
+        self._log = AccessLog(access_log)
+        self._codec = Codec(timeout)
+        self.running = 0
+        """Inferences that have not been answered."""
+        self.refusing = False
+        """Whether the server ends."""
+        if metrics is not None:
+            metrics.in_flight["grpc"] = lambda: self.running
+
+    def close(self) -> None:
+        """Ends what belongs to it."""
+        self._codec.close()
+
+    def seen(self, route: str, code: StatusCode) -> None:
+        """Counts a call that is no inference."""
+        if self._metrics is not None:
+            self._metrics.other(route, "grpc", code.name)
+
+    async def admit(self, context: Context) -> None:
+        """Ends a call of reflection that has no valid token, and counts it."""
+        try:
+            self.check_token(context)
+        except RpcError as error:
+            self.seen("unauthorized", error.code)
+            await _abort(context, error, access.request_id(_metadata(context, access.HEADER)))
+        self.seen("ServerReflectionInfo", StatusCode.OK)
+
+    def serving(self, name: str) -> bool | None:
+        """Whether a service (``""``: the whole server) or a model serves; None: there is none of that name."""
+        if name in ("", messages.SERVICE):
+            return self._ready()
+        model = self._models.get(name)
+        return None if model is None else bool(model.status()["state"] == "ready")
 
     def handlers(self) -> dict[str, Any]:
         """Returns a handler for each method, by its name."""
@@ -141,37 +230,91 @@ class Service:
 
     async def _tell(self, method: str, answer: Callable[[Any], Any], data: bytes, context: Context) -> bytes:
         """Answers everything but inference."""
+        begin = time.monotonic()
+        identifier = access.request_id(_metadata(context, access.HEADER))
+        context.set_trailing_metadata(((access.HEADER, identifier),))
+        route, code = "unauthorized", StatusCode.CANCELLED
         try:
             if method not in _OPEN:
-                self._check_token(context)
+                self.check_token(context)
+            route = method
             request = messages.parse(messages.message(messages.METHODS[method].input_type.name), data)
             response = messages.message(messages.METHODS[method].output_type.name)(**answer(request))
+            code = StatusCode.OK
             return bytes(response.SerializeToString())
         except Exception as error:
-            await _abort(context, error)
+            code, route = _code(error), _route(error, route)
+            await _abort(context, error, identifier)
             raise
+        finally:
+            self._answered(context, method, code, identifier, begin, route)
 
     async def _infer(self, data: bytes, context: Context) -> bytes:
         begin = time.monotonic()
-        name, code = "", StatusCode.CANCELLED
+        name, code, route = "", StatusCode.CANCELLED, "unauthorized"
+        identifier = access.request_id(_metadata(context, access.HEADER))
+        context.set_trailing_metadata(((access.HEADER, identifier),))
+        self.running += 1
         try:
-            self._check_token(context)
-            message, raw = messages.split(data)
-            name = message.model_name
-            response = await self._answer(message, raw, begin, context.time_remaining())
+            self.check_token(context)
+            route = "ModelInfer"
+            left = context.time_remaining()
+            heads, raw = messages.cut(data)
+            if sum(map(len, heads)) > LARGE:  # typed contents; raw data is looked at only
+                name, wanted, request = await self._codec.decode_grpc(data)
+                model, version = self._find(name, wanted)
+            else:
+                message, raw = messages.read(heads, raw)
+                name = message.model_name
+                model, version = self._find(name, message.model_version)
+                messages.check(message, version.interface)
+                if messages.is_slow(message, raw, LARGE):
+                    request = await asyncio.to_thread(messages.decode, message, raw)
+                else:
+                    request = messages.decode(message, raw)
+            response = await self._answer(model, version, request, begin, left)
             code = StatusCode.OK
             return response
         except Exception as error:
-            code = _code(error)
-            await _abort(context, error)
+            code, route = _code(error), _route(error, route)
+            await _abort(context, error, identifier)
             raise
         finally:
-            if self._metrics is not None and name in self._models:
-                self._metrics.request(name, "grpc", code.name, time.monotonic() - begin)
+            self.running -= 1
+            served = name if name in self._models else None
+            self._answered(context, "ModelInfer", code, identifier, begin, route, served)
 
-    async def _answer(self, message: Any, raw: list[memoryview], begin: float, left: float | None) -> bytes:
-        model, version = self._find(message.model_name, message.model_version)
-        request = messages.decode(message, raw)
+    def _answered(
+        self,
+        context: Context,
+        method: str,
+        code: StatusCode,
+        identifier: str,
+        begin: float,
+        route: str,
+        inferred: str | None = None,
+    ) -> None:
+        """Counts a call, and leaves its line in the log."""
+        seconds = time.monotonic() - begin
+        if self._metrics is not None and inferred is not None:
+            self._metrics.request(inferred, "grpc", code.name, seconds)
+        else:
+            self.seen(route, code)
+        self._log.answered(
+            protocol="grpc",
+            method="POST",
+            path=f"/{messages.SERVICE}/{method}",
+            status=code.name,
+            refused=code is not StatusCode.OK,
+            request_id=identifier,
+            client=context.peer(),
+            seconds=seconds,
+            quiet=method in _OPEN,
+        )
+
+    async def _answer(
+        self, model: Model, version: Version, request: protocol.Request, begin: float, left: float | None
+    ) -> bytes:
         inputs = protocol.fit(request, version.interface)
         limits = (self._timeout, request.timeout, left)
         deadline = begin + min([seconds for seconds in limits if seconds is not None])
@@ -188,7 +331,10 @@ class Service:
         return {"live": True}
 
     def _server_ready(self, request: Any) -> dict[str, Any]:
-        return {"ready": all(model.status()["state"] == "ready" for model in self._models.values())}
+        return {"ready": self._ready()}
+
+    def _ready(self) -> bool:
+        return ready((model.status() for model in self._models.values()), self._exit_on_error)
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
         try:
@@ -221,20 +367,21 @@ class Service:
         """
         model = self._models.get(name)
         if model is None:
-            raise RpcError(
-                StatusCode.NOT_FOUND, f"The model {show(name)} is not served; served are {', '.join(self._models)}."
-            )
+            raise NotServedError(f"The model {show(name)} is not served; served are {', '.join(self._models)}.")
         version = model.current
         if wanted and wanted != version.version:
             raise RpcError(StatusCode.NOT_FOUND, f"Version {show(wanted)} is not served; version {version.version} is.")
         return model, version
 
-    def _check_token(self, context: Context) -> None:
-        """Compares the call's bearer token, in constant time."""
+    def check_token(self, context: Context) -> None:
+        """Compares the call's bearer token, in constant time.
+
+        Raises:
+            RpcError: It is another, or missing.
+        """
         if self._authorization is None:
             return
-        given = next((value for key, value in context.invocation_metadata() or () if key == "authorization"), "")
-        kind, _, token = given.partition(" ")
+        kind, _, token = (_metadata(context, "authorization") or "").partition(" ")
         if not hmac.compare_digest(f"{kind.title()} {token.strip()}".encode(), self._authorization):
             raise RpcError(StatusCode.UNAUTHENTICATED, "A valid bearer token is needed.")
 
@@ -245,15 +392,27 @@ def _code(error: Exception) -> StatusCode:
     return next((code for kind, code in _CODES if isinstance(error, kind)), StatusCode.INTERNAL)
 
 
-async def _abort(context: Context, error: Exception) -> None:
+def _route(error: Exception, route: str) -> str:
+    """What a call that failed is counted as."""
+    return "unknown_model" if isinstance(error, NotServedError) else route
+
+
+def _metadata(context: Context, name: str) -> str | None:
+    """A value of a call's metadata."""
+    found = next((value for key, value in context.invocation_metadata() or () if key == name), None)
+    return found if isinstance(found, str) else None
+
+
+async def _abort(context: Context, error: Exception, identifier: str) -> None:
     """Ends a call with an error. What is not ours to tell, the client does not get to see."""
     code = _code(error)
     if code is StatusCode.INTERNAL:
-        _logger.error("A call failed", exc_info=error)
+        _logger.error("A call failed", exc_info=error, extra={"request_id": identifier})
     if isinstance(error, TrtError):
         text = str(error.message)
     else:
         text = str(error) if isinstance(error, RpcError) else "The server failed; its log says more."
     if len(encoded := text.encode()) > _LONGEST:
         text = encoded[:_LONGEST].decode(errors="ignore") + "…"
-    await context.abort(code, text, _RETRY if code is StatusCode.UNAVAILABLE else ())
+    known = ((access.HEADER, identifier),)
+    await context.abort(code, text, (*known, *_RETRY) if code is StatusCode.UNAVAILABLE else known)

@@ -36,6 +36,8 @@ def serve(
     token: str | None = None,
     webhook_secret: str | None = None,
     http_processes: int = 0,
+    exit_on_error: bool = True,
+    access_log: bool = True,
     log_level: str = "info",
 ) -> None:
     """Serves models until SIGTERM or Ctrl-C; then running requests are answered, and everything is given back.
@@ -57,6 +59,9 @@ def serve(
             looked at at once.
         http_processes: How many processes of their own speak HTTP. 0: this one does, which answers a single client
             soonest; several read the requests of many clients at once.
+        exit_on_error: Whether a model that can't be loaded at the start ends the server. If not, the others are served,
+            ``/v2/models/NAME/ready`` tells which those are, and what failed is tried again as a moved alias is.
+        access_log: Whether requests that were answered well leave a line in the log; refused ones always do.
         log_level: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
 
     Raises:
@@ -64,7 +69,49 @@ def serve(
         StoreError: The port is taken.
         TrtError: A model could not be loaded in the first place.
     """
-    logs.configure(log_level)
+    with logs.captured(log_level):
+        try:
+            _serve(
+                _named(models),
+                host=host,
+                port=port,
+                grpc_port=grpc_port,
+                options=options or Options(),
+                interval=interval,
+                timeout=timeout,
+                max_body=max_body,
+                token=token,
+                webhook_secret=webhook_secret,
+                http_processes=http_processes,
+                exit_on_error=exit_on_error,
+                access_log=access_log,
+                log_level=log_level,
+            )
+        except TrtError as error:
+            _logger.critical("%s", error.message, extra={"event": "failed", "error_type": type(error).__name__})
+            raise
+        except Exception:
+            _logger.critical("The server failed", exc_info=True, extra={"event": "failed"})
+            raise
+
+
+def _serve(
+    models: Mapping[str, str],
+    *,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    options: Options,
+    interval: float,
+    timeout: float,
+    max_body: int,
+    token: str | None,
+    webhook_secret: str | None,
+    http_processes: int,
+    exit_on_error: bool,
+    access_log: bool,
+    log_level: str,
+) -> None:
     tune_process()
     # MLflow's own 7 back off for minutes: a registry that is back again would be noticed late.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -80,17 +127,18 @@ def serve(
             "the packages of the serve extra",
             'pip install "mlflow-trt[serve]"',
         ) from error
-    options = options or Options()
     served: dict[str, Model] = {}
     devices = options.devices if options.backend == "tensorrt" else ()
     metrics = Metrics(served, devices)
-    for name, uri in _named(models).items():
+    for name, uri in models.items():
         served[name] = Model(name, uri, options, interval=interval, on_batch=partial(metrics.batch, name))
     settings: dict[str, Any] = {
         "token": token,
         "max_body": max_body,
         "timeout": timeout,
         "webhook_secret": webhook_secret,
+        "access_log": access_log,
+        "exit_on_error": exit_on_error,
     }
     listening = bind(host, port)
     http: _Here | Fronts
@@ -98,15 +146,14 @@ def serve(
         device = next(iter(devices), None)
         http = Fronts(http_processes, listening, served, metrics, {**settings, "log_level": log_level}, device)
     else:
-        http = _Here(Application(served, metrics, **settings), listening, timeout)
-    grpc = (
-        partial(rpc.start, served, host, grpc_port, token=token, max_body=max_body, timeout=timeout, metrics=metrics)
-        if grpc_port
-        else None
-    )
+        app = Application(served, metrics, **settings)
+        metrics.in_flight["http"] = lambda: app.running
+        http = _Here(app, listening, timeout)
+    of_grpc = {key: value for key, value in settings.items() if key != "webhook_secret"}
+    grpc = partial(rpc.start, served, host, grpc_port, metrics=metrics, **of_grpc) if grpc_port else None
     loop = new_loop()
     try:
-        failure = loop.run_until_complete(_run(http, served, grpc, timeout))
+        failure = loop.run_until_complete(_run(http, served, grpc, timeout, exit_on_error))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -119,6 +166,7 @@ class _Here:
     """HTTP in this process, as :class:`~.fronts.Fronts` is HTTP in others."""
 
     def __init__(self, app: Any, listening: socket.socket, timeout: float) -> None:
+        self.app = app
         self._server = http_server(app, timeout)
         self._listening = listening
         self._task: asyncio.Task[None] | None = None
@@ -130,16 +178,19 @@ class _Here:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        self.app.close()
 
 
-async def _run(http: Any, models: Mapping[str, Model], start_grpc: Any, timeout: float) -> TrtError | None:
+async def _run(
+    http: Any, models: Mapping[str, Model], start_grpc: Any, timeout: float, exit_on_error: bool
+) -> TrtError | None:
     """Runs until a signal, or until a model fails that nothing serves in place of."""
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     for model in models.values():
         model.start()
-    first = asyncio.create_task(_first_versions(ended, models))
+    first = asyncio.create_task(_first_versions(ended, models, exit_on_error))
     stops: list[Any] = []
     try:
         if start_grpc is not None:
@@ -156,20 +207,25 @@ async def _run(http: Any, models: Mapping[str, Model], start_grpc: Any, timeout:
     return first.result() if first.done() and not first.cancelled() else None
 
 
-async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model]) -> TrtError | None:
-    """Waits for every model's first version; ends the server if there is none to be had."""
+async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model], exit_on_error: bool) -> TrtError | None:
+    """Waits for every model's first version; ends the server if there is none to be had, unless it goes on without."""
+    failed: list[str] = []
     waiting = dict(models)
     while waiting:
         for name, model in list(waiting.items()):
             state = model.status()["state"]
             if state == "ready":
                 del waiting[name]
-            elif state == "failed":
+            elif state == "failed" and exit_on_error:
                 ended.set()
                 return model.failure
+            elif state == "failed" and name not in failed:
+                failed.append(name)
+        if set(waiting) <= set(failed) and len(waiting) < len(models):
+            break  # what failed is tried again, and said to be served once it is
         await asyncio.sleep(_LOOK)
     settle()
-    _logger.info("Ready", extra={"models": list(models)})
+    _logger.info("Ready", extra={"models": [name for name in models if name not in waiting], "failed": list(waiting)})
     return None
 
 
