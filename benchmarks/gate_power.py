@@ -81,7 +81,7 @@ class Outcome:
 # ---- recording -----------------------------------------------------------------------------------------------------
 
 
-def record(model: str, seconds: float, most_calls: int, work: Path) -> dict[str, Any]:
+def record(model: str, seconds: float, most_calls: int, work: Path, threads: int = 1) -> dict[str, Any]:
     """Builds a network twice, and times both at every profile point.
 
     Args:
@@ -89,6 +89,7 @@ def record(model: str, seconds: float, most_calls: int, work: Path) -> dict[str,
         seconds: For all points together.
         most_calls: Of each build at each point.
         work: A folder for the models.
+        threads: Of PyTorch, where there is no GPU. Several wait for each other on a machine that does other work too.
 
     Returns:
         What :func:`read` takes, as JSON.
@@ -100,7 +101,7 @@ def record(model: str, seconds: float, most_calls: int, work: Path) -> dict[str,
     if backend == "reference":
         import torch
 
-        torch.set_num_threads(1)  # several would wait for each other whenever the machine does something else
+        torch.set_num_threads(threads)
     folders = [work / "champion", work / "candidate"]
     for folder in folders:
         context.save(model, folder)
@@ -114,7 +115,9 @@ def record(model: str, seconds: float, most_calls: int, work: Path) -> dict[str,
         "schema_version": 1,
         "machine": describe(),
         "network": model,
-        "backend": "TensorRT" if backend == "tensorrt" else "PyTorch on the CPU (the reference backend)",
+        "backend": "TensorRT"
+        if backend == "tensorrt"
+        else f"PyTorch on the CPU (the reference backend, threads: {threads})",
         "calls_in_a_round": latency.CALLS,
         "unit_seconds": UNIT,
         "points": [{"label": t.label, "champion": whole(t.champion), "candidate": whole(t.candidate)} for t in points],
@@ -290,6 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     recording.add_argument("--model", choices=sorted(context.MODELS), default="mlp")
     recording.add_argument("--seconds", type=float, default=60.0, help="for all points together")
     recording.add_argument("--calls", type=int, default=6000, help="of each build at each point, at the most")
+    recording.add_argument("--threads", type=int, default=1, help="of PyTorch, where there is no GPU")
     simulating = commands.add_parser("simulate", help="print how often the gate promotes and refuses")
     simulating.add_argument("files", type=Path, nargs="+", metavar="FILE")
     simulating.add_argument("--promotions", type=int, default=100)
@@ -298,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "record":
         with tempfile.TemporaryDirectory(prefix="mlflow-trt-gate-") as work:
-            found = record(options.model, options.seconds, options.calls, Path(work))
+            found = record(options.model, options.seconds, options.calls, Path(work), options.threads)
         options.out.write_text(json.dumps(found, separators=(",", ":")) + "\n")
         print(f"Written to {options.out}", file=sys.stderr)
         return 0
