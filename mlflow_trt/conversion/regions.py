@@ -59,7 +59,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 
 @contextlib.contextmanager
 def _without_gradients(program: ExportedProgram) -> Iterator[None]:
-    """Gradients off inside the program's regions: where one ends the program, PyTorch would look for a backward pass."""
+    """Gradients off inside the program's regions: where one ends it, PyTorch would look for a backward pass."""
     graphs = [getattr(module, "graph", None) for module in program.graph_module.modules()]
     nodes = [node for graph in graphs if graph is not None for node in graph.nodes]
     enabling = [(node, node.args) for node in nodes if _name(node) == "wrap_with_set_grad_enabled"]
