@@ -8,9 +8,10 @@ The rule, for p50 and p99 at every profile point of the champion, each with a co
   longer). **At the end** p50 passes where its interval lies below 1.2, and p99 where it has not been shown to be above.
 
 So a version that is as fast is promoted although p99 says nothing within a minute, if the noise lets its median be
-shown to be below 1.2; where it does not, it is refused as undecided. One that is 1.2 times as slow is refused whatever
-the noise, for its median would have to be shown to be below. What lies between 1.05 and 1.2 is refused where the machine is quiet
-enough to show it. ``python -m benchmarks.gate_power`` prints how often each happens, with the noise of recorded calls.
+shown to be below 1.2; where it does not, it is refused as undecided. One that is 1.2 times as slow is refused
+whatever the noise, for its median would have to be shown to be below. What lies between 1.05 and 1.2 is refused where
+the machine is quiet enough to show it. ``python -m benchmarks.gate_power`` prints how often each happens, with the
+noise of recorded calls.
 """
 
 from __future__ import annotations
