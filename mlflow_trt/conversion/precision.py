@@ -254,18 +254,19 @@ class _Rewriter:
         """Operands of the dtypes that the model itself gives them, but for those that TensorRT has not."""
 
         def restore(node: Node) -> Node:
-            new, own = self.nodes[node], node.meta.get("val")
+            new = self.nodes[node]
+            own: Any = node.meta.get("val")
             if not is_floating(own) or (dtype := no_double(own.dtype)) == new.meta["val"].dtype:
                 return new
             return self._cast(new, dtype)
 
-        return torch.fx.node.map_arg((args, kwargs), restore)  # type: ignore[return-value]
+        return torch.fx.node.map_arg((args, kwargs), restore)
 
     def _in_float(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         def cast(node: Node) -> Node:
             return self._cast(node, torch.float32) if torch.int32 in dtypes_of(node.meta.get("val")) else node
 
-        return torch.fx.node.map_arg((args, kwargs), cast)  # type: ignore[return-value]
+        return torch.fx.node.map_arg((args, kwargs), cast)
 
     def _last_try(self, node: Node, args: Any, kwargs: Any) -> Any:
         try:

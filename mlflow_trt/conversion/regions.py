@@ -48,7 +48,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     """
     with _without_gradients(program):
         try:
-            return program.run_decompositions({})
+            written: ExportedProgram = program.run_decompositions({})
+            return written
         except Exception as error:
             raise ConversionError(
                 f"PyTorch can't write the program's regions out: {type(error).__name__}: {str(error).strip()[:400]}",
@@ -77,7 +78,7 @@ def _is_region(node: Node) -> bool:
 
 
 def _name(node: Node) -> str:
-    return node.target.name() if isinstance(node.target, torch._ops.HigherOrderOperator) else ""
+    return str(node.target.name()) if isinstance(node.target, torch._ops.HigherOrderOperator) else ""  # type: ignore[no-untyped-call]
 
 
 def _writes(node: Node, anywhere: bool) -> bool:

@@ -98,8 +98,8 @@ class TensorRTEngine:
         limit = free // 4 if memory_limit is None else memory_limit
         self._workshop = Workshop(core)
         self._pool: Pool[Slot, Any] = Pool(self._workshop, max_contexts, limit)
-        limit = 2 * default_tolerance(record.precision.requested).rel_l2  # each may be off to its own side
-        self._first_runs = FirstRuns(core, self._pool, self._workshop, limit)
+        allowed = 2 * default_tolerance(record.precision.requested).rel_l2  # each may be off to its own side
+        self._first_runs = FirstRuns(core, self._pool, self._workshop, allowed)
         self._host_inputs = [i for i, b in enumerate(core.inputs) if b.on_host]
         self._output_names = tuple(t.name for t in self.interface.outputs)
         self._keeper = kernels.Keeper(saved, self._kernels) if runtime_cache and core.is_rtx else None

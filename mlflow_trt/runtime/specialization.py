@@ -98,7 +98,8 @@ class FirstRuns:
             raise
 
     def _compared(self, slot: Slot[Any, Any], key: Key, plain: Key, call: Call) -> Any:
-        if (lane := self._pool.find(slot, key)) is not None:
+        lane: Any = self._pool.find(slot, key)
+        if lane is not None:
             self._pool.rename(slot, key, plain)
             right = call.run(lane)
         else:
@@ -147,7 +148,7 @@ class FirstRuns:
             answer = self._run(lane, call, poison)
         if poison:
             answer = self._run(lane, call, poison)  # from the CUDA graph, if it has one
-        slot.resource.stream.synchronize()
+        lane.bound.slot.stream.synchronize()
         lane.bound.keep_kernels()
         self._workshop.weigh(lane)
         self._pool.weigh(slot, key)

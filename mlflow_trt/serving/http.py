@@ -204,7 +204,7 @@ async def _next(receive: Receive) -> Message:
     return message
 
 
-async def _all(receive: Receive, first: bytes, limit: int, most: int) -> bytearray | memoryview:
+async def _all(receive: Receive, first: Body, limit: int, most: int) -> bytearray | memoryview:
     """Puts a body together; ``most``: what it says that it has, or may have."""
     body = Gathered(most)
     body.append(first)
