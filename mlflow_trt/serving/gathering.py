@@ -21,7 +21,7 @@ class Gathered:
         self._large: memoryview | None = None
         self.size = 0
 
-    def append(self, chunk: bytes | bytearray | memoryview) -> None:
+    def append(self, chunk: bytes) -> None:
         """Adds some; all together must not be more than ``most``."""
         if self._large is None:
             self._chunks.append(chunk)

@@ -114,10 +114,11 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     if length is not None and length > limit:
         raise _too_large(limit)
     first = await _next(receive)
-    body: Body = first.get("body", b"")
+    begun: bytes = first.get("body", b"")
+    body: Body = begun
     if first.get("more_body", False):
         try:
-            body = await asyncio.wait_for(_all(receive, body, limit, length or limit), seconds)
+            body = await asyncio.wait_for(_all(receive, begun, limit, length or limit), seconds)
         except TimeoutError:
             raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
@@ -204,7 +205,7 @@ async def _next(receive: Receive) -> Message:
     return message
 
 
-async def _all(receive: Receive, first: Body, limit: int, most: int) -> bytearray | memoryview:
+async def _all(receive: Receive, first: bytes, limit: int, most: int) -> bytearray | memoryview:
     """Puts a body together; ``most``: what it says that it has, or may have."""
     body = Gathered(most)
     body.append(first)
