@@ -243,7 +243,9 @@ def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
     with runtime.load(tmp_path, plan.write([made], tmp_path, program=True), backend="reference") as found:
         parity = measure.measure_parity(found, made.golden, TIGHT)
     assert parity.status == "passed"
-    assert [p.identical_rows for p in parity.points] == [None, True, True, True]
+    judged = [p.identical_rows for p in parity.points]
+    assert judged == [None, *[True] * (len(judged) - 1)]
+    assert len(judged) >= 4
 
 
 def test_golden_tensors_survive_their_files(engine, golden, tmp_path):

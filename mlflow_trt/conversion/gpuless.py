@@ -151,7 +151,9 @@ def build(program: ExportedProgram, job: Job, timeout: float | None, listener: P
             raise
         except Exception as error:
             # torch's own writer turns a full disk into a RuntimeError.
-            if isinstance(error, OSError) or (type(error) is RuntimeError and "PytorchStreamWriter" in str(error)):
+            if isinstance(error, OSError) or (
+                type(error) is RuntimeError and any(word in str(error) for word in _WRITERS)
+            ):
                 raise _unwritable(folder, str(error)) from error
             raise ConversionError(
                 f"PyTorch can't write the program for the building process: {type(error).__name__}: "
@@ -163,6 +165,10 @@ def build(program: ExportedProgram, job: Job, timeout: float | None, listener: P
         network = Network(**result["network"])
         network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
         return Built((folder / PLAN).read_bytes(), network, result["seconds"])
+
+
+_WRITERS = ("PytorchStreamWriter", "inline_container")
+"""Words of torch's own writer, by which a full disk is told from a program that can't be written."""
 
 
 def _write(program: ExportedProgram, job: Job, folder: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_verdict_without_figures_is_none():
 
 
 def test_each_plan_is_judged_by_its_own_precision():
-    found = {"exact": figures(0.004), "half": figures(0.004)}
+    found = {"exact": figures(0.008), "half": figures(0.008)}
     limits = {"exact": limit("fp32", None, None), "half": limit("fp16", None, None)}
 
     verdict = gates.judge_parity(found, limits=limits)

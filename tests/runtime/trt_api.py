@@ -27,7 +27,7 @@ _OTHERS = {"host.py", "__init__.py", "compatibility.py", "reference.py"}
 ONLY_RTX = {
     "CudaGraphStrategy.DISABLED",
     "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
-    "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "DynamicShapesKernelSpecializationStrategy",
     "EngineInvalidityDiagnostics",
     "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.cuda_graph_strategy",
