@@ -104,7 +104,7 @@ def _measure_plan(
         try:
             child.run(_measuring.__name__, Path(scratch), timeout=timeout, environment=environment, heard=heard)
         except child.TookTooLongError:
-            late = f"{said['doing']} was not done when the {timeout:g} s for measuring were over"
+            late = f"{said.get('doing', 'load')} was not done when the {timeout:g} s for measuring were over"
             _logger.warning("Not all of the engine could be measured: %s.", late)
         except child.DiedError as end:
             raise DeviceError(
