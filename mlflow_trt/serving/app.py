@@ -19,7 +19,9 @@ from urllib.parse import unquote
 from .. import __version__
 from ..errors import BusyError, TrtError
 from . import openapi, protocol, scoring, webhook
+from .ending import Ending
 from .http import (
+    PROBES,
     ClientGone,
     Headers,
     HttpError,
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 EXTENSIONS = ("binary_tensor_data",)
-_OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
-"""What probes ask; needs no token."""
 _WEBHOOK = "/v2/webhook"
 _LARGEST_DELIVERY = 1 << 20
 _UNNOTICED = 0.05
@@ -67,7 +67,7 @@ class Call:
 
     async def body(self) -> bytes | bytearray:
         """The request's body, decoded."""
-        return await read_body(self.receive, self.headers, self.app.max_body)
+        return await read_body(self.receive, self.headers, self.app.max_body, self.app.body_timeout)
 
     def served(self) -> Model:
         """The model that the path names."""
@@ -96,7 +96,9 @@ class Application:
         token: The bearer token that requests must have; None: none.
         max_body: Bytes that a body may have.
         timeout: Seconds that a request may take, once its body is there.
+        body_timeout: Seconds that a body may take, or 1 MiB more of it.
         webhook_secret: What MLflow signs its webhook deliveries with; None: there is no webhook route.
+        ending: The server's end; default: it never ends.
     """
 
     def __init__(
@@ -107,12 +109,16 @@ class Application:
         token: str | None = None,
         max_body: int = 256 << 20,
         timeout: float = 60.0,
+        body_timeout: float = 30.0,
         webhook_secret: str | None = None,
+        ending: Ending | None = None,
     ) -> None:
         self.models = models
         self.metrics = metrics
         self.max_body = max_body
         self.timeout = timeout
+        self.body_timeout = body_timeout
+        self._ending = ending or Ending()
         self._token = token
         self._running = 0
         self._latest: Any = None
@@ -142,14 +148,14 @@ class Application:
         return alone
 
     def ready(self) -> bool:
-        """Whether every model has a version that answers."""
-        return all(model.status()["state"] == "ready" for model in self.models.values())
+        """Whether every model has a version that answers, and the server does not end."""
+        return not self._ending.draining and all(model.status()["state"] == "ready" for model in self.models.values())
 
     async def _answer(self, call: Call) -> Response:
         path = call.scope["path"]
         # MLflow signs its deliveries, and can't send a token with them.
         signed = path == _WEBHOOK and self._webhook_secret is not None
-        if path not in _OPEN and not signed:
+        if path not in PROBES and not signed:
             check_token(call.headers, self._token)
         handlers = self._find(call, path)
         if handlers is None:
@@ -183,7 +189,8 @@ class Application:
         return handlers
 
     async def _webhook(self, call: Call) -> Response:
-        body = bytes(await read_body(call.receive, call.headers, min(_LARGEST_DELIVERY, self.max_body)))
+        most = min(_LARGEST_DELIVERY, self.max_body)
+        body = bytes(await read_body(call.receive, call.headers, most, self.body_timeout))
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in call.scope["headers"]}
         if not webhook.verify_webhook(body, headers, self._webhook_secret):
             raise HttpError(401, "The delivery is not signed with this server's secret, or is too old.")

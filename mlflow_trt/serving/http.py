@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .limits import LEAST
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-BODY_SECONDS = 30.0
-"""How long a body may take to arrive: a client that is slower holds a connection and memory for nothing."""
+PROBES = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
+"""Paths that probes ask for; they need no token, and are answered when there are too many connections."""
 
 _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
@@ -90,14 +92,14 @@ def check_token(headers: Headers, token: str | None) -> None:
         raise HttpError(401, "A valid bearer token is needed.", ("www-authenticate", "Bearer"))
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float = BODY_SECONDS) -> bytes | bytearray:
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes | bytearray:
     """Reads a request's body and undoes its Content-Encoding.
 
     Args:
         receive: ASGI's.
         headers: The request's.
         limit: Bytes that it may have, before and after decoding.
-        seconds: How long it may take.
+        seconds: How long it may take; and again after each :data:`~.limits.LEAST` bytes.
 
     Raises:
         ClientGone: The connection broke off.
@@ -106,13 +108,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     length = headers.number("content-length")
     if length is not None and length > limit:
         raise _too_large(limit)
-    first = await _next(receive)
-    body = first.get("body", b"")
-    if first.get("more_body", False):
-        try:
-            body = await asyncio.wait_for(_all(receive, body, limit), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
-            raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
+    body = await _Body(receive, limit, seconds).read()
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
     return body if encoding == "identity" else decompress(body, encoding, limit)
 
@@ -174,20 +170,62 @@ async def _next(receive: Receive) -> Message:
     return message
 
 
-async def _all(receive: Receive, first: bytes, limit: int) -> bytearray:
-    """Puts a body together, in memory that may be written: PyTorch would copy a tensor that may not."""
-    chunks = [first]
-    size = len(first)
-    more = True
-    while more:
-        message = await _next(receive)
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return bytearray().join(chunks)
+class _Body:
+    """A body that is being read."""
+
+    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._seconds = seconds
+        self._size = 0
+        self._known = 0
+        """Its size when the deadline was looked at last."""
+        self._late = False
+
+    async def read(self) -> bytes | bytearray:
+        # As asyncio.timeout, which Python 3.10 lacks; a task of its own would take longer than most bodies.
+        self._task: Any = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+        try:
+            return await self._all()
+        except asyncio.CancelledError:
+            if not self._late:
+                raise
+            if hasattr(self._task, "uncancel"):
+                self._task.uncancel()
+            text = f"The body did not arrive, nor {LEAST >> 20} MiB more of it, within {self._seconds:g} s."
+            raise HttpError(408, text, ("connection", "close")) from None
+        finally:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._size - self._known >= LEAST:
+            self._known = self._size
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+        else:
+            self._late = True
+            self._task.cancel()
+
+    async def _all(self) -> bytes | bytearray:
+        """Puts it together, in memory that may be written: PyTorch would copy a tensor that may not."""
+        message = await _next(self._receive)
+        first: bytes = message.get("body", b"")
+        if len(first) > self._limit:
+            raise _too_large(self._limit)
+        if not message.get("more_body", False):
+            return first
+        chunks = [first]
+        self._size = len(first)
+        more = True
+        while more:
+            message = await _next(self._receive)
+            chunk = message.get("body", b"")
+            self._size += len(chunk)
+            if self._size > self._limit:
+                raise _too_large(self._limit)
+            chunks.append(chunk)
+            more = message.get("more_body", False)
+        return bytearray().join(chunks)
 
 
 def _too_large(limit: int) -> HttpError:

@@ -10,6 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from .limits import CUTS
+
 if TYPE_CHECKING:
     from .batching import Answer
     from .models import Model
@@ -57,6 +59,13 @@ class Metrics:
         self._rows = Histogram(
             "mlflow_trt_batch_rows", "Rows that ran together.", ("model",), buckets=_ROWS, registry=registry
         )
+        cut = Counter(
+            "mlflow_trt_cut_connections",
+            "HTTP connections that were refused or cut off, by limit.",
+            ("limit",),
+            registry=registry,
+        )
+        self._cuts = {limit: cut.labels(limit) for limit in CUTS}
         # A metric's child; looking it up by labels takes longer than counting.
         self._child = cache(lambda metric, *labels: metric.labels(*labels))
         registry.register(_State(models, tuple(devices)))
@@ -78,6 +87,14 @@ class Metrics:
         self._child(self._queued, model).observe(answer.queued)
         self._child(self._computed, model).observe(answer.computed)
         self._child(self._rows, model).observe(answer.rows)
+
+    def cut(self, limit: str) -> None:
+        """Counts a connection that was refused or cut off.
+
+        Args:
+            limit: One of :data:`~.limits.CUTS`.
+        """
+        self._cuts[limit].inc()
 
     def text(self) -> bytes:
         """Returns what Prometheus reads."""

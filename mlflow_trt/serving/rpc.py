@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -25,6 +26,8 @@ from .. import __version__
 from ..errors import BusyError, DeadlineError, InputError, StoreError, TrtError
 from . import messages, protocol
 from .datatypes import ProtocolError, show
+from .ending import Ending
+from .listening import heard_within, is_listening, refuse_new, sockets_at
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -45,6 +48,10 @@ _LONGEST = 2000
 """Bytes of an error's message: it travels in a header, where a byte may become three, and clients refuse 8 KiB."""
 _RETRY = (("grpc-retry-pushback-ms", "1000"),)
 """What HTTP calls Retry-After; gRPC clients with a retry policy obey it."""
+_HOLD = 0.1
+"""Seconds that calls are held before the server stops, so that their clients make no further ones meanwhile."""
+_FLUSH = 0.05
+"""Seconds until clients know what was just sent."""
 
 Context = Any  # grpc.aio.ServicerContext, whose types are only in a package of stubs
 
@@ -66,20 +73,19 @@ async def start(
     max_body: int = 256 << 20,
     timeout: float = 60.0,
     metrics: Metrics | None = None,
-) -> grpc.aio.Server:
+    ending: Ending | None = None,
+) -> Server:
     """Serves models over gRPC, from the running event loop.
 
     Args:
         models: By name.
         host: The address to listen on.
-        port: The port.
+        port: The port; 0: any that is free.
         token: The bearer token that calls must have; None: none.
         max_body: Bytes that a message may have.
         timeout: Seconds that a call may take, once its message is there.
         metrics: Where calls are counted.
-
-    Returns:
-        The server. ``await stop(grace)`` refuses further calls, gives running ones that many seconds, and cancels them.
+        ending: The server's end; default: it never ends.
 
     Raises:
         StoreError: The address can't be had.
@@ -89,7 +95,7 @@ async def start(
         ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, unnoticed
     )
     server = grpc.aio.server(options=options)
-    service = Service(models, token=token, timeout=timeout, metrics=metrics)
+    service = Service(models, token=token, timeout=timeout, metrics=metrics, ending=ending)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(messages.SERVICE, service.handlers()),))
     try:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -102,7 +108,57 @@ async def start(
             "choose another port or host",
         )
     await server.start()
-    return server
+    _logger.info("Listening", extra={"protocol": "grpc", "host": host, "port": bound})
+    return Server(server, service, bound)
+
+
+class Server:
+    """A server that runs.
+
+    Args:
+        server: gRPC's.
+        service: What answers.
+        port: Where it listens.
+    """
+
+    def __init__(self, server: grpc.aio.Server, service: Service, port: int) -> None:
+        self._server = server
+        self._service = service
+        self.port = port
+
+    async def wait_for_termination(self) -> None:
+        """Waits until it has stopped."""
+        await self._server.wait_for_termination()
+
+    async def stop(self, seconds: float) -> None:
+        """Refuses further calls with UNAVAILABLE, waits for running ones, tells all clients to go away, and ends.
+
+        A call that reaches gRPC between its own stop and the client's knowledge of it is CANCELLED there, which clients
+        don't try again. So none may be on its way then: calls are held, after which a client that waits for each answer
+        makes no more, and one that goes on nevertheless is disconnected, which it sees as UNAVAILABLE.
+
+        Args:
+            seconds: How long running calls may take. 0: they are cancelled at once.
+        """
+        if seconds:
+            for found in sockets_at(self.port):
+                if is_listening(found):
+                    refuse_new(found)
+            self._service.refusing = True
+            end = time.monotonic() + seconds
+            while self._service.running and time.monotonic() < end:
+                await asyncio.sleep(_FLUSH)
+            held = self._service.held = asyncio.Event()
+            await asyncio.sleep(_HOLD)
+            for found in sockets_at(self.port):
+                if not is_listening(found) and heard_within(found, _HOLD / 2):
+                    found.shutdown(socket.SHUT_RD)
+            stopping = asyncio.ensure_future(self._server.stop(max(end - time.monotonic(), 1)))
+            await asyncio.sleep(_FLUSH)
+            held.set()
+            await stopping
+        else:
+            await self._server.stop(0)
 
 
 class Service:
@@ -113,15 +169,29 @@ class Service:
         token: The bearer token that calls must have; None: none.
         timeout: Seconds that a call may take.
         metrics: Where calls are counted.
+        ending: The server's end; default: it never ends.
     """
 
     def __init__(
-        self, models: Mapping[str, Model], *, token: str | None, timeout: float, metrics: Metrics | None
+        self,
+        models: Mapping[str, Model],
+        *,
+        token: str | None,
+        timeout: float,
+        metrics: Metrics | None,
+        ending: Ending | None = None,
     ) -> None:
         self._models = models
         self._authorization = None if token is None else f"Bearer {token}".encode()
         self._timeout = timeout
         self._metrics = metrics
+        self._ending = ending or Ending()
+        self.running = 0
+        """Inferences that have not been answered."""
+        self.refusing = False
+        """Whether further inferences are refused."""
+        self.held: asyncio.Event | None = None
+        """Until it is set, no further call is answered."""
 
     def handlers(self) -> dict[str, Any]:
         """Returns a handler for each method, by its name."""
@@ -142,6 +212,8 @@ class Service:
     async def _tell(self, method: str, answer: Callable[[Any], Any], data: bytes, context: Context) -> bytes:
         """Answers everything but inference."""
         try:
+            if self.held is not None:
+                await self.held.wait()
             if method not in _OPEN:
                 self._check_token(context)
             request = messages.parse(messages.message(messages.METHODS[method].input_type.name), data)
@@ -154,6 +226,11 @@ class Service:
     async def _infer(self, data: bytes, context: Context) -> bytes:
         begin = time.monotonic()
         name, code = "", StatusCode.CANCELLED
+        if self.refusing:
+            if self.held is not None:
+                await self.held.wait()
+            await _abort(context, RpcError(StatusCode.UNAVAILABLE, "The server is ending."))
+        self.running += 1
         try:
             self._check_token(context)
             message, raw = messages.split(data)
@@ -166,6 +243,7 @@ class Service:
             await _abort(context, error)
             raise
         finally:
+            self.running -= 1
             if self._metrics is not None and name in self._models:
                 self._metrics.request(name, "grpc", code.name, time.monotonic() - begin)
 
@@ -188,7 +266,8 @@ class Service:
         return {"live": True}
 
     def _server_ready(self, request: Any) -> dict[str, Any]:
-        return {"ready": all(model.status()["state"] == "ready" for model in self._models.values())}
+        loaded = all(model.status()["state"] == "ready" for model in self._models.values())
+        return {"ready": loaded and not self._ending.draining}
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
         try:

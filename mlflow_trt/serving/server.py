@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -13,14 +15,18 @@ from typing import Any
 
 from ..errors import SettingError, TrtError
 from . import logs
+from .ending import Ending
 from .fronts import Fronts
-from .listening import bind, http_server, new_loop, settle, tune_process
+from .limits import RANGES, Limits, check_number, check_secret
+from .listening import affordable, bind, new_loop, refuse_new, settle, tune_process
 from .models import Model, Options
 
 _logger = logging.getLogger(__name__)
 
 _LOOK = 0.05
 """Seconds between looks at whether the first versions are loaded."""
+_SETTLE = 0.1
+"""Seconds that the last connections have to be accepted, once the system takes no more."""
 
 
 def serve(
@@ -36,6 +42,8 @@ def serve(
     token: str | None = None,
     webhook_secret: str | None = None,
     http_processes: int = 0,
+    drain: float = 5.0,
+    limits: Limits | None = None,
     log_level: str = "info",
 ) -> None:
     """Serves models until SIGTERM or Ctrl-C; then running requests are answered, and everything is given back.
@@ -46,8 +54,9 @@ def serve(
         models: A model URI, or several by the name that clients call them. ``models:/name@alias`` is watched: a version
             that gets the alias is loaded, checked and warmed in the background and takes over between two requests.
         host: The address to listen on.
-        port: Of HTTP: the Open Inference Protocol v2, MLflow's ``/invocations``, ``/metrics``.
-        grpc_port: Of the same protocol over gRPC; None: no gRPC.
+        port: Of HTTP: the Open Inference Protocol v2, MLflow's ``/invocations``, ``/metrics``. 0: any that is free; the
+            log says which.
+        grpc_port: Of the same protocol over gRPC, likewise; None: no gRPC.
         options: How versions are loaded: backend, devices, batching, queue.
         interval: Seconds between two looks at an alias.
         timeout: Seconds that a request may take, and that running requests get when the server ends.
@@ -57,22 +66,33 @@ def serve(
             looked at at once.
         http_processes: How many processes of their own speak HTTP. 0: this one does, which answers a single client
             soonest; several read the requests of many clients at once.
+        drain: Seconds between SIGTERM and the end in which the server says that it is not ready, and still answers
+            everything: who sends it requests needs a while to learn of it. Ctrl-C, or a second signal, ends it at once.
+        limits: What HTTP connections may take.
         log_level: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
 
     Raises:
-        SettingError: A name or setting can't be honoured, or a package is missing.
+        SettingError: A name or setting can't be honoured, a secret is empty, or a package is missing.
         StoreError: The port is taken.
         TrtError: A model could not be loaded in the first place.
     """
+    options = options or Options()
+    limits = limits or Limits()
+    given = {**locals(), **vars(options)}
+    for name in RANGES.keys() & given.keys():
+        check_number(name, given[name])
+    check_secret("The bearer token", token)
+    check_secret("The webhook's secret", webhook_secret)
     logs.configure(log_level)
     tune_process()
     # MLflow's own 7 back off for minutes: a registry that is back again would be noticed late.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
         from .app import Application
+        from .connection import HttpServer
         from .metrics import Metrics
 
-        if grpc_port:
+        if grpc_port is not None:
             from . import rpc
     except ImportError as error:
         raise SettingError(
@@ -80,7 +100,6 @@ def serve(
             "the packages of the serve extra",
             'pip install "mlflow-trt[serve]"',
         ) from error
-    options = options or Options()
     served: dict[str, Model] = {}
     devices = options.devices if options.backend == "tensorrt" else ()
     metrics = Metrics(served, devices)
@@ -90,23 +109,39 @@ def serve(
         "token": token,
         "max_body": max_body,
         "timeout": timeout,
+        "body_timeout": limits.body_timeout,
         "webhook_secret": webhook_secret,
     }
+    ending = Ending()
     listening = bind(host, port)
     http: _Here | Fronts
+    limits = _share(limits, max(http_processes, 1))
     if http_processes:
         device = next(iter(devices), None)
-        http = Fronts(http_processes, listening, served, metrics, {**settings, "log_level": log_level}, device)
+        told = {**settings, "limits": dataclasses.asdict(limits), "log_level": log_level}
+        http = Fronts(http_processes, listening, served, metrics, told, device)
     else:
-        http = _Here(Application(served, metrics, **settings), listening, timeout)
+        app = Application(served, metrics, ending=ending, **settings)
+        http = _Here(HttpServer(app, limits, timeout, ending, metrics.cut), listening)
     grpc = (
-        partial(rpc.start, served, host, grpc_port, token=token, max_body=max_body, timeout=timeout, metrics=metrics)
-        if grpc_port
+        partial(
+            rpc.start,
+            served,
+            host,
+            grpc_port,
+            token=token,
+            max_body=max_body,
+            timeout=timeout,
+            metrics=metrics,
+            ending=ending,
+        )
+        if grpc_port is not None
         else None
     )
+    _logger.info("Listening", extra={"protocol": "http", "host": host, "port": listening.getsockname()[1]})
     loop = new_loop()
     try:
-        failure = loop.run_until_complete(_run(http, served, grpc, timeout))
+        failure = loop.run_until_complete(_run(http, served, grpc, timeout, ending, drain))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -115,28 +150,50 @@ def serve(
         raise failure
 
 
+def _share(limits: Limits, processes: int) -> Limits:
+    """What of the limits each process has."""
+    return dataclasses.replace(
+        limits,
+        max_connections=affordable(-(-limits.max_connections // processes)),
+        max_unsent=max(limits.max_unsent // processes, 1 << 10),
+    )
+
+
 class _Here:
     """HTTP in this process, as :class:`~.fronts.Fronts` is HTTP in others."""
 
-    def __init__(self, app: Any, listening: socket.socket, timeout: float) -> None:
-        self._server = http_server(app, timeout)
+    def __init__(self, server: Any, listening: socket.socket) -> None:
+        self._server = server
         self._listening = listening
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._server.serve([self._listening]))
 
+    def drain(self) -> None:
+        self._server.watch.drain()
+
     async def stop(self, seconds: float) -> None:
+        refuse_new(self._listening)
+        await asyncio.sleep(_SETTLE)
         self._server.should_exit = True
         if self._task is not None:
             await self._task
 
 
-async def _run(http: Any, models: Mapping[str, Model], start_grpc: Any, timeout: float) -> TrtError | None:
+async def _run(
+    http: Any, models: Mapping[str, Model], start_grpc: Any, timeout: float, ending: Ending, drain: float
+) -> TrtError | None:
     """Runs until a signal, or until a model fails that nothing serves in place of."""
-    ended = asyncio.Event()
+    ended, at_once = asyncio.Event(), asyncio.Event()
+
+    def end(number: int) -> None:
+        if ended.is_set() or number == signal.SIGINT:
+            at_once.set()
+        ended.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
     for model in models.values():
         model.start()
     first = asyncio.create_task(_first_versions(ended, models))
@@ -147,6 +204,12 @@ async def _run(http: Any, models: Mapping[str, Model], start_grpc: Any, timeout:
         await http.start()
         stops.append(http.stop)
         await ended.wait()
+        ending.draining = True
+        http.drain()
+        if not first.done() or first.result() is None:
+            _logger.info("Draining", extra={"seconds": drain})
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(at_once.wait(), drain)
     finally:
         _logger.info("Ending")
         await asyncio.gather(*(stop(timeout) for stop in stops))
