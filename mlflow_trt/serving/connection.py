@@ -23,9 +23,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .ending import Ending
+from .guard import Guard, Refusal
 from .http import PROBES
 from .limits import LEAST, Limits
-from .watch import Refusal, Watch
 
 _logger = logging.getLogger(__name__)
 
@@ -45,16 +45,17 @@ class Connection(HttpToolsProtocol):
     """One connection of a client.
 
     Args:
-        watch: What looks after it.
+        guard: What looks after it.
         arguments: uvicorn's.
     """
 
-    def __init__(self, watch: Watch, **arguments: Any) -> None:
+    def __init__(self, guard: Guard, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._watch = watch
-        self._max_header = watch.limits.max_header
+        self._guard = guard
+        self._max_header = guard.limits.max_header
         self._head = 0
-        """Bytes that came since the last end of headers, piece of a body, or end of a request."""
+        """Bytes that came since the last end of headers, piece of a body, or end of a request, but for those that were
+        read together with it."""
         self._refusal: Refusal | None = None
         self._refused = False
         self._over = False
@@ -70,17 +71,17 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        if len(self.connections) > self._watch.limits.max_connections:
+        if len(self.connections) > self._guard.limits.max_connections:
             self._over = True
-            self._watch.take_spare(self)
-        if self._watch.closing:
+            self._guard.take_spare(self)
+        if self._guard.closing:
             self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's."""
         super().connection_lost(exc)
         if self._over:
-            self._watch.spare.pop(self, None)
+            self._guard.spare.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
@@ -103,7 +104,7 @@ class Connection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """uvicorn's."""
-        self._watch.count("idle_time")
+        self._guard.count("idle_time")
         super().timeout_keep_alive_handler()
 
     # --- what the parser calls ---
@@ -116,9 +117,9 @@ class Connection(HttpToolsProtocol):
             self._stop(self._too_long())
         self._head = 0
         if self._over and self.url.partition(b"?")[0] not in _PROBES:
-            self._stop(self._watch.too_many())
+            self._stop(self._guard.too_many())
         super().on_headers_complete()
-        if self._over or self._watch.ending.draining:
+        if self._over or self._guard.ending.draining:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -179,7 +180,7 @@ class Connection(HttpToolsProtocol):
             limit: The limit that is counted; one of :data:`~.limits.CUTS`.
         """
         if limit:
-            self._watch.count(limit)
+            self._guard.count(limit)
         self._refused = True
         if self.transport.is_closing():
             return
@@ -242,7 +243,7 @@ class Connection(HttpToolsProtocol):
         Returns:
             Bytes that the client has not taken yet and this process holds.
         """
-        limits = self._watch.limits
+        limits = self._guard.limits
         unsent = int(self.transport.get_write_buffer_size())
         if unsent:
             doing = "writing"
@@ -260,7 +261,7 @@ class Connection(HttpToolsProtocol):
         elif doing == "head" and now - self._since >= limits.header_timeout:
             self.refuse(408, f"The request's head did not arrive within {limits.header_timeout:g} s.", "header_time")
         elif doing == "idle" and now - self._since >= limits.idle_timeout:
-            self._watch.count("idle_time")
+            self._guard.count("idle_time")
             self.transport.close()
         return unsent
 
@@ -269,7 +270,7 @@ class Connection(HttpToolsProtocol):
         # Resumed: the client had taken so much that more was written.
         if began or self._resumed or self._outstanding - outstanding >= LEAST:
             self._since, self._outstanding, self._resumed = now, outstanding, False
-        elif now - self._since >= self._watch.limits.write_timeout:
+        elif now - self._since >= self._guard.limits.write_timeout:
             self.cut("write_time")
 
     def close(self) -> None:
@@ -278,7 +279,7 @@ class Connection(HttpToolsProtocol):
 
     def cut(self, limit: str) -> None:
         """Ends the connection at once, with all that was not sent."""
-        self._watch.count(limit)
+        self._guard.count(limit)
         self.transport.abort()
 
     @property
@@ -301,11 +302,11 @@ class HttpServer(uvicorn.Server):
     def __init__(
         self, app: Any, limits: Limits, timeout: float, ending: Ending, count: Callable[[str], object]
     ) -> None:
-        self.watch = Watch(limits, ending, count)
+        self.guard = Guard(limits, ending, count)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(Connection, self.watch),  # type: ignore[arg-type]
+                http=partial(Connection, self.guard),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -316,11 +317,11 @@ class HttpServer(uvicorn.Server):
                 backlog=_BACKLOG,
             )
         )
-        self.watch.connections = self.server_state.connections  # type: ignore[assignment]
+        self.guard.connections = self.server_state.connections  # type: ignore[assignment]
 
     async def serve(self, sockets: Any = None) -> None:
         """uvicorn's."""
-        watching = asyncio.ensure_future(self.watch.run())
+        watching = asyncio.ensure_future(self.guard.run())
         try:
             await super().serve(sockets)
         finally:
@@ -328,7 +329,7 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: Any = None) -> None:
         """uvicorn's."""
-        self.watch.closing = True
+        self.guard.closing = True
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

@@ -332,7 +332,7 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
 
     def drain() -> None:
         ending.draining = True
-        server.watch.drain()
+        server.guard.drain()
 
     async def end_in_order() -> None:
         drain()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import sys
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -191,7 +192,7 @@ class _Body:
         except asyncio.CancelledError:
             if not self._late:
                 raise
-            if hasattr(self._task, "uncancel"):
+            if sys.version_info >= (3, 11):
                 self._task.uncancel()
             text = f"The body did not arrive, nor {LEAST >> 20} MiB more of it, within {self._seconds:g} s."
             raise HttpError(408, text, ("connection", "close")) from None

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from ..errors import SettingError
-
 _SECONDS = (0.001, 1e6)
-_BYTES = (1 << 10, 1 << 40)
+_BYTES = (1 << 10, math.inf)
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "port": (0, 65535),
@@ -20,7 +18,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "max_body": _BYTES,
     "http_processes": (0, 1024),
     "max_contexts": (1, 1024),
-    "memory_limit": (1, 1 << 60),
+    "memory_limit": (1, math.inf),
     "delay": (0, 3600),
     "max_queue": (1, 1_000_000),
     "max_header": _BYTES,
@@ -75,9 +73,12 @@ def check_number(name: str, value: float | None) -> None:
     Raises:
         SettingError: It is not, or is no number.
     """
+    from ..errors import SettingError  # which imports MLflow: too slow for who only asks for help
+
     low, high = RANGES[name]
     if value is not None and not (low <= value <= high and math.isfinite(value)):
-        raise SettingError(f"{name} is {value}.", f"a number from {low:g} to {high:g}", "give another one")
+        expected = f"a number from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+        raise SettingError(f"{name} is {value}.", expected, "give another number")
 
 
 def check_secret(what: str, secret: str | None) -> None:
@@ -86,6 +87,8 @@ def check_secret(what: str, secret: str | None) -> None:
     Raises:
         SettingError: It is empty, or has characters that no header can carry.
     """
+    from ..errors import SettingError
+
     if secret is None or (secret.strip() and secret.isprintable()):
         return
     raise SettingError(

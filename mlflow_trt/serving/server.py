@@ -171,7 +171,7 @@ class _Here:
         self._task = asyncio.create_task(self._server.serve([self._listening]))
 
     def drain(self) -> None:
-        self._server.watch.drain()
+        self._server.guard.drain()
 
     async def stop(self, seconds: float) -> None:
         refuse_new(self._listening)

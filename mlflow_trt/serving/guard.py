@@ -27,7 +27,7 @@ Refusal = tuple[int, str, str]
 """HTTP's status, what the client is told, and which limit it was (``""``: none)."""
 
 
-class Watch:
+class Guard:
     """Looks after the connections of a process.
 
     Args:
