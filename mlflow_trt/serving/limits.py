@@ -73,10 +73,10 @@ def check_number(name: str, value: float | None) -> None:
     Raises:
         SettingError: It is not, or is no number.
     """
-    from ..errors import SettingError  # which imports MLflow: too slow for who only asks for help
-
     low, high = RANGES[name]
     if value is not None and not (low <= value <= high and math.isfinite(value)):
+        from ..errors import SettingError  # which imports MLflow: too slow for who only asks for help
+
         expected = f"a number from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
         raise SettingError(f"{name} is {value}.", expected, "give another number")
 

@@ -53,7 +53,7 @@ def http_client(port: int, *, keep: bool) -> Callable[[Load], None]:
             if connection.sock is None:
                 try:
                     connection.connect()
-                except (ConnectionRefusedError, socket.timeout):
+                except (TimeoutError, ConnectionRefusedError):
                     load.outcomes["refused"] += 1
                     return
             try:
