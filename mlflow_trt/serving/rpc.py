@@ -49,7 +49,9 @@ _LONGEST = 2000
 _RETRY = (("grpc-retry-pushback-ms", "1000"),)
 """What HTTP calls Retry-After; gRPC clients with a retry policy obey it."""
 _HOLD = 0.1
-"""Seconds that calls are held before the server stops, so that their clients make no further ones meanwhile."""
+"""Seconds without a call after which it counts as quiet, where calls are held and not answered."""
+_LONGEST_HOLD = 1.0
+"""Seconds that are waited for that."""
 _FLUSH = 0.05
 """Seconds until clients know what was just sent."""
 
@@ -140,25 +142,46 @@ class Server:
         Args:
             seconds: How long running calls may take. 0: they are cancelled at once.
         """
-        if seconds:
-            for found in sockets_at(self.port):
-                if is_listening(found):
-                    refuse_new(found)
-            self._service.refusing = True
-            end = time.monotonic() + seconds
-            while self._service.running and time.monotonic() < end:
-                await asyncio.sleep(_FLUSH)
-            held = self._service.held = asyncio.Event()
-            await asyncio.sleep(_HOLD)
-            for found in sockets_at(self.port):
-                if not is_listening(found) and heard_within(found, _HOLD / 2):
-                    found.shutdown(socket.SHUT_RD)
-            stopping = asyncio.ensure_future(self._server.stop(max(end - time.monotonic(), 1)))
-            await asyncio.sleep(_FLUSH)
-            held.set()
-            await stopping
-        else:
+        if not seconds:
             await self._server.stop(0)
+            return
+        for found in sockets_at(self.port):
+            if is_listening(found):
+                refuse_new(found)
+        service = self._service
+        service.refusing = True
+        end = time.monotonic() + seconds
+        while service.running and time.monotonic() < end:
+            await asyncio.sleep(_FLUSH)
+        held = service.held = asyncio.Event()
+        await self._quiet()
+        await self._disconnect()
+        stopping = asyncio.ensure_future(self._server.stop(max(end - time.monotonic(), 1)))
+        await asyncio.sleep(_FLUSH)
+        held.set()
+        await stopping
+
+    async def _quiet(self) -> None:
+        """Waits until no more calls come, as when each client waits for an answer; but not for long."""
+        end = time.monotonic() + _LONGEST_HOLD
+        quiet = 0
+        while quiet < 2 and time.monotonic() < end:
+            before = self._service.calls
+            await asyncio.sleep(_HOLD)
+            quiet = quiet + 1 if self._service.calls == before else 0
+
+    async def _disconnect(self) -> None:
+        """Disconnects whoever still calls, and waits until gRPC has noticed."""
+        gone = set()
+        for found in sockets_at(self.port):
+            if not is_listening(found) and heard_within(found, 2 * _HOLD):
+                gone.add(found.getpeername())
+                found.shutdown(socket.SHUT_RD)
+        end = time.monotonic() + _LONGEST_HOLD
+        while time.monotonic() < end and any(
+            not is_listening(found) and found.getpeername() in gone for found in sockets_at(self.port)
+        ):
+            await asyncio.sleep(_FLUSH)
 
 
 class Service:
@@ -188,6 +211,8 @@ class Service:
         self._ending = ending or Ending()
         self.running = 0
         """Inferences that have not been answered."""
+        self.calls = 0
+        """Calls that came."""
         self.refusing = False
         """Whether further inferences are refused."""
         self.held: asyncio.Event | None = None
@@ -211,6 +236,7 @@ class Service:
 
     async def _tell(self, method: str, answer: Callable[[Any], Any], data: bytes, context: Context) -> bytes:
         """Answers everything but inference."""
+        self.calls += 1
         try:
             if self.held is not None:
                 await self.held.wait()
@@ -226,6 +252,7 @@ class Service:
     async def _infer(self, data: bytes, context: Context) -> bytes:
         begin = time.monotonic()
         name, code = "", StatusCode.CANCELLED
+        self.calls += 1
         if self.refusing:
             if self.held is not None:
                 await self.held.wait()

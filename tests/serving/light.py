@@ -106,7 +106,7 @@ def light(
             start_new_session=True,
         )
     try:
-        wait(port, process, log)
+        wait(port, process, log, 180)
         yield Served(port, grpc_port, process, log)
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -25,6 +25,7 @@ from interfaces import interface, tensor
 
 WIDE = 16 << 10
 SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning"}
+SETTINGS.update(body_timeout=30.0, limits={})
 FACE = interface([tensor("x", ("n", WIDE))], [tensor("y", ("n", 1))])
 
 
