@@ -29,7 +29,7 @@ class _Number(click.FloatRange):
         return number
 
 
-def _number(name: str, unit: float = 1, *, whole: bool = False) -> click.ParamType:
+def _number(name: str, unit: float = 1, *, whole: bool = False) -> click.ParamType[Any]:
     """The type of an option.
 
     Args:

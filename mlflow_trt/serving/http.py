@@ -185,7 +185,8 @@ class _Body:
 
     async def read(self) -> bytes | bytearray:
         # As asyncio.timeout, which Python 3.10 lacks; a task of its own would take longer than most bodies.
-        self._task: Any = asyncio.current_task()
+        task: Any = asyncio.current_task()
+        self._cancel = task.cancel
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
         try:
             return await self._all()
@@ -193,7 +194,7 @@ class _Body:
             if not self._late:
                 raise
             if sys.version_info >= (3, 11):
-                self._task.uncancel()
+                task.uncancel()
             text = f"The body did not arrive, nor {LEAST >> 20} MiB more of it, within {self._seconds:g} s."
             raise HttpError(408, text, ("connection", "close")) from None
         finally:
@@ -205,7 +206,7 @@ class _Body:
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
         else:
             self._late = True
-            self._task.cancel()
+            self._cancel()
 
     async def _all(self) -> bytes | bytearray:
         """Puts it together, in memory that may be written: PyTorch would copy a tensor that may not."""
