@@ -1,17 +1,31 @@
-# make demo        sets up .venv and runs the main job end to end
-# make test        sets up .venv, then linters, types and all tests; GPU tests run where there is a GPU
-# make benchmark   measures on this machine's GPU, into benchmarks/results/
-# make wheel       builds the wheel and the source archive into dist/ and checks them
-# make clean       back to a fresh clone
+# make demo          sets up .venv and runs the main job end to end
+# make test          sets up .venv, then linters, types and all tests; GPU tests run where there is a GPU
+# make test-oldest   the main job's tests with the oldest releases that are promised (tests/oldest.txt), in .venv-oldest
+# make test-next     conversion and checks with the newest TensorRT-RTX, in .venv-next, a layer over .venv
+# make test-light    the runtime's tests without torch, on the newest Python, in .venv-light
+# make test-all      all four, the full one last
+# make benchmark     measures on this machine's GPU, into benchmarks/results/
+# make wheel         builds the wheel and the source archive into dist/ and checks them
+# make clean         back to a fresh clone
 #
-# PYTHON=python3.12   the interpreter that .venv is made from (3.10 to 3.13)
-# PY=python3          use this interpreter as it is and install nothing: for a machine that has torch,
-#                     Torch-TensorRT and MLflow but reaches no package index
+# PYTHON=python3.12  the interpreter that .venv is made from (3.11 to 3.13)
+# PY=python3         use this interpreter as it is and install nothing: for a machine that has torch,
+#                    Torch-TensorRT and MLflow but reaches no package index; for demo, test, benchmark and wheel
 
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
-  $$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+OLDEST_PYTHON := 3.11
+NEWEST_PYTHON := 3.13
+# Of TensorRT-RTX.
+NEXT_RELEASE := 1.7.1.116
+
+# $(call first,CONDITION,INTERPRETERS): the first of these that can make environments and meets a condition on v.
+first = $(shell for p in $(2); do \
+  $$p -c 'import ensurepip, sys, venv; v = sys.version_info[:2]; sys.exit(not ($(1)))' 2>/dev/null \
   && { echo $$p; break; }; done)
+version = $(call first,"%d.%d" % v == "$(1)",python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python3) python3)
+
+PYTHON ?= $(call first,(3$(comma) 11) <= v <= (3$(comma) 13),python3 python3.12 python3.11 python3.13)
+comma := ,
 
 ifdef PY
 environment :=
@@ -25,7 +39,24 @@ endif
 # Whether a tool is there: it always is in .venv, but PY's machine may lack linters and plugins.
 has = $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") is None)'
 
-.PHONY: demo test benchmark wheel clean
+workers := -n auto --maxprocesses 8 --dist loadgroup
+pytest = $(1)/bin/python tests/releases.py && $(1)/bin/python -m pytest $(2) $(workers)
+
+# The main job from conversion to serving, and what touches MLflow, Torch-TensorRT and TensorRT itself.
+oldest_tests := $(addprefix tests/,test_installs.py test_manifest.py test_store.py test_flavor.py test_cli.py test_plan.py \
+  conversion/test_convert.py conversion/test_settings.py \
+  runtime/test_reference.py runtime/test_load.py runtime/test_interface.py runtime/test_host.py runtime/test_trt.py \
+  registry/test_promotion.py registry/test_gates.py \
+  serving/test_server.py serving/test_promotion_served.py serving/test_messages.py serving/test_mlflow_serve.py)
+# A plan is built, described, kept and offered.
+next_tests := $(addprefix tests/,conversion/test_convert.py test_flavor.py test_plan.py \
+  runtime/test_host.py runtime/test_load.py runtime/test_trt.py)
+# Without torch and without MLflow's server.
+light_tests := $(addprefix tests/,runtime test_manifest.py test_plan.py test_inputs.py test_parity.py test_errors.py \
+  test_specs.py test_installs.py serving/test_messages.py serving/test_arena.py serving/test_channel.py \
+  registry/test_contract.py registry/test_moves.py)
+
+.PHONY: demo test test-oldest test-next test-light test-all benchmark wheel clean
 
 demo: $(environment)
 	@$(PY) examples/quickstart.py
@@ -37,8 +68,22 @@ test: $(environment)
 	  else echo "ruff is not installed here: not run"; fi; \
 	if $(call has,mypy); then echo "mypy"; $(PY) -m mypy || status=1; \
 	  else echo "mypy is not installed here: not run"; fi; \
-	echo "pytest"; $(PY) -m pytest tests $$($(call has,xdist) && printf '%s ' -n auto --maxprocesses 8 --dist loadgroup) \
+	echo "pytest"; $(PY) -m pytest tests $$($(call has,xdist) && printf '%s ' $(workers)) \
 	  || status=1; exit $$status
+
+# Each tells first what it runs with.
+test-oldest: .venv-oldest/.installed
+	@$(call pytest,.venv-oldest,$(oldest_tests))
+
+test-next: .venv-next/.installed
+	@$(call pytest,.venv-next,$(next_tests))
+
+test-light: .venv-light/.installed
+	@$(call pytest,.venv-light,$(light_tests))
+
+test-all:
+	@status=0; for which in test-light test-next test-oldest test; do \
+	  $(MAKE) --no-print-directory $$which || status=1; done; exit $$status
 
 benchmark: $(environment)
 	@$(PY) -m benchmarks
@@ -48,15 +93,50 @@ wheel: $(environment)
 	@$(PY) -m build --no-isolation . && $(PY) -m twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) dist build .demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-next .venv-light dist build .demo .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# $(call install,ENVIRONMENT,PIP ARGUMENTS)
+install = $(1)/bin/python -m pip install -q $(2) > $(1)/install.log 2>&1 \
+	  || { tail -n 20 $(1)/install.log >&2; exit 1; }
+# $(call need,INTERPRETER,VERSIONS,VARIABLE)
+need = test -n "$(1)" || { echo "No Python $(2) with venv is on PATH or among pyenv's" \
+	  "(Debian: apt-get install python3-venv); name one: make $(MAKECMDGOALS) $(3)=..." >&2; exit 1; }
+
 $(VENV)/.installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 with venv is on PATH" \
-	  "(Debian: apt-get install python3-venv); name one: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
+	@$(call need,$(PYTHON),3.11 to 3.13,PYTHON)
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): torch, Torch-TensorRT-RTX, MLflow and the tools." \
-	  "This takes minutes and 7 GB, once."
+	  "This takes minutes and 8 GB, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install -q -e '.[convert-rtx,s3,serve,dev]' > $(VENV)/install.log 2>&1 \
-	  || { tail -n 20 $(VENV)/install.log >&2; exit 1; }
+	@$(call install,$(VENV),-e '.[convert-rtx$(comma)s3$(comma)serve$(comma)dev]')
+	@touch $@
+
+PYTHON_OLDEST ?= $(call version,$(OLDEST_PYTHON))
+.venv-oldest/.installed: pyproject.toml tests/oldest.txt
+	@$(call need,$(PYTHON_OLDEST),$(OLDEST_PYTHON),PYTHON_OLDEST)
+	@echo "Setting up .venv-oldest with $$($(PYTHON_OLDEST) --version) and tests/oldest.txt." \
+	  "This takes minutes and 6 GB, once."
+	@$(PYTHON_OLDEST) -m venv .venv-oldest
+	@$(call install,.venv-oldest,-e '.[convert-rtx$(comma)s3$(comma)serve$(comma)test]' -c tests/oldest.txt)
+	@# It imports a module that the bindings of 1.4.0.76 lack.
+	@rm -rf .venv-oldest/lib/python$(OLDEST_PYTHON)/site-packages/tensorrt_rtx/plugin
+	@touch $@
+
+# A layer: what is installed here comes before what .venv has. Torch-TensorRT's metadata refuses this release, and one
+# environment would need to break it.
+.venv-next/.installed: pyproject.toml $(VENV)/.installed
+	@echo "Setting up .venv-next: TensorRT-RTX $(NEXT_RELEASE) over $(VENV)."
+	@$(VENV)/bin/python -m venv .venv-next
+	@$(call install,.venv-next,tensorrt-rtx==$(NEXT_RELEASE))
+	@.venv-next/bin/python -c 'import pathlib, sys, sysconfig; here = sysconfig.get_path("purelib"); \
+	  there = pathlib.Path(sys.argv[1], here.removeprefix(sys.prefix + "/")).resolve(); \
+	  pathlib.Path(here, "below.pth").write_text(f"import site; site.addsitedir({str(there)!r})\n")' $(VENV)
+	@touch $@
+
+PYTHON_NEWEST ?= $(call version,$(NEWEST_PYTHON))
+.venv-light/.installed: pyproject.toml
+	@$(call need,$(PYTHON_NEWEST),$(NEWEST_PYTHON),PYTHON_NEWEST)
+	@echo "Setting up .venv-light with $$($(PYTHON_NEWEST) --version): the runtime and the server, no torch."
+	@$(PYTHON_NEWEST) -m venv .venv-light
+	@$(call install,.venv-light,-e '.[rtx$(comma)serve]' pytest pytest-timeout pytest-xdist hypothesis filelock packaging)
 	@touch $@

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_all(options: argparse.Namespace, work: Path) -> int:
     end = time.monotonic() + options.budget
-    started = datetime.datetime.now(datetime.timezone.utc)
+    started = datetime.datetime.now(datetime.UTC)
     machine = describe()
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

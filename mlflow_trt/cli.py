@@ -70,7 +70,8 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="SPEC",
             help="An input, as NAME=DTYPE[DIMENSIONS]: 'x=float32[1:8:32,3,224,224]'. A dimension is a size or "
-            "min:opt:max; ';' stands between optimization profiles. Repeat for several inputs.",
+            "min:opt:max, or name=min:opt:max: dimensions of one name always have the same size; ';' stands between "
+            "optimization profiles. Repeat for several inputs.",
         ),
         click.option("--precision", help="fp32, tf32, fp16 or bf16.  [default: the model's own]"),
         click.option(
@@ -210,12 +211,27 @@ def log(
 
 @main.command(short_help="Show what a model is.")
 @click.argument("model")
+@click.option(
+    "--requirements",
+    "as_requirements",
+    is_flag=True,
+    help="Print only what pip has to install here for it: pip install $(mlflow-trt inspect MODEL --requirements)",
+)
 @terminal.json_option
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, as_requirements: bool, as_json: bool) -> None:
     """Show what a model is: inputs, outputs, plans, measurements, files. Reads only its manifest."""
     import mlflow_trt
 
     with terminal.results() as stdout:
+        if as_requirements:
+            from .inspection import requirements
+
+            needed = requirements(model)
+            if as_json:
+                terminal.show_json(stdout, needed)
+            else:
+                click.echo("\n".join(needed), file=stdout)
+            return
         manifest = mlflow_trt.inspect(model)
         if as_json:
             terminal.show_json(stdout, json.loads(manifest.to_json()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,25 @@ def _option(flag: str, name: str, default: float | None, text: str, unit: float 
     help=f"Holds the bearer token that requests must have; or set {TOKEN}.",
 )
 @click.option(
+    "--exit-on-error",
+    type=bool,
+    default=True,
+    show_default=True,
+    help="Whether a model that can't be loaded ends the server; false: the others are served, and it is tried again.",
+)
+@click.option(
+    "--offline-start/--no-offline-start",
+    default=False,
+    show_default=True,
+    help="Start with the version that was served last, from the cache, if the registry can't be reached.",
+)
+@click.option(
+    "--access-log/--no-access-log",
+    default=True,
+    show_default=True,
+    help="A line in the log for each request; refused ones have theirs in any case.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -107,6 +127,9 @@ def serve(
     max_header: int,
     max_unsent: int,
     token_file: Path | None,
+    exit_on_error: bool,
+    offline_start: bool,
+    access_log: bool,
     log_level: str,
     **limits: Any,
 ) -> None:
@@ -129,7 +152,8 @@ def serve(
     from .serving import server
     from .serving.models import Options
 
-    server.serve(
+    _until_it_ends(
+        server.serve,
         _models(model_uri, named),
         host=host,
         port=port,
@@ -142,6 +166,7 @@ def serve(
             batching=batching,
             delay=delay / 1000,
             max_queue=max_queue,
+            offline_start=offline_start,
         ),
         interval=interval,
         timeout=timeout,
@@ -151,8 +176,18 @@ def serve(
         webhook_secret=os.environ.get(WEBHOOK_SECRET),
         drain=drain,
         limits=Limits(max_header=max_header << 10, max_unsent=max_unsent << 20, **limits),
+        exit_on_error=exit_on_error,
+        access_log=access_log,
         log_level=log_level,
     )
+
+
+def _until_it_ends(serve: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Runs the server; why it failed is in its log, whose every line is JSON."""
+    try:
+        serve(*args, **kwargs)
+    except Exception:
+        sys.exit(1)
 
 
 def _models(model_uri: str | None, named: tuple[str, ...]) -> dict[str, str]:

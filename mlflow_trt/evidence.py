@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from . import _measuring, child, degenerate, progress
 from . import manifest as _manifest
 from . import parity as _parity
 from . import plan as _plan
-from .errors import ParityError
-from .manifest import Host, Latency, Manifest, Parity, PlanRecord
+from .errors import DeviceError, ParityError
+from .manifest import File, Host, Latency, Manifest, Parity, PlanRecord
 
 _logger = logging.getLogger(__name__)
 
@@ -26,19 +30,23 @@ class Measurements:
     """Rows of ``batch``, ``p50_ms``, ``p99_ms`` of the first plan that loads here."""
     layers: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """The engine's layers, as TensorRT's inspector tells them."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """How long each step took."""
 
 
-def measure(folder: Path, manifest: Manifest) -> tuple[Manifest, Measurements]:
+def measure(folder: Path, manifest: Manifest, timeout: float | None = None) -> tuple[Manifest, Measurements]:
     """Measures each plan of a model's folder that loads on this machine, and writes the figures to its manifest.
 
     Args:
         folder: Holds the model; its ``manifest.json`` is written anew, runtime caches are added.
         manifest: The folder's manifest.
+        timeout: Seconds that the measuring of one plan may take; what was not measured by then says so. None: any time.
 
     Returns:
         The manifest with figures; without a GPU, or for plans of other machines, with the reason why there are none.
 
     Raises:
+        DeviceError: The measuring process crashed.
         ParityError: A plan's answers differ from PyTorch's beyond the tolerance.
     """
     from .runtime import compatibility, host
@@ -46,15 +54,14 @@ def measure(folder: Path, manifest: Manifest) -> tuple[Manifest, Measurements]:
     here = host.probe()
     records: list[PlanRecord] = []
     measurements = Measurements()
-    for record in manifest.plans:
+    for index, record in enumerate(manifest.plans):
         if here.gpu is None:
             record = _not_measured(record, "the machine that logged it has no GPU")
         elif not compatibility.check(record, here).accepted:
             record = _not_measured(record, "it does not load on the machine that logged it")
         else:
-            alone = manifest.model_copy(update={"plans": (record,)})
-            record, found = _measure_plan(folder, alone, here)
-            measurements = measurements if measurements.latency_by_batch else found
+            record, found = _measure_plan(folder, record, index, timeout)
+            measurements = measurements if measurements.seconds else found
         records.append(record)
     manifest = manifest.model_copy(update={"plans": tuple(records)})
     (folder / _manifest.FILE_NAME).write_text(manifest.to_json())
@@ -72,38 +79,98 @@ def _not_measured(record: PlanRecord, reason: str) -> PlanRecord:
     return record.model_copy(update=update)
 
 
-def _measure_plan(folder: Path, manifest: Manifest, here: Host) -> tuple[PlanRecord, Measurements]:
-    from . import measure as measuring
-    from . import runtime
+def _measure_plan(
+    folder: Path, record: PlanRecord, index: int, timeout: float | None
+) -> tuple[PlanRecord, Measurements]:
+    """Measures a plan in a process of its own, which an engine that hangs or crashes ends alone."""
+    said: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch, progress.shown() as listener:
+        job = {"model": str(folder.resolve()), "plan": index}
+        (Path(scratch) / _measuring.JOB).write_text(json.dumps(job))
 
-    record = manifest.plans[0]
-    with runtime.load(folder, manifest) as engine:
-        golden = _plan.read_golden(folder, manifest.golden) if manifest.golden else None
-        parity = record.parity
-        if golden is not None:
-            tolerance = parity.tolerance or _parity.default_tolerance(record.precision.requested)
-            parity = measuring.measure_parity(engine, golden, tolerance)
-        latency = measuring.measure_latency(engine, golden)
-        curve = measuring.latency_by_batch(engine)
-        layers = engine.layers()
-        cache = engine.runtime_cache()
-    refuse_failed(parity, record)
-    update: dict[str, Any] = {"parity": parity, "latency": latency}
-    if cache:
-        path = f"{Path(record.file.path).parent.as_posix()}/{_plan.RUNTIME_CACHE}"
-        update["runtime_cache"] = _plan.write_file(folder, path, cache)
-    return record.model_copy(update=update), Measurements(curve, layers)
+        def heard(message: dict[str, Any]) -> None:
+            if "progress" in message:
+                if listener is not None:
+                    listener(*message["progress"])
+            elif "done" in message:
+                seconds[message["done"]] = message["seconds"]
+                _logger.info("Measuring: %s took %.1f s", message["done"], message["seconds"])
+            else:
+                said.update(message)
+
+        late = None
+        environment = child.package_on_path(os.environ)
+        try:
+            child.run(_measuring.__name__, Path(scratch), timeout=timeout, environment=environment, heard=heard)
+        except child.TookTooLongError:
+            late = f"{said['doing']} was not done when the {timeout:g} s for measuring were over"
+            _logger.warning("Not all of the engine could be measured: %s.", late)
+        except child.DiedError as end:
+            raise DeviceError(
+                f"The process that measured the engine {end}, at the step {said.get('doing', 'load')}.{end.tail}",
+                "an engine that answers",
+                "see its last words above; look at the GPU's memory; try another release of TensorRT",
+            ) from None
+    update: dict[str, Any] = {}
+    if "parity" in said:
+        update["parity"] = parity = Parity.model_validate(said["parity"])
+        if parity.status == "failed":
+            refuse_failed(parity, record, _explained(folder, record))
+    if "latency" in said:
+        update["latency"] = Latency.model_validate(said["latency"])
+    if "runtime_cache" in said:
+        update["runtime_cache"] = File.model_validate(said["runtime_cache"])
+    record = record.model_copy(update=update)
+    if late is not None:
+        record = _not_measured(record, late)
+    return record, Measurements(said.get("latency_by_batch", ()), said.get("layers", ()), seconds)
 
 
-def refuse_failed(parity: Parity, record: PlanRecord) -> None:
-    """Raises a ParityError with the whole table if a plan failed its parity check."""
+def refuse_failed(parity: Parity, record: PlanRecord, reasons: Sequence[str] = ()) -> None:
+    """Raises a ParityError with the whole table if a plan failed its parity check.
+
+    Args:
+        parity: The verdict.
+        record: The plan's.
+        reasons: What explains it; these come first.
+    """
     if parity.status == "failed":
         raise ParityError(
-            f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):\n{_parity.text(parity)}",
+            "\n".join(
+                [
+                    *reasons,
+                    f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):",
+                    _parity.text(parity),
+                ]
+            ),
             "every output within the tolerance at every profile point",
-            "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
+            (f"{degenerate.REMEDY}; " if any(reason.startswith("PyTorch's own") for reason in reasons) else "")
+            + "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
             "if this is good enough for the model's task",
         )
+
+
+def _explained(folder: Path, record: PlanRecord) -> list[str]:
+    manifest = _manifest.read(folder).model_copy(update={"plans": (record,)})
+    return explanations(folder, manifest, _plan.read_golden(folder, manifest.golden)) if manifest.golden else []
+
+
+def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) -> list[str]:
+    """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
+    precision = manifest.plans[0].precision.requested
+    found = degenerate.reasons(golden, precision)
+    if precision == "fp16" and manifest.program is not None and manifest.interface is not None:
+        try:
+            import torch
+
+            from .conversion import ranges
+
+            program = torch.export.load(_plan.verify(folder, manifest.program.file))
+            found += ranges.explain(program, manifest.interface, golden)
+        except Exception as error:  # an explanation, which must not take the place of what it explains
+            _logger.debug("Where the network leaves float16 could not be told: %s", error)
+    return found
 
 
 def params(manifest: Manifest) -> dict[str, Any]:
@@ -184,9 +251,10 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
 
     client = MlflowClient()
     now = get_current_time_millis()
+    steps = {f"trt.seconds.{name}": seconds for name, seconds in measurements.seconds.items()}
     figures = [
         Metric(key, value, now, step, model_id=info.model_id, run_id=run_id)
-        for key, value in metrics(manifest.plans[0]).items()
+        for key, value in {**metrics(manifest.plans[0]), **steps}.items()
     ]
     rows = [
         # A metric's step is the x axis of MLflow's chart: here it is the batch size.

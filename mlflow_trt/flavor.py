@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
@@ -22,6 +22,7 @@ from .errors import SettingError, StoreError
 from .loading import MODEL_CONFIG
 from .manifest import Interface, Manifest
 from .plan import Plan
+from .runtime.compatibility import requirement
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,8 @@ ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", Plan, Sequence[Plan], 
 
 _logger = logging.getLogger(__name__)
 
-_PACKAGES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+MEASURE_TIMEOUT = 300.0
+"""Seconds: most engines take a tenth of that; TensorRT may also never come back from compiling a kernel."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,8 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
     """
     releases: dict[str, str] = {}
     for record in manifest.plans if manifest else ():
-        releases.setdefault(record.runtime, record.release)
-    runtimes = [f"{_PACKAGES[runtime]}=={release}" for runtime, release in releases.items()]
-    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *runtimes]
+        releases.setdefault(record.runtime, requirement(record))
+    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *releases.values()]
 
 
 def signature(interface: Interface) -> ModelSignature:
@@ -87,6 +88,7 @@ def save_model(
     output_names: Sequence[str] | None = None,
     golden_inputs: Any = None,
     tolerance: Any = None,
+    measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     mlflow_model: Model | None = None,
     conda_env: Any = None,
@@ -113,6 +115,7 @@ def save_model(
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
         tolerance: How far the engine may be from PyTorch.
+        measure_timeout: Seconds that measuring on the GPU may take.
         program: Whether the exported program is kept beside the engine.
         mlflow_model: The MLflow model that this flavor is added to.
         conda_env: As in every MLflow flavor; so are the rest.
@@ -150,7 +153,7 @@ def save_model(
             for entry in staged.folder.iterdir():
                 shutil.move(str(entry), folder / entry.name)
         else:
-            staged = _stage(model_or_plan, folder, program, conversion)
+            staged = _stage(model_or_plan, folder, program, measure_timeout, conversion)
         model = mlflow_model or Model()
         if signature is not None:
             model.signature = signature
@@ -191,6 +194,7 @@ def log_model(
     output_names: Sequence[str] | None = None,
     golden_inputs: Any = None,
     tolerance: Any = None,
+    measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     artifact_path: str | None = None,
     conda_env: Any = None,
@@ -232,6 +236,8 @@ def log_model(
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
         tolerance: How far the engine may be from PyTorch; default: by precision.
+        measure_timeout: Seconds that measuring a plan on the GPU may take; figures that are missing then are recorded
+            as not measured. None: any time.
         program: ``"omit"`` leaves the exported program out: half the size, but no reference backend.
         artifact_path: MLflow's deprecated word for ``name``.
         conda_env: As in every MLflow flavor; so are the rest.
@@ -278,7 +284,7 @@ def log_model(
     if name is not None and artifact_path is not None:
         raise SettingError("Both name and artifact_path were given.", "one of them", "leave out artifact_path")
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch:
-        staged = _stage(model_or_plan, Path(scratch), program, conversion)
+        staged = _stage(model_or_plan, Path(scratch), program, measure_timeout, conversion)
         model_tags = {**evidence.tags(staged.manifest), **(tags or {})}
         flavor = _Flavor()
         with undo.own_run(run_id) as run, undo.deleted_on_failure(flavor, given=model_id):
@@ -316,7 +322,9 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _stage(model_or_plan: ModelOrPlan, folder: Path, program: str, conversion: Mapping[str, Any]) -> _Staged:
+def _stage(
+    model_or_plan: ModelOrPlan, folder: Path, program: str, measure_timeout: float | None, conversion: Mapping[str, Any]
+) -> _Staged:
     """Converts, writes and measures: everything that can fail about the model itself."""
     if program not in ("include", "omit"):
         raise SettingError(f"program={program!r}", '"include" or "omit"', "choose one of the two")
@@ -329,8 +337,9 @@ def _stage(model_or_plan: ModelOrPlan, folder: Path, program: str, conversion: M
             "room for the plan and the program on this disk",
             "free space, or set TMPDIR to a folder on another disk",
         ) from error
-    manifest, measurements = evidence.measure(folder, manifest)
-    return _Staged(folder, manifest, measurements)
+    manifest, measurements = evidence.measure(folder, manifest, measure_timeout)
+    seconds = {**plans[0].seconds, **measurements.seconds}
+    return _Staged(folder, manifest, replace(measurements, seconds=seconds))
 
 
 def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
@@ -355,9 +364,19 @@ def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
 
 
 def _configuration(manifest: Manifest) -> dict[str, Any]:
-    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest."""
+    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest.
+
+    Of dynamic dimensions the signature says -1; here are their names, which tell which of them are one.
+    """
+
+    def shapes(tensors: Sequence[Any]) -> dict[str, list[Any]]:
+        return {t.name: list(t.shape) for t in tensors}
+
+    interface = manifest.interface
     return {
         "manifest": "manifest.json",
+        "inputs": shapes(interface.inputs) if interface else None,
+        "outputs": shapes(interface.outputs) if interface else None,
         "plans": [
             {
                 "path": record.file.path,

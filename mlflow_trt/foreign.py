@@ -6,9 +6,19 @@ import hashlib
 from pathlib import Path
 
 from . import manifest as _manifest
-from .errors import PlanError, SettingError
+from .errors import SettingError
 from .manifest import File, Interface, Latency, Manifest, Parity, PlanRecord, Precision, Profile
-from .plan import MODEL_PLAN, GoldenTensors, Plan, check_length, folder_name, read_golden, read_header, verify
+from .plan import (
+    MODEL_PLAN,
+    GoldenTensors,
+    Plan,
+    check_header,
+    check_length,
+    folder_name,
+    read_golden,
+    read_header,
+    verify,
+)
 
 _REASON = "the engine was built elsewhere and came without inputs to compare"
 
@@ -20,7 +30,7 @@ def read_plans(source: bytes | str | Path) -> list[Plan]:
         source: A serialized engine as bytes; the path of one; or a folder that :func:`mlflow_trt.save_model` wrote.
 
     Raises:
-        ManifestError: The folder's manifest is missing or malformed.
+        ManifestError: The folder's manifest is missing or malformed, or describes another plan.
         PlanError: The bytes are no whole TensorRT engine, or differ from the folder's manifest.
         SettingError: There is no such file.
     """
@@ -92,14 +102,8 @@ def _read_folder(folder: Path) -> list[Plan]:
 def _read_plan(
     folder: Path, manifest: Manifest, record: PlanRecord, golden: GoldenTensors | None, program: Path | None
 ) -> Plan:
-    serialized = verify(folder, record.file).read_bytes()
-    header = read_header(serialized)
-    if (header.runtime, header.release) != (record.runtime, record.release):
-        raise PlanError(
-            f"{record.file.path} is of {header.runtime} {header.release}.",
-            f"{record.runtime} {record.release}, as the manifest says",
-            "log the model again",
-        )
+    path = verify(folder, record.file)
+    check_header(path, record)
     cache = verify(folder, record.runtime_cache).read_bytes() if record.runtime_cache else None
     described = manifest.model_copy(update={"plans": (record,)})
-    return Plan(serialized, described, golden, program, cache)
+    return Plan(path.read_bytes(), described, golden, program, cache)

@@ -23,6 +23,24 @@ def inspect(model_uri: str | Path) -> Manifest:
     return store.open_model(model_uri).manifest
 
 
+def requirements(model_uri: str | Path) -> list[str]:
+    """What pip has to install on this machine so that a model loads here: the exact TensorRT release, no torch.
+
+    Args:
+        model_uri: A local folder, or any URI that MLflow takes for a model. Only the manifest is downloaded.
+
+    Returns:
+        One entry, ``["tensorrt-rtx==1.6.1.120"]``: the release of the first plan that this machine's GPU takes, or,
+        where there is no GPU, of the first plan.
+
+    Raises:
+        CompatibilityError: This machine's GPU takes none of the plans.
+        ManifestError: There is no manifest, or it is malformed.
+        StoreError: The store or registry can't be read.
+    """
+    return compatibility.requirements(inspect(model_uri), probe())
+
+
 def check(model_uri: str | Path, host: Host | str | None = None) -> compatibility.Report:
     """Tells which plans of a model load on a host, and why the others don't.
 

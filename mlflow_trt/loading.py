@@ -65,7 +65,7 @@ def load_model(
     files = [model.manifest.program.file] if model.manifest.program else []
     if backend == "tensorrt":
         host.check_index(device)
-        record = compatibility.choose(model.manifest, host.probe(device))
+        record = compatibility.choose(model.manifest, host.probe(device), model_uri)
         files = [record.file, *([record.runtime_cache] if record.runtime_cache else [])]
     return runtime.load(
         model.fetch(files),

@@ -124,7 +124,7 @@ class Host(_Record):
     machine: str | None = None
     """``"x86_64"``, ``"aarch64"``."""
     runtimes: dict[str, str] = Field(default_factory=dict)
-    """Installed TensorRT runtimes: name → exact release, ``{"tensorrt_rtx": "1.6.1.120"}``."""
+    """Installed TensorRT runtimes (``tensorrt_rtx``, ``tensorrt``, ``tensorrt_lean``): name → exact release."""
     torch: str | None = None
     torch_tensorrt: str | None = None
 
@@ -176,7 +176,7 @@ class ParityPoint(_Record):
 
     profile: int
     point: str
-    """``"min"``, ``"opt"``, ``"max"``, or ``"user0"``, … for inputs that the user gave."""
+    """``"min"``, ``"opt"``, ``"max"``, ``"between"``, or ``"user0"``, … for inputs that the user gave."""
     outputs: tuple[OutputParity, ...]
     identical_rows: bool | None = None
     """Whether identical rows of one batch gave identical results; None: there is no batch dimension to try it on."""

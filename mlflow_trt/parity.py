@@ -24,7 +24,9 @@ NOT_FINITE = sys.float_info.max
 # Measured relative errors of whole networks, and what is allowed, about five to ten times as much, for deeper networks
 # and inputs that were not tried. Real faults were far outside: a causal mask in place of none gave 7 to 17 %.
 _TOLERANCES = {
-    "fp32": Tolerance(rel_l2=2e-3, cosine=0.9999),  # attention in float32: 2e-4
+    "fp32": Tolerance(
+        rel_l2=5e-3, cosine=0.9999
+    ),  # TF32 all the same on some GPUs: EfficientNet-Lite0 1.9e-3 to 3.7e-3
     "tf32": Tolerance(rel_l2=5e-3, cosine=0.9999),  # 10 bits of mantissa, as fp16: about 1e-3
     "fp16": Tolerance(rel_l2=1e-2, cosine=0.9995),  # ResNet-50: 1.3e-3
     "bf16": Tolerance(rel_l2=5e-2, cosine=0.995),  # 7 bits of mantissa: about 1e-2

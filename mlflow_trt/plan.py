@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
+from . import lookalikes
 from . import manifest as _manifest
-from .errors import ConversionError, PlanError, SettingError
+from .errors import ConversionError, ManifestError, PlanError, SettingError
 from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime
 
 if TYPE_CHECKING:
@@ -37,56 +38,86 @@ _RTX_CAPABILITY_BITS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 class Header:
     """What the first bytes of a plan say.
 
-    The fields were read off plans of TensorRT-RTX 1.4 and 1.6; NVIDIA documents none of them.
+    The fields were read off plans of TensorRT-RTX 1.4 and 1.6 and of full TensorRT 8.6; NVIDIA documents none of them.
     """
 
     runtime: Runtime
     release: str
-    length: int | None
-    """Bytes of the whole plan; None: the runtime does not write it."""
+    length: int
+    """Bytes of the whole plan."""
     capabilities: tuple[str, ...] | None
     """What it was built for; None: not said (full TensorRT), or only for the GPU it was built on."""
 
 
-def read_header(start: bytes) -> Header:
+def read_header(start: bytes, name: str = "The plan") -> Header:
     """Reads a plan's header.
 
     Args:
-        start: The plan, or at least its first 64 bytes.
+        start: The plan, or its first :data:`~mlflow_trt.lookalikes.START_BYTES`, by which an error says what it is
+            instead; 64 are enough to read a header.
+        name: What the error calls it.
 
     Raises:
         PlanError: These bytes are not the start of a TensorRT engine.
     """
     runtime = _MAGIC.get(bytes(start[:4]))
     if runtime is None or len(start) < HEADER_BYTES:
-        what = f"begins with {bytes(start[:4])!r}" if start else "is empty"
+        known = lookalikes.recognize(start) if runtime is None else None
+        found = f"{name} begins with {bytes(start[:4])!r}."
         if runtime is not None:
-            what = f"ends after {len(start)} bytes"
+            found = f"{name} ends after {len(start)} bytes."
+        elif known is not None:
+            found = f"{name} is {known.what}."
         raise PlanError(
-            f"The plan {what}.",
-            "a serialized engine of TensorRT (b'ftrt') or TensorRT-RTX (b'vtrt')",
-            "give the engine file itself (what trtexec --saveEngine wrote), not an ONNX file, archive or timing cache",
+            found,
+            "a serialized engine of TensorRT 8.6 or newer (b'ftrt') or TensorRT-RTX (b'vtrt')",
+            known.remedy if known else "give the engine file itself: what trtexec --saveEngine or Plan.save wrote",
         )
     release = ".".join(str(n) for n in start[24:28])
+    length = int.from_bytes(start[16:24], "little")
     if runtime == "tensorrt":
-        return Header(runtime, release, None, None)
+        return Header(runtime, release, length, None)
     mask = int.from_bytes(start[32:40], "little")
-    known = tuple(name for bit, name in enumerate(_RTX_CAPABILITY_BITS) if mask >> bit & 1)
-    return Header(runtime, release, int.from_bytes(start[16:24], "little"), known or None)
+    capabilities = tuple(capability for bit, capability in enumerate(_RTX_CAPABILITY_BITS) if mask >> bit & 1)
+    return Header(runtime, release, length, capabilities or None)
 
 
-def check_length(header: Header, size: int) -> None:
+def check_length(header: Header, size: int, name: str = "The plan") -> None:
     """Compares the length in a header with the real one.
 
     Raises:
         PlanError: The plan was cut short, or something was appended to it.
     """
-    if header.length is not None and header.length != size:
+    if header.length != size:
         raise PlanError(
-            f"The plan has {size:,} bytes, and its header says {header.length:,}.",
+            f"{name} has {size:,} bytes, and its header says {header.length:,}.",
             "a whole plan",
             "fetch or build it again: it was cut short or altered on its way",
         )
+
+
+def check_header(path: Path, record: PlanRecord) -> Header:
+    """Checks that a file is a whole plan, and the one that its record describes.
+
+    Args:
+        path: The plan's file.
+        record: What the manifest says of it.
+
+    Raises:
+        PlanError: It is no plan, or not a whole one.
+        ManifestError: It is of another runtime or release than its record says.
+    """
+    name = record.file.path
+    with path.open("rb") as file:
+        header = read_header(file.read(lookalikes.START_BYTES), name)
+    check_length(header, path.stat().st_size, name)
+    if (header.runtime, header.release) != (record.runtime, record.release):
+        raise ManifestError(
+            f"{name} is a plan of {header.runtime} {header.release}.",
+            f"{record.runtime} {record.release}, as the manifest says",
+            "plan and manifest do not belong together: log the model again",
+        )
+    return header
 
 
 def digest(path: Path) -> str:
@@ -113,11 +144,24 @@ def verify(folder: Path, file: File) -> Path:
         raise PlanError(f"{file.path} is missing.", f"a file of {file.size:,} bytes", remedy)
     size = path.stat().st_size
     if size != file.size:
-        raise PlanError(f"{file.path} has {size:,} bytes.", f"{file.size:,} bytes, as the manifest says", remedy)
+        raise _differs(path, file, f"has {size:,} bytes", f"{file.size:,} bytes, as the manifest says", remedy)
     found = digest(path)
     if found != file.sha256:
-        raise PlanError(f"{file.path} has the SHA-256 {found}.", f"{file.sha256}, as the manifest says", remedy)
+        raise _differs(path, file, f"has the SHA-256 {found}", f"{file.sha256}, as the manifest says", remedy)
     return path
+
+
+def _differs(path: Path, file: File, found: str, expected: str, remedy: str) -> PlanError:
+    """A file that is not the manifest's: where it is of a kind that does not belong there, that says most."""
+    with path.open("rb") as content:
+        known = lookalikes.recognize(content.read(lookalikes.START_BYTES))
+    if known is None or known.suffix == Path(file.path).suffix:
+        return PlanError(f"{file.path} {found}.", expected, remedy)
+    return PlanError(f"{file.path} {found}: it is {known.what}.", expected, f"{known.remedy}; else {remedy}")
+
+
+BETWEEN = "between"
+"""The golden point at a size between the others: what depends on a size shows there."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +176,14 @@ class GoldenTensors:
         for prefix in dict.fromkeys(key.split("/", 1)[0] for key in self.inputs):
             profile, point = prefix.split(".", 1)
             yield int(profile), point, _below(self.inputs, prefix), _below(self.outputs, prefix)
+
+    def without(self, point: str) -> GoldenTensors:
+        """Leaves out one point of every profile."""
+
+        def left(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {key: value for key, value in tensors.items() if key.split("/", 1)[0].split(".", 1)[1] != point}
+
+        return GoldenTensors(left(self.inputs), left(self.outputs))
 
 
 def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -151,6 +203,8 @@ class Plan:
     """The exported program that the engine was built from, or the file that holds it."""
     runtime_cache: bytes | None = None
     """TensorRT-RTX: kernels compiled for one GPU."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """How long each step of its conversion took."""
 
     @property
     def record(self) -> PlanRecord:

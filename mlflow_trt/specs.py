@@ -22,8 +22,9 @@ def parse_input(text: str) -> Input:
     """Reads ``NAME=DTYPE[DIMENSIONS]``.
 
     Args:
-        text: The name may be left out: by position then. A dimension is a size, or ``min:opt:max``; several
-            optimization profiles stand with ``;`` between them: ``ids=int64[1,1:16:64; 8,1:64:128]``.
+        text: The name may be left out: by position then. A dimension is a size, or ``min:opt:max``, with a name of its
+            own before it or without: ``ids=int64[batch=1:8:32,tokens=8:64:128]``; several optimization profiles stand
+            with ``;`` between them: ``ids=int64[1,1:16:64; 8,1:64:128]``.
 
     Raises:
         SettingError: The text is none of this, or its sizes or dtype are refused by :class:`~mlflow_trt.Input`.
@@ -36,21 +37,26 @@ def parse_input(text: str) -> Input:
 
 
 def _shape(shape: str, text: str) -> tuple[Dimension, ...]:
-    dimensions: list[Dimension] = []
-    for dimension in shape.split(",") if shape.strip() else ():
-        sizes = [size.strip() for size in dimension.split(":")]
-        if len(sizes) not in (1, 3) or not all(size.isdecimal() for size in sizes):
-            raise _unreadable(text, f"the dimension {dimension.strip()!r} is neither a size nor min:opt:max")
-        numbers = [int(size) for size in sizes]
-        dimensions.append(numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2]))
-    return tuple(dimensions)
+    return tuple(_dimension(part.strip(), text) for part in shape.split(",")) if shape.strip() else ()
+
+
+def _dimension(part: str, text: str) -> Dimension:
+    name, named, span = part.rpartition("=")
+    sizes = [size.strip() for size in span.split(":")]
+    if len(sizes) not in (1, 3) or not all(size.isdecimal() for size in sizes):
+        raise _unreadable(text, f"the dimension {part!r} is neither a size nor min:opt:max")
+    numbers = [int(size) for size in sizes]
+    if named:
+        label = name.strip()
+        return (label, numbers[0]) if len(numbers) == 1 else (label, numbers[0], numbers[1], numbers[2])
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
 
 
 def _unreadable(text: str, reason: str) -> SettingError:
     return SettingError(
         f"The input {text!r} can't be read: {reason}.",
         f"NAME=DTYPE[DIMENSIONS], like {_EXAMPLE!r}",
-        "quote it for the shell; write a dimension as a size or min:opt:max, and ';' between profiles",
+        "quote it for the shell; write a dimension as a size or [name=]min:opt:max, and ';' between profiles",
     )
 
 

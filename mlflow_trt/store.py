@@ -60,6 +60,18 @@ class StoredModel:
             self._download(file)
         return self.folder
 
+    def mlmodel(self) -> str | None:
+        """Reads MLmodel, MLflow's own description of the model; None: a local folder has none.
+
+        Raises:
+            StoreError: The store can't be read.
+        """
+        if self.repository is None:
+            path = self.folder / "MLmodel"
+            return path.read_text() if path.is_file() else None
+        with _scratch() as scratch:
+            return _download(self.repository, self.uri, "MLmodel", scratch).read_text()
+
     def _download(self, file: File) -> None:
         with _scratch() as scratch:
             _download(self.repository, self.uri, file.path, scratch)
@@ -104,6 +116,34 @@ def open_model(uri: str | Path) -> StoredModel:
         folder.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / manifest.FILE_NAME, folder / manifest.FILE_NAME)
     return StoredModel(uri, parsed, folder, repository)
+
+
+def open_cached(uri: str, digest: str) -> StoredModel:
+    """Returns a model of which the local cache holds the manifest, without asking any store.
+
+    Args:
+        uri: Its URI.
+        digest: The manifest's SHA-256. Its files are compared with the manifest's digests when they are fetched.
+
+    Raises:
+        PlanError: The manifest was altered.
+        StoreError: The cache does not hold it; and ``fetch``, where it does not hold a file.
+    """
+    folder = cache.folder() / "models" / digest
+    try:
+        text = (folder / manifest.FILE_NAME).read_bytes()
+    except OSError as error:
+        raise _store_error(f"{folder}/{manifest.FILE_NAME}", error) from error
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise PlanError(f"{folder}/{manifest.FILE_NAME} was altered.", f"SHA-256 {digest}", f"delete {folder}")
+    return StoredModel(uri, manifest.parse(text, f"{folder}/{manifest.FILE_NAME}"), folder, _Away())
+
+
+class _Away:
+    """The repository of a model that is in the cache or nowhere."""
+
+    def download_artifacts(self, path: str, dst_path: str) -> str:
+        raise FileNotFoundError(f"the cache does not hold {path}, and the store was not asked")
 
 
 def local_folder(uri: str | Path) -> Path | None:

@@ -82,6 +82,7 @@ def tracking_server(
         env: What the server, and the clients if not proxied, need to reach ``artifacts``.
         database: Its backend store's URI; default: SQLite in the folder.
     """
+    pytest.importorskip("flask", reason="needs the server, which mlflow brings and mlflow-skinny does not")
     folder.mkdir(parents=True, exist_ok=True)
     files = None if artifacts else folder / "artifacts"
     destination = artifacts or str(files)

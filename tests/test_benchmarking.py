@@ -19,7 +19,7 @@ def test_the_reference_backend_is_timed_and_never_compared_with_itself(classifie
     report = mlflow_trt.benchmark(info.model_uri, backend="reference", runs=5)
 
     assert report.latency.status == "measured"
-    assert {p.point for p in report.latency.points} == {"min", "opt", "max"}
+    assert {p.point for p in report.latency.points} == {"min", "between", "opt", "max"}
     assert all(0 < p.p50_ms <= p.p99_ms for p in report.latency.points)
     assert report.parity.status == "not_measured"
     assert report.logged_to is None

@@ -116,6 +116,27 @@ def test_check_says_no_with_status_1_and_the_reasons(folder):
     assert "pip install tensorrt_rtx==1.6.1.120" in result.stdout
 
 
+def test_check_of_a_machine_with_the_lean_runtime(tmp_path):
+    name = "tensorrt-10.15.1.29-sm89"
+    made = MEASURED.model_copy(
+        update={"runtime": "tensorrt", "release": "10.15.1.29", "capabilities": ("8.9",), "version_compatible": True}
+    )
+    (tmp_path / "manifest.json").write_text(MANIFEST.model_copy(update={"plans": (made,)}).to_json())
+    (tmp_path / "fleet.yaml").write_text(
+        "edge: tensorrt_lean==11.4,sm_89\nold: {capability: '8.9', runtimes: {tensorrt_lean: 10.14.1.48}}\n"
+    )
+
+    result = run("check", str(tmp_path), "--host", "tensorrt_lean==11.4,sm_89")
+    fleet = run("check", str(tmp_path), "--fleet", str(tmp_path / "fleet.yaml"), "--json")
+
+    assert result.exit_code == 0, result.output
+    assert f"  loads  {name}" in result.stdout
+    assert "tensorrt_lean 11.4" in result.stdout
+    hosts = json.loads(fleet.stdout)["hosts"]
+    assert {where: h["accepted"] for where, h in hosts.items()} == {"edge": name, "old": None}
+    assert fleet.exit_code == 1
+
+
 def test_check_of_several_machines_fails_if_one_is_left_out(folder):
     result = run("check", folder, "--host", HERE, "--host", ELSEWHERE, "--json")
 

@@ -128,7 +128,7 @@ def test_seed_dynamic_shapes(tmp_path):
     for batch in (1, 8, 32):
         assert f"Batch {batch}: logits ({batch}, 10), answered by {BACKEND}" in text
     assert "Batch 33 is refused before it reaches the GPU" in text
-    assert "size 33 in dimension 0 is above the maximum" in text
+    assert "size 33 in dimension 0 (batch) is above the maximum" in text
 
 
 @pytest.mark.slow

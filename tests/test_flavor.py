@@ -71,6 +71,8 @@ def test_a_module_becomes_a_registered_version_that_predicts():
     assert model.tags["mlflow_trt.digest"] == manifest.plans[0].file.sha256
     assert model.params["epochs"] == "3"
     assert model.params["trt.precision"] == "fp16"
+    figures = {metric.key: metric.value for metric in model.metrics}
+    assert all(figures[f"trt.seconds.{step}"] > 0 for step in ("export", "golden", "build"))
     version = mlflow.MlflowClient().get_model_version("classifier", "1")
     assert version.tags["mlflow_trt.digest"] == manifest.plans[0].file.sha256
 
@@ -103,6 +105,8 @@ def test_mlmodel_describes_the_plans_and_the_tensors(classifier_folder):
             "sha256": record.file.sha256,
         }
     ]
+    assert described["flavors"]["mlflow_trt"]["inputs"] == {"x": ["batch", 4]}
+    assert described["flavors"]["mlflow_trt"]["outputs"] == {"scores": ["batch", 3], "mean": ["batch"]}
     assert described["flavors"]["python_function"]["loader_module"] == "mlflow_trt"
     signature = mlflow.models.Model.load(str(classifier_folder)).signature
     assert [(t.name, t.type, t.shape) for t in signature.inputs] == [("x", np.dtype("float32"), (-1, 4))]
@@ -356,7 +360,7 @@ def test_a_saved_folder_is_logged_again_as_it_is(classifier_folder):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"PK\x03\x04" + bytes(100), "begins with"), (b"vtrt", "ends after 4 bytes")],
+    [(b"", "is an empty file"), (b"PK\x03\x04" + bytes(100), "is a zip archive"), (b"vtrt", "ends after 4 bytes")],
 )
 def test_what_is_no_engine_is_refused(tmp_path, content, message):
     (tmp_path / "model.engine").write_bytes(content)

@@ -103,9 +103,66 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones(dtype):
         dtype_name(dtype)
 
 
+def test_a_range_may_have_a_name():
+    spec = Input((("batch", 1, 8, 32), 3, ["tokens", 8, np.int64(64), 128]), "int64")
+
+    assert spec.ranges == (ShapeRange((1, 3, 8), (8, 3, 64), (32, 3, 128)),)
+    assert spec.dimension_names == ("batch", None, "tokens")
+    assert spec != Input(((1, 8, 32), 3, (8, 64, 128)), "int64")
+    assert spec == Input((("batch", 1, 8, 32), 3, ("tokens", 8, 64, 128)), "int64")
+
+
+def test_a_name_holds_in_every_profile():
+    spec = Input(profiles=[(("batch", 1), 128), ((2, 16, 64), 128)])
+
+    assert spec.dimension_names == ("batch", None)
+    assert spec.ranges[0].max == (1, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"shape": (("2d", 1, 2, 3),)}, "named '2d'"),
+        ({"shape": (("a b", 1, 2, 3),)}, "named 'a b'"),
+        ({"shape": (("größe", 1, 2, 3),)}, "named 'größe'"),
+        ({"shape": (("", 1, 2, 3),)}, "named ''"),
+        ({"shape": (("n", 1, 2),)}, "Dimension 0 .* is \\('n', 1, 2\\)"),
+        ({"shape": (("n", 3, 2, 4),)}, "Dimension 0"),
+        ({"shape": (("n",),)}, "Dimension 0"),
+        ({"shape": (3, ("n", 8))}, "Dimension 1 of an Input is named 'n' and always 8"),
+        ({"shape": (("n", 8, 8, 8),)}, "always 8"),
+        ({"profiles": [(("n", 4),), (("n", 4),)]}, "always 4"),
+        ({"profiles": [(("n", 1),), (("m", 4),)]}, "named 'm' and 'n' in its profiles"),
+        ({"shape": (("n", 1, 2, 4), ("n", 1, 3, 4))}, "Dimensions 0 and 1 .* both named 'n', and are 1:2:4 and 1:3:4"),
+        ({"profiles": [(("n", 1), ("n", 1)), ((2, 2, 2), (4, 4, 4))]}, "both named 'n'"),
+        ({"shape": "n"}, "The shape of an Input is 'n'"),
+    ],
+)
+def test_names_that_can_not_be_honoured_are_refused(arguments, words):
+    with pytest.raises(SettingError, match=words) as caught:
+        Input(**arguments)
+    assert caught.value.expected
+    assert caught.value.remedy
+
+
+def test_one_name_may_stand_for_two_dimensions_of_an_input():
+    assert Input((("n", 1, 2, 4), ("n", 1, 2, 4))).dimension_names == ("n", "n")
+
+
 DIMENSIONS = st.one_of(
     st.integers(1, 64), st.lists(st.integers(1, 64), min_size=3, max_size=3).map(lambda n: tuple(sorted(n)))
 )
+NAMED = st.one_of(
+    DIMENSIONS,
+    st.tuples(st.sampled_from("abcd"), st.integers(1, 8), st.integers(9, 16), st.integers(17, 64)),
+)
+
+
+@given(shape=st.lists(NAMED, max_size=4, unique_by=lambda d: d[0] if isinstance(d, tuple) else id(d)))
+def test_repr_holds_the_names(shape):
+    spec = Input(shape)
+
+    assert eval(repr(spec), {"Input": Input}) == spec
 
 
 @given(

@@ -107,6 +107,147 @@ def test_identical_rows(fault, same):
     assert (found.status == "passed") is same
 
 
+class Computed:
+    """A right engine, given as a function of its inputs."""
+
+    backend = "tensorrt"
+
+    def __init__(self, function, inputs, outputs, **ranges):
+        self.interface = interface(
+            [tensor(n, s) for n, s in inputs.items()], [tensor(n, s) for n, s in outputs.items()]
+        )
+        spans = {"batch": (1, 2, 4), **ranges}
+
+        def point(shape, place):
+            return tuple(
+                spans[size][place] if size in spans else 2 * spans["batch"][place] if isinstance(size, str) else size
+                for size in shape
+            )
+
+        self.profiles = ({n: span(*(point(s, place) for place in range(3))) for n, s in inputs.items()},)
+        self.function = function
+
+    def predict(self, inputs):
+        found = self.function(**{name: array.copy() for name, array in inputs.items()})
+        return Result(dict(zip([t.name for t in self.interface.outputs], found)))
+
+    def __call__(self, *args):
+        return self.predict({t.name: a for t, a in zip(self.interface.inputs, args)})
+
+    def identical_rows(self):
+        """The verdict at the largest sizes, with inputs that differ everywhere."""
+        random = np.random.default_rng(0)
+        shapes = [self.profiles[0][t.name].max for t in self.interface.inputs]
+        inputs = {t.name: random.standard_normal(s).astype("f4") for t, s in zip(self.interface.inputs, shapes)}
+        outputs = self.predict(inputs)
+        golden = GoldenTensors(
+            {f"0.max/{n}": a for n, a in inputs.items()}, {f"0.max/{n}": a for n, a in outputs.items()}
+        )
+        return measure.measure_parity(self, golden, TIGHT).points[0].identical_rows
+
+
+def _softmax(scores):
+    raised = np.exp(scores - scores.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+RIGHT = {
+    "one batch in two inputs": (
+        lambda x, m: [x * m],
+        {"x": ("batch", 3), "m": ("batch", 3)},
+        {"y": ("batch", 3)},
+    ),
+    "a batch that is not first elsewhere": (
+        lambda x, h: [x + h.sum(0), h * x[None]],
+        {"x": ("batch", 3), "h": (2, "batch", 3)},
+        {"y": ("batch", 3), "g": (2, "batch", 3)},
+    ),
+    "similarities of two batches": (
+        lambda a, b: [a @ b.T],
+        {"a": ("batch", 3), "b": ("n", 3)},
+        {"y": ("batch", "n")},
+    ),
+    "one batch that attends to another": (
+        lambda a, b: [_softmax(a @ b.T) @ b],
+        {"a": ("batch", 3), "b": ("n", 3)},
+        {"y": ("batch", 3)},
+    ),
+    "one batch under two symbols": (
+        lambda a, b: [a * b[np.arange(len(a))]],
+        {"a": ("batch", 3), "b": ("n", 3)},
+        {"y": ("batch", 3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_identical_rows_of_a_right_engine(case):
+    assert Computed(*RIGHT[case], n=(1, 2, 4)).identical_rows() is True
+
+
+UNJUDGED = {
+    "rows that see each other's places": (
+        lambda x: [np.tril(x @ x.T)],
+        {"x": ("batch", 3)},
+        {"y": ("batch", "batch")},
+    ),
+    "relations of the rows": (
+        lambda x, r: [np.tril(r) @ x],
+        {"x": ("batch", 3), "r": ("batch", "batch")},
+        {"y": ("batch", 3)},
+    ),
+    "two rows for one": (
+        lambda x, p: [x * p[::2] - p[1::2]],
+        {"x": ("batch", 3), "p": ("2*batch", 3)},
+        {"y": ("batch", 3)},
+    ),
+    "no output has the batch": (lambda x: [x.sum(0)], {"x": ("batch", 3)}, {"y": (3,)}),
+}
+
+
+@pytest.mark.parametrize("case", UNJUDGED)
+def test_identical_rows_that_can_not_be_judged(case):
+    assert Computed(*UNJUDGED[case]).identical_rows() is None
+
+
+def test_a_fault_along_a_dimension_that_is_not_first_is_seen():
+    def wrong(x, h):
+        h[:, 1:] *= 1.5
+        return [x * 1, h]
+
+    shapes = {"x": ("batch", 3), "h": (2, "batch", 3)}
+    assert Computed(wrong, shapes, {"y": ("batch", 3), "g": (2, "batch", 3)}).identical_rows() is False
+
+
+@pytest.mark.parametrize("length", [16, (2, 8, 16)])
+def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
+    """Nothing in its program ties the rows of the mask to those of the tokens."""
+    torch = pytest.importorskip("torch", reason="needs the conversion extra")
+    transformers = pytest.importorskip("transformers")
+    import described
+
+    from mlflow_trt import Input
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=50, max_position_embeddings=32, **sizes)).eval()
+    model.forward, whole = (
+        (lambda input_ids, attention_mask: whole(input_ids, attention_mask).last_hidden_state),
+        model.forward,
+    )
+    random = np.random.default_rng(0)
+    given = [{"input_ids": random.integers(0, 50, (3, 16)), "attention_mask": random.integers(0, 2, (3, 16))}]
+    given[0]["attention_mask"][:, 0] = 1
+    made = described.plan(model, [Input(((1, 4, 8), length), "int64")] * 2, golden_inputs=given)
+    assert {t.shape[0] for t in (*made.manifest.interface.inputs, *made.manifest.interface.outputs)} == {"batch"}
+    with runtime.load(tmp_path, plan.write([made], tmp_path, program=True), backend="reference") as found:
+        parity = measure.measure_parity(found, made.golden, TIGHT)
+    assert parity.status == "passed"
+    judged = [p.identical_rows for p in parity.points]
+    assert judged == [None, *[True] * (len(judged) - 1)]
+    assert len(judged) >= 4
+
+
 def test_golden_tensors_survive_their_files(engine, golden, tmp_path):
     """Scalars too: they must not come back as arrays of one element."""
     scalar = {"0.opt/n": np.array(3), **golden.inputs}
@@ -177,6 +318,30 @@ def test_latency_by_batch_over_profiles_with_a_gap():
     ranges = ((3, 3, 5), (20, 30, 40))
     engine.profiles = tuple({"x": span(*((n, 3) for n in r)), "w": span((3,), (3,), (3,))} for r in ranges)
     assert [row["batch"] for row in measure.latency_by_batch(engine, runs=1, warm_up=1)] == [3, 4, 32, 40]
+
+
+def _swept(*case, **ranges):
+    """Batch sizes, and the shapes of all inputs at each."""
+    engine = Computed(*case, **ranges)
+    called = []
+    engine.function = lambda **arrays: called.append(tuple(a.shape for a in arrays.values())) or [0]
+    sizes = [row["batch"] for row in measure.latency_by_batch(engine, runs=1, warm_up=1)]
+    return sizes, list(dict.fromkeys(called))
+
+
+def test_latency_by_batch_where_another_input_has_the_batch_elsewhere():
+    case = RIGHT["a batch that is not first elsewhere"]
+    assert _swept(*case) == ([1, 2, 4], [((1, 3), (2, 1, 3)), ((2, 3), (2, 2, 3)), ((4, 3), (2, 4, 3))])
+
+
+def test_latency_by_batch_of_two_batches():
+    case = RIGHT["similarities of two batches"]
+    assert _swept(*case, n=(1, 2, 4))[1] == [((1, 3), (1, 3)), ((2, 3), (2, 3)), ((4, 3), (4, 3))]
+    assert _swept(*case, n=(3, 5, 9))[1] == [((1, 3), (5, 3)), ((2, 3), (5, 3)), ((4, 3), (5, 3))]
+
+
+def test_latency_by_batch_where_sizes_follow_from_the_batch():
+    assert _swept(*UNJUDGED["two rows for one"]) == ([], [])
 
 
 def test_no_batch_dimension():

@@ -67,20 +67,20 @@ def test_a_plan_for_the_gpu_it_was_built_on_names_no_capability():
     assert plan.read_header(start).capabilities is None
 
 
-def test_a_header_of_full_tensorrt_says_only_the_release():
-    start = b"ftrt" + bytes(20) + bytes([11, 1, 0, 23]) + bytes(36)
+def test_a_header_of_full_tensorrt_says_release_and_length():
+    start = b"ftrt" + bytes(12) + (5_000_000_000).to_bytes(8, "little") + bytes([11, 1, 0, 23]) + bytes(36)
 
-    assert plan.read_header(start) == plan.Header("tensorrt", "11.1.0.23", None, None)
+    assert plan.read_header(start) == plan.Header("tensorrt", "11.1.0.23", 5_000_000_000, None)
 
 
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (b"", "is empty"),
-        (b"vtr", "begins with"),
-        (b"\x08\x07\x12\x07pytorch", "begins with"),
-        (b"PK\x03\x04" + bytes(60), "begins with"),
-        (bytes(64), "begins with"),
+        (b"", "is an empty file"),
+        (b"vtr\xff", "begins with"),
+        (b"\x08\x07\x12\x07pytorch", "is an ONNX model"),
+        (b"PK\x03\x04" + bytes(60), "is a zip archive"),
+        (bytes(64), "is only zeros"),
         (b"vtrt", "ends after 4 bytes"),
         (SM86[:63], "ends after 63 bytes"),
     ],

@@ -22,6 +22,11 @@ from mlflow_trt.specs import load_source, parse_input, parse_settings
             "ids=int64[1,1:16:64; 8,1:64:128]",
             Input(profiles=[(1, (1, 16, 64)), (8, (1, 64, 128))], dtype="int64", name="ids"),
         ),
+        (
+            "ids=int64[batch=1:8:32, tokens = 8:64:128]",
+            Input((("batch", 1, 8, 32), ("tokens", 8, 64, 128)), "int64", "ids"),
+        ),
+        ("float32[n=1,4; n=8,4]", Input(profiles=[(("n", 1), 4), (("n", 8), 4)])),
         (" mask = bool [ 4 ] ", Input((4,), "bool", "mask")),
         ("n=int64[]", Input((), "int64", "n")),
         ("d.b=half[1]", Input((1,), "float16", "d.b")),
@@ -40,7 +45,9 @@ def test_text_that_is_no_input_is_refused_with_an_example(text):
         parse_input(text)
 
 
-@pytest.mark.parametrize("dimension", ["a", "1.5", "-1", "1:2", "1:2:3:4", "1::3", ":", "1 2"])
+@pytest.mark.parametrize(
+    "dimension", ["a", "1.5", "-1", "1:2", "1:2:3:4", "1::3", ":", "1 2", "n=", "n=1:2", "n:1:2:3"]
+)
 def test_the_dimension_that_can_not_be_read_is_named(dimension):
     with pytest.raises(SettingError, match="is neither a size nor min:opt:max") as caught:
         parse_input(f"x=float32[3,{dimension},5]")
@@ -54,6 +61,9 @@ def test_the_dimension_that_can_not_be_read_is_named(dimension):
         ("x=float32[4:2:8]", "Dimension 0"),
         ("x=float32[1;1,2]", "2 different ranks"),
         ("x=float31[1]", "'float31' is not known"),
+        ("x=float32[=1:2:3]", "named ''"),
+        ("x=float32[a=b=1:2:3]", "named 'a=b'"),
+        ("x=float32[n=1]", "always 1"),
     ],
 )
 def test_what_an_input_refuses_is_refused_here_too(text, message):

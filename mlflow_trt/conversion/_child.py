@@ -1,64 +1,31 @@
 """The building child: a process of its own, in which torch may be told that there is a GPU.
 
-``python -m mlflow_trt.conversion._child FOLDER`` reads FOLDER/job.json and FOLDER/program.pt2, writes FOLDER/model.plan
-and says on its standard output, one JSON object per line, how far it is and what came of it. It ends with its parent.
+``python -m mlflow_trt.conversion._child FOLDER`` reads job.json and program.pt2 there, and writes model.plan.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
-import threading
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ..child import Say, serve
 
 PLAN = "model.plan"
 PROGRAM = "program.pt2"
 JOB = "job.json"
 
 
-def main(folder: Path) -> int:
-    """Builds what the folder says; returns the exit status."""
-    say = _private_stdout()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        say({"result": _build(folder, say)})
-        return 0
-    except BaseException as error:
-        say({"error": _describe(error)})
-        return 1
-
-
-def _private_stdout() -> Callable[[dict[str, Any]], None]:
-    """Keeps standard output for the parent; whatever else prints goes to standard error."""
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def say(message: dict[str, Any]) -> None:
-        channel.write(json.dumps(message) + "\n")
-
-    return say
-
-
-def _end_with_parent() -> None:
-    # The parent holds the other end open for as long as it lives.
-    with contextlib.suppress(OSError):
-        sys.stdin.buffer.read()
-    os._exit(1)
-
-
-def _build(folder: Path, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def _build(folder: Path, say: Say) -> dict[str, Any]:
     _pretend_gpu()
     job_content = json.loads((folder / JOB).read_text())
-    for module in job_content["imports"]:
-        __import__(module)
-    if not job_content["imports"]:
+    if not any(module.startswith("modelopt.") for module in job_content["imports"]):
         # Torch-TensorRT imports modelopt, and with it transformers, wherever it is installed: seconds for nothing.
         sys.modules.setdefault("modelopt", None)  # type: ignore[arg-type]
+    sys.path += [entry for entry in job_content["path"] if entry not in sys.path]
+    for module in job_content["imports"]:
+        _import(module)
     import torch
 
     from .builder import Job, build
@@ -70,6 +37,21 @@ def _build(folder: Path, say: Callable[[dict[str, Any]], None]) -> dict[str, Any
     built = build(program, job, lambda event, phase, steps: say({"progress": [event, phase, steps]}))
     (folder / PLAN).write_bytes(built.serialized)
     return {"network": vars(built.network), "seconds": built.seconds}
+
+
+def _import(module: str) -> None:
+    """Imports a module that registers operators of the program."""
+    try:
+        __import__(module)
+    except Exception as error:
+        from ..errors import ConversionError
+
+        raise ConversionError(
+            f"The building process can't import {module}, which registers operators of the model: "
+            f"{type(error).__name__}: {error}.",
+            "a module that can be imported without a GPU, and outside the program that converts",
+            "register the operators in a module that imports little else",
+        ) from error
 
 
 def _pretend_gpu() -> None:
@@ -124,22 +106,5 @@ class _SerializedEngine:
         return None
 
 
-def _describe(error: BaseException) -> dict[str, Any]:
-    """An error as JSON: our own by class and parts, any other by its words."""
-    from ..errors import TrtError
-
-    if isinstance(error, TrtError):
-        kind, arguments = error.__reduce__()
-        return {"type": kind.__name__, "arguments": list(arguments)}
-    traceback.print_exc()
-    if isinstance(error, OSError):
-        return {"os": f"{error.strerror or error} ({error.filename or 'temporary file'})"}
-    return {"other": f"{type(error).__name__}: {error}"}
-
-
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]))
-    if status == 0:
-        # All is written. Taking down an interpreter with all this in it would keep the parent waiting, and may crash.
-        os._exit(0)
-    sys.exit(status)  # the parent reads what was printed last
+    serve(_build)

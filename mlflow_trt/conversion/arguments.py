@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import SettingError
-from ..inputs import Input, ShapeRange, dtype_name
+from ..inputs import Input, ShapeRange, dtype_name, is_dimension_name
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Spec:
     """Real values, where the caller gave a tensor."""
     name: str | None = None
     symbols: Mapping[int, str] = field(default_factory=dict, compare=False)
-    """Names that the caller gave to dynamic dimensions (``shared_dims``)."""
+    """Names that the caller gave to dynamic dimensions; equal ones always have the same size."""
     domain: tuple[float, float] | None = None
     """Half-open interval of the values; None: not said."""
 
@@ -122,7 +122,43 @@ def parse(model: torch.nn.Module | ExportedProgram, inputs: object, kwarg_inputs
             "one number of profiles for all inputs (an input with a single one has it in all)",
             "give every dynamic input the same number of profiles",
         )
+    _check_names(arguments, _parameters(model))
     return arguments
+
+
+def _check_names(arguments: Arguments, parameters: Sequence[str]) -> None:
+    """Compares the ranges of dimensions that have one name.
+
+    Raises:
+        SettingError: They differ, or a name is no identifier.
+    """
+    first: dict[str, tuple[str, list[str]]] = {}
+    for where, spec in _located(arguments, parameters):
+        for dim, name in spec.symbols.items():
+            if not is_dimension_name(name):
+                raise SettingError(
+                    f"Dimension {dim} of {where} is named {name!r}.",
+                    "a name of ASCII letters, digits and underscores that begins with no digit",
+                    "rename the dimension",
+                )
+            spans = [f"{r.min[dim]}:{r.opt[dim]}:{r.max[dim]}" for r in map(spec.range, range(arguments.profiles))]
+            place, others = first.setdefault(name, (f"dimension {dim} of {where}", spans))
+            if spans != others:
+                raise SettingError(
+                    f"The {place} and dimension {dim} of {where} are both named {name!r}, and are "
+                    f"{'; '.join(others)} and {'; '.join(spans)}.",
+                    "one range for one name, in every profile: such dimensions always have the same size",
+                    "give both the same range, or different names",
+                )
+
+
+def _located(arguments: Arguments, parameters: Sequence[str]) -> Iterator[tuple[str, Spec]]:
+    """Every Spec, and what the caller knows it by: ``mask``, ``pair['m']``."""
+    positional = [(parameters[i] if i < len(parameters) else f"inputs[{i}]", v) for i, v in enumerate(arguments.args)]
+    for where, tree in (*positional, *arguments.kwargs.items()):
+        for path, leaf in pytree.tree_flatten_with_path(tree, is_leaf=lambda v: isinstance(v, Spec))[0]:
+            if isinstance(leaf, Spec):
+                yield where + pytree.keystr(path), leaf
 
 
 def _convert_leaves(tree: object, where: str) -> Any:
@@ -135,7 +171,8 @@ def _leaf(value: Any, where: str) -> Any:
     if isinstance(value, Spec):
         return value
     if isinstance(value, Input):
-        return Spec(value.ranges, getattr(torch, value.dtype), name=value.name)
+        names = {dim: name for dim, name in enumerate(value.dimension_names) if name is not None}
+        return Spec(value.ranges, getattr(torch, value.dtype), name=value.name, symbols=names)
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.asarray(value, order="C"))
     if isinstance(value, torch.Tensor):
@@ -175,13 +212,15 @@ def _of_foreign(value: Any) -> Spec:
     for r in ranges:
         Input(tuple(zip(r.min, r.opt, r.max)))  # the same checks as for our own
     domain = getattr(value, "tensor_domain", None)
-    return Spec(
+    spec = Spec(
         ranges,
         dtype,
         name=getattr(value, "name", None) or None,
-        symbols=dict(getattr(value, "shared_dims", None) or {}),
         domain=(float(domain[0]), float(domain[1])) if domain and tuple(domain) != (0.0, 2.0) else None,
     )
+    shared = getattr(value, "shared_dims", None) or {}
+    # Torch-TensorRT leaves names of fixed sizes out too.
+    return replace(spec, symbols={dim: name for dim, name in shared.items() if spec.dynamic[dim]})
 
 
 _FOREIGN_DTYPES = {

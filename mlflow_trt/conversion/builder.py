@@ -47,6 +47,8 @@ class Job:
     settings: Mapping[str, Any]
     capabilities: tuple[str, ...] | None
     """TensorRT-RTX: compute capabilities to build for; None: the current GPU."""
+    uint8: tuple[str, ...] = ()
+    """Outputs that are uint8: TensorRT has it at a network's edge alone, so the program has them in float32."""
 
     @property
     def profiles(self) -> int:
@@ -62,7 +64,11 @@ class Job:
         )
         capabilities = content["capabilities"]
         return cls(
-            inputs, tuple(content["outputs"]), content["settings"], tuple(capabilities) if capabilities else None
+            inputs,
+            tuple(content["outputs"]),
+            content["settings"],
+            tuple(capabilities) if capabilities else None,
+            tuple(content["uint8"]),
         )
 
 
@@ -142,6 +148,8 @@ class _Watch:
         self.network = Network()
         self.messages: list[str] = []
         self.missing: tuple[str, ...] = ()
+        self.places: dict[str, str] = {}
+        """Where in the model the first of each of them is."""
         self.static_only: tuple[str, ...] = ()
         """Those of them whose converter is only not declared for dynamic sizes."""
         self.error: BaseException | None = None
@@ -152,7 +160,7 @@ class _Watch:
         """Makes one error of what upstream hides: 2.11 fails with a NameError, 2.14 with "returned None"."""
         if self.missing:
             count = f"{len(self.missing)} operator" + "s" * (len(self.missing) != 1)
-            listed = "\n".join(f"  {operator}" for operator in self.missing)
+            listed = "\n".join(f"  {operator}{self.places.get(operator, '')}" for operator in self.missing)
             hint = (
                 f"; {', '.join(self.static_only)}: has a converter that is not declared for dynamic sizes, so give the "
                 "inputs fixed sizes, or try assume_dynamic_shape_support=True and look at the parity check"
@@ -276,6 +284,7 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
                     super().__init__(*args, **kwargs)
                 watch.missing = _named(self.validate_conversion())
                 if watch.missing:
+                    watch.places = _places(self.module.graph.nodes)
                     self.compilation_settings.assume_dynamic_shape_support = True
                     still = _named(self.validate_conversion())
                     watch.static_only = tuple(operator for operator in watch.missing if operator not in still)
@@ -306,6 +315,9 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
             dtypes = self.output_dtypes or [None] * len(outputs)
             taken = {self.ctx.net.get_input(i).name for i in range(self.ctx.net.num_inputs)}
             own = []
+            if job.uint8:
+                dtypes = [_uint8() if name in job.uint8 else dtype for name, dtype in zip(job.outputs, dtypes)]
+                self.output_dtypes: list[Any] = dtypes
             for output, value, dtype in zip(outputs, values, dtypes):
                 if isinstance(output, trt.ITensor):
                     output = _own_output(trt, self.ctx.net, output, value, dtype, taken)
@@ -333,6 +345,13 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
             return config
 
     return Interpreter
+
+
+def _uint8() -> Any:
+    """uint8 as one of Torch-TensorRT's own dtypes."""
+    import torch_tensorrt
+
+    return torch_tensorrt.dtype.u8
 
 
 def _own_output(trt: Any, net: Any, tensor: Any, value: Any, dtype: Any, taken: set[str]) -> Any:
@@ -364,6 +383,22 @@ def _named(operators: Iterable[str]) -> tuple[str, ...]:
     names = sorted({operator.split(" ", 1)[-1] for operator in operators})
     # Python's getitem has a converter of its own; it is listed where its operand's producer has none.
     return tuple(name for name in names if not name.startswith("_operator.")) or tuple(names)
+
+
+def _places(nodes: Iterable[Any]) -> dict[str, str]:
+    """Where the first node of each operator comes from: the module's path and class, and the line of its code."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        operator = f"torch.ops.{node.target}"
+        if node.op != "call_function" or operator in found:
+            continue
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path, kind = (str(part) for part in stack[-1][:2]) if stack else ("", "")
+        lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
+        files = [line.split(", in ")[0] for line in lines if line.startswith("File ")]
+        where = [f"at {path}" if path else "", f"({kind.rpartition('.')[2]})" if kind else "", *files[-1:]]
+        found[operator] = "".join(f" {part}" for part in where if part)
+    return found
 
 
 def _profiles(builder: Any, job: Job) -> list[Any]:

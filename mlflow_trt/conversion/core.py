@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
+from .. import degenerate, progress
 from .. import plan as _plan
-from ..errors import PrecisionError, SettingError
+from ..errors import ConversionError, PrecisionError, SettingError, TrtError
 from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
 from ..plan import Plan
 from . import arguments as _arguments
+from . import dimensions, gpuless, interface, ranges
 from . import golden as _golden
-from . import gpuless, interface, progress
 from . import settings as _settings
 from .builder import BindingSpec, Built, Job
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
-from .structure import computed_outputs
+from .structure import computed_outputs, portable
+from .subject import subject
 
 _logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def _typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Makes a ConversionError of what another library raises on the way, with the step that it came from."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Plan:
+        try:
+            return function(*args, **kwargs)
+        except (TrtError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ConversionError(
+                f"The conversion failed at a step that should not fail: {type(error).__name__}: "
+                f"{str(error).strip()[:600] or 'no reason given'}",
+                "a model that torch.export and Torch-TensorRT take",
+                "look at the error that this one was raised from: it says where in the model or in which library",
+            ) from error
+
+    return guarded
+
+
+@_typed
 def convert(
     model: torch.nn.Module | ExportedProgram,
     inputs: Any = None,
@@ -82,12 +106,7 @@ def convert(
         PrecisionError: The network does not have the precision that was asked for.
         ConversionError: The model can't be exported, does not hold for the shapes, or TensorRT refused it.
     """
-    if not isinstance(model, (torch.nn.Module, ExportedProgram)):
-        raise SettingError(
-            f"The model is a {type(model).__name__}.",
-            "a torch.nn.Module or a torch.export.ExportedProgram",
-            "pass the model itself; an ONNX file or TorchScript module cannot be converted here",
-        )
+    model = subject(model)
     if inputs is not None and arg_inputs is not None:
         raise SettingError("Both inputs and arg_inputs were given.", "one of them: they mean the same", "leave one out")
     precision = _settings.precision_of(precision, enabled_precisions)
@@ -98,9 +117,13 @@ def convert(
     limits = _tolerance(tolerance, precision)
 
     given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)
-    program = model if isinstance(model, ExportedProgram) else export(model, given)
+    module = None if isinstance(model, ExportedProgram) else model
+    steps = progress.Steps()
+    with steps.timed("export"):
+        program = model if isinstance(model, ExportedProgram) else export(model, given)
     specs = flatten(program, given)
-    check_shapes(program, specs)
+    check_shapes(program, specs, guards=module is None)
+    symbols = dimensions.symbols(program, specs)
     refuse_mutation(program)
     outputs = computed_outputs(program, output_names)
     bindings = interface.bindings(specs, outputs)
@@ -111,9 +134,12 @@ def convert(
             _logger.warning(
                 "The input %s is float64; TensorRT has none, so the engine takes and computes float32.", name
             )
-    golden = _golden.compute(program, specs, outputs, golden_inputs)
+    shapes = {name: symbols.shape(values[name]) for name in specs}
+    with steps.timed("golden"):
+        golden = _golden.compute(program, specs, outputs, golden_inputs, shapes=shapes, module=module)
 
     prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
+    _warn(program, prepared, golden, precision)
     if capabilities is not None:
         capabilities = gpuless.fitting(capabilities, prepared.dtypes(), named=compute_capabilities is not None)
     job = Job(
@@ -124,11 +150,13 @@ def convert(
         bindings,
         chosen,
         capabilities,
+        tuple(bindings[position] for position in prepared.uint8),
     )
-    built = _build(prepared, job, timeout)
+    with steps.timed("build"):
+        built = _build(prepared, job, timeout)
     if precision is not None:
         _check_precision(precision, built, prepared, chosen)
-    described = interface.describe(program, specs, outputs, bindings, built.network.outputs)
+    described = interface.describe(program, specs, outputs, bindings, built.network.outputs, symbols)
     host = _host()
     record = _record(built, job, capabilities or ((host.capability,) if host.capability else None))
     record = record.model_copy(
@@ -141,7 +169,17 @@ def convert(
             ),
         }
     )
-    return Plan(built.serialized, Manifest(interface=described, plans=(record,)), golden, program)
+    manifest = Manifest(interface=described, plans=(record,))
+    return Plan(built.serialized, manifest, golden, portable(program), seconds=steps.seconds)
+
+
+def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTensors, precision: str | None) -> None:
+    """Says what will make a comparison with the engine fail or mean little; a GPU's check then tells."""
+    for reason in degenerate.reasons(golden, precision):
+        _logger.warning("%s An engine can hardly be judged by it: %s.", reason, degenerate.REMEDY)
+    if precision == "fp16":
+        for sentence in ranges.sentences(program, ranges.half_nodes(prepared.program), golden):
+            _logger.warning("%s", sentence)
 
 
 def _build(prepared: Prepared, job: Job, timeout: float | None) -> Built:

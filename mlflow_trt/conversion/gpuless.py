@@ -6,30 +6,26 @@ left alone. The program travels as a file in a temporary folder (TMPDIR says whe
 
 from __future__ import annotations
 
-import errno
 import importlib.machinery
 import json
 import logging
-import queue
+import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from .. import errors
+from .. import child
 from ..errors import ConversionError, SettingError, TrtError
+from . import _child
 from ._child import JOB, PLAN, PROGRAM
 from .builder import Built, Job, ProgressListener
 from .network import Network
+from .registrations import modules_of
 
 _logger = logging.getLogger(__name__)
 
@@ -151,18 +147,35 @@ def build(program: ExportedProgram, job: Job, timeout: float | None, listener: P
         folder = Path(name)
         try:
             _write(program, job, folder)
-        except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
-            raise _unwritable(folder, str(error)) from error
+        except TrtError:
+            raise
+        except Exception as error:
+            # torch's own writer turns a full disk into a RuntimeError.
+            if isinstance(error, OSError) or (
+                type(error) is RuntimeError and any(word in str(error) for word in _WRITERS)
+            ):
+                raise _unwritable(folder, str(error)) from error
+            raise ConversionError(
+                f"PyTorch can't write the program for the building process: {type(error).__name__}: "
+                f"{str(error).strip()[:400]}",
+                "a program that torch.export.save takes",
+                "replace what it names, or convert on a GPU without compute_capabilities",
+            ) from error
         result = _run(folder, timeout, listener)
         network = Network(**result["network"])
         network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
         return Built((folder / PLAN).read_bytes(), network, result["seconds"])
 
 
+_WRITERS = ("PytorchStreamWriter", "inline_container")
+"""Words of torch's own writer, by which a full disk is told from a program that can't be written."""
+
+
 def _write(program: ExportedProgram, job: Job, folder: Path) -> None:
     # Operators that a package registers at import must be there when the program is read.
-    imports = ["modelopt.torch.quantization"] if "modelopt.torch.quantization" in sys.modules else []
-    (folder / JOB).write_text(json.dumps({"job": job.to_json(), "imports": imports}))
+    imports = modules_of(program)
+    content = {"job": job.to_json(), "imports": imports, "path": sys.path if imports else []}
+    (folder / JOB).write_text(json.dumps(content))
     torch.export.save(program, folder / PROGRAM)
 
 
@@ -176,95 +189,36 @@ def _unwritable(folder: Path, reason: str) -> ConversionError:
 
 def _run(folder: Path, timeout: float | None, listener: ProgressListener | None) -> dict[str, Any]:
     """Runs the child to its end and returns its result."""
-    log = folder / "stderr"
-    with log.open("wb") as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mlflow_trt.conversion._child", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=_environment(folder),
-            start_new_session=True,  # Ctrl-C is for this process, which then ends the child
-        )
-    lines: queue.Queue[bytes | None] = queue.Queue()
-    reader = threading.Thread(target=_read, args=(child, lines), daemon=True)
-    reader.start()
-    outcome: dict[str, Any] = {}
-    deadline = None if timeout is None else time.monotonic() + timeout
+
+    def heard(message: dict[str, Any]) -> None:
+        if listener is not None:
+            listener(*message["progress"])
+
     try:
-        while (line := _next(lines, deadline)) is not None:
-            message = json.loads(line)
-            if "progress" in message:
-                if listener is not None:
-                    listener(*message["progress"])
-            else:
-                outcome = message
-        status = child.wait()
-    except queue.Empty:
+        result: dict[str, Any] = child.run(
+            _child.__name__, folder, timeout=timeout, environment=_environment(folder), heard=heard
+        )
+        return result
+    except child.TookTooLongError as late:
         raise ConversionError(
-            f"The building process had not finished after {timeout:g} seconds and was stopped.{_tail(log)}",
+            f"The building process had not finished after {timeout:g} seconds and was stopped.{late}",
             "an engine within that time",
             "raise timeout= (seconds), or look above for what it waited for",
         ) from None
-    finally:
-        child.kill()
-        child.wait()
-        reader.join()
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                stream.close()
-    if "result" in outcome:
-        return outcome["result"]  # type: ignore[no-any-return]
-    raise _failure(outcome.get("error"), status, log, folder)
+    except child.DiedError as end:
+        if end.os_error:
+            raise _unwritable(folder, end.os_error) from None
+        hint, remedy = _ENDS.get(end.signal, _CRASH) if end.signal else ("", "see its last words above")
+        raise ConversionError(f"The building process {end}{hint}.{end.tail}", "an engine", remedy) from None
 
 
-def _read(child: subprocess.Popen[bytes], lines: queue.Queue[bytes | None]) -> None:
-    assert child.stdout is not None
-    for line in child.stdout:
-        lines.put(line)
-    lines.put(None)
-
-
-def _next(lines: queue.Queue[bytes | None], deadline: float | None) -> bytes | None:
-    if deadline is None:
-        return lines.get()
-    return lines.get(timeout=max(0.0, deadline - time.monotonic()))
-
-
-def _failure(error: dict[str, Any] | None, status: int, log: Path, folder: Path) -> TrtError:
-    if error and "type" in error:
-        arguments: Iterable[Any] = (tuple(a) if isinstance(a, list) else a for a in error["arguments"])
-        return getattr(errors, error["type"])(*arguments)  # type: ignore[no-any-return]
-    if error and "os" in error:
-        return _unwritable(folder, error["os"])
-    if error:
-        return ConversionError(
-            f"The building process failed: {error['other']}.{_tail(log)}",
-            "an engine",
-            "see its last words above",
-        )
-    if status < 0:
-        name = signal.Signals(-status).name if -status in signal.valid_signals() else f"signal {-status}"
-        hint = "it probably ran out of memory" if name == "SIGKILL" else "a fault in TensorRT or one of its libraries"
-        return ConversionError(
-            f"The building process was ended by {name}: {hint}.{_tail(log)}",
-            "a process that ends by itself",
-            "give it more memory, or a smaller model or range of shapes"
-            if name == "SIGKILL"
-            else "see its last words above; try another release of TensorRT-RTX and Torch-TensorRT",
-        )
-    return ConversionError(
-        f"The building process ended with status {status} and no result.{_tail(log)}", "an engine", "see above"
-    )
-
-
-def _tail(log: Path, lines: int = 12) -> str:
-    try:
-        text = log.read_bytes()[-8000:].decode(errors="replace").strip()
-    except OSError as error:
-        return f" (its messages can't be read: {errno.errorcode.get(error.errno or 0, error)})"
-    last = text.splitlines()[-lines:]
-    return "\nIts last words:\n  " + "\n  ".join(last) if last else ""
+_ENDS = {
+    "SIGKILL": (": it probably ran out of memory", "give it more memory, or a smaller model or range of shapes"),
+}
+_CRASH = (
+    ": a fault in TensorRT or one of its libraries",
+    "see its last words above; try another release of TensorRT-RTX and Torch-TensorRT",
+)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -272,14 +226,9 @@ def _environment(folder: Path) -> dict[str, str]:
 
     Torch-TensorRT makes folders for caches at import: in the child's own folder they go when it goes.
     """
-    import os
-
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
-        **os.environ,
+        **child.package_on_path(os.environ),
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(folder),
     }

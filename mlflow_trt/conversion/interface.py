@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from ..manifest import Dimension, Interface, Profile, ShapeRange, Tensor
+from ..manifest import Interface, Profile, ShapeRange, Tensor
 from .arguments import Spec
-from .precision import public_dtype
+from .dimensions import Symbols
+from .integers import public_dtype
 from .program import placeholder_values
-from .shapes import fixed_size
 from .structure import Output, arguments, result
 
 _NUMPY = re.compile(r"^torch\.")
@@ -25,6 +24,7 @@ def describe(
     outputs: Sequence[Output],
     bindings: Sequence[str],
     built: Sequence[tuple[str, str, list[int]]],
+    symbols: Symbols,
 ) -> Interface:
     """Describes an engine.
 
@@ -34,9 +34,9 @@ def describe(
         outputs: Those that the engine computes.
         bindings: Their names in the engine.
         built: Outputs of the network that was built: name, dtype, shape.
+        symbols: What the dynamic dimensions are called.
     """
     values = placeholder_values(program)
-    symbols = _Symbols(specs, values)
     dtypes = {name: dtype for name, dtype, _ in built}
     inputs = tuple(
         Tensor(
@@ -44,7 +44,7 @@ def describe(
             binding=name,
             dtype=plain(fed_dtype(spec, values[name].dtype)),
             binding_dtype=plain(fed_dtype(spec, values[name].dtype)),
-            shape=tuple(symbols.of(size) for size in values[name].shape),
+            shape=symbols.shape(values[name]),
         )
         for name, spec in specs.items()
     )
@@ -54,7 +54,7 @@ def describe(
         value = by_name[output.node]
         tensor = isinstance(value, torch.Tensor)
         public = plain(public_dtype(value.dtype)) if tensor else "int64"
-        shape = tuple(symbols.of(size) for size in value.shape) if tensor else ()
+        shape = symbols.shape(value) if tensor else ()
         described.append(
             Tensor(
                 name=output.name, binding=binding, dtype=public, binding_dtype=dtypes.get(binding, public), shape=shape
@@ -95,45 +95,3 @@ def profiles(specs: Mapping[str, Spec]) -> tuple[Profile, ...]:
 def plain(dtype: torch.dtype) -> str:
     """``"float32"``."""
     return _NUMPY.sub("", str(dtype))
-
-
-class _Symbols:
-    """Readable names for the export's symbols: the caller's own, ``batch``, or ``s0``, ``s1``, … in order."""
-
-    def __init__(self, specs: Mapping[str, Spec], values: Mapping[str, Any]) -> None:
-        self.names: dict[Any, str] = {}
-        found: list[Any] = []
-        for name, spec in specs.items():
-            for dim, size in enumerate(values[name].shape):
-                if fixed_size(size) is not None:
-                    continue
-                expression = size.node.expr
-                if expression.is_Symbol and dim in spec.symbols:
-                    self._name(expression, spec.symbols[dim])
-                elif expression.is_Symbol and dim == 0 and not found:
-                    self._name(expression, "batch")
-                found += sorted(expression.free_symbols, key=str)
-        for symbol in found:
-            self._number(symbol, "s")
-
-    def of(self, size: Any) -> Dimension:
-        """A number for a fixed size, an expression in the symbols for a dynamic one."""
-        if (fixed := fixed_size(size)) is not None:
-            return fixed
-        import sympy  # type: ignore[import-untyped]
-
-        expression = size.node.expr
-        for symbol in sorted(expression.free_symbols, key=str):
-            self._number(symbol, "u")
-        renamed = expression.xreplace({s: sympy.Symbol(n, integer=True) for s, n in self.names.items()})
-        return str(renamed)
-
-    def _name(self, symbol: Any, name: str) -> None:
-        if symbol not in self.names and name not in self.names.values():
-            self.names[symbol] = name
-
-    def _number(self, symbol: Any, letter: str) -> None:
-        number = 0
-        while symbol not in self.names:
-            self._name(symbol, f"{letter}{number}")
-            number += 1

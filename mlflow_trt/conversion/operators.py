@@ -61,7 +61,7 @@ def upcast_first(node: Node) -> bool:
             return True
         if name in QUANTIZERS and node in user.args[1:]:
             return True  # the scale of a quantizer
-        if name in VIEWS and upcast_first(user):
+        if keeps_dtypes(user) or (name in VIEWS and upcast_first(user)):
             return True
     return False
 
@@ -115,6 +115,26 @@ def dtypes_of(value: Any) -> tuple[Any, ...]:
     return tuple(v.dtype for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor))
 
 
+def keeps_dtypes(node: Node) -> bool:
+    """Whether an operation's floating operands stay as the model has them: its result is of another kind in others.
+
+    That is what reads bits, what makes complex numbers, and what another package registered: nothing is known of it,
+    and kernels for half precision are rare.
+    """
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    foreign = target.namespace not in ("aten", "prim", "prims") and operator_name(node) not in QUANTIZERS
+    values = [node.meta.get("val"), *(n.meta.get("val") for n in node.all_input_nodes)]
+    return (
+        foreign
+        or target is torch.ops.aten.view.dtype
+        or any(isinstance(d, torch.dtype) and d.is_complex for v in values for d in dtypes_of(v))
+    )
+
+
 def no_double(value: Any) -> Any:
-    """float64 as an argument becomes float32."""
-    return torch.float32 if value is torch.float64 else value
+    """float64 becomes float32, and the complex number of two float64 that of two float32; all else stays."""
+    if not isinstance(value, torch.dtype):
+        return value
+    return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(value, value)

@@ -5,7 +5,11 @@ rewritten, node by node, with the types that each node then has, on the symbols 
 
 - Inputs and weights are cast to the precision, unless the program itself casts them to float32 first.
 - Where an operation then gets operands of several floating dtypes, elementwise ones promote as PyTorch does, and all
-  others are brought to the precision. Explicit casts to float32 in the model (a norm computed in float32, say) stay.
+  others are brought to the precision. Explicit casts to float32 in the model (a norm computed in float32, say) stay;
+  those to another half precision (autocast's, say) become casts to the one that was asked for.
+- Operators that are not aten's, of complex numbers or of bits, and those that PyTorch has not in half precision, keep
+  the dtypes that the model gives them.
+- Integers that TensorRT has no arithmetic for are held as int32 (:mod:`.integers`).
 - Outputs are cast back to what they were.
 """
 
@@ -33,6 +37,9 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from ..errors import ConversionError
+from . import rewrites
+from .integers import FLOATS, held, narrow, public_dtype, wrap_limits
 from .operators import (
     ARITHMETIC,
     CASTS,
@@ -41,6 +48,7 @@ from .operators import (
     QUANTIZERS,
     dtypes_of,
     is_floating,
+    keeps_dtypes,
     may_overflow,
     no_double,
     operands,
@@ -48,7 +56,14 @@ from .operators import (
     upcast_first,
     written_operands,
 )
+from .regions import written_out
 from .structure import Output, output_node
+
+_WRITTEN_OUT = {
+    "baddbmm": rewrites.biased_product,
+    "slice_scatter": rewrites.joined,
+    "select_scatter": rewrites.joined,
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,8 @@ class Prepared:
     """Names of the inputs, in the program's order."""
     kept: tuple[str, ...]
     """Arithmetic that stays in float32 because the model casts its operands there explicitly."""
+    uint8: tuple[int, ...] = ()
+    """Positions of the outputs that are uint8: float32 here, cast where they leave the network."""
 
     def dtypes(self) -> set[torch.dtype]:
         """Every dtype that a value of the network has."""
@@ -85,13 +102,23 @@ def prepare(
         dtype: The precision of the arithmetic; None: as it is. float64 becomes float32 in any case, as TensorRT has
             none.
         fed: The dtype of each input as the engine is fed it.
+
+    Raises:
+        ConversionError: An operator can't be computed in the dtypes that TensorRT has.
     """
-    return _Rewriter(program, dtype, fed).run(outputs)
+    return _Rewriter(*written_out(program, outputs), dtype, fed).run()
 
 
 class _Rewriter:
-    def __init__(self, program: ExportedProgram, dtype: torch.dtype | None, fed: Mapping[str, torch.dtype]) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        outputs: Sequence[Output],
+        dtype: torch.dtype | None,
+        fed: Mapping[str, torch.dtype],
+    ) -> None:
         self.program = program
+        self.outputs = outputs
         self.dtype = dtype
         self.fed = fed
         self.graph = Graph()
@@ -110,7 +137,7 @@ class _Rewriter:
             None,
         )
 
-    def run(self, outputs: Sequence[Output]) -> Prepared:
+    def run(self) -> Prepared:
         specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         placeholders = [node for node in self.program.graph.nodes if node.op == "placeholder"]
         casts: list[tuple[Node, torch.dtype]] = []
@@ -141,13 +168,16 @@ class _Rewriter:
         for node in self.program.graph.nodes:
             if node.op not in ("placeholder", "output"):
                 self._copy(node)
-        out_specs = self._outputs(outputs)
-        return Prepared(self._program(kept_specs, out_specs, names), tuple(names), tuple(self.kept))
+        out_specs = self._outputs()
+        uint8 = tuple(i for i, output in enumerate(self.outputs) if self._is_uint8(output))
+        return Prepared(self._program(kept_specs, out_specs, names), tuple(names), tuple(self.kept), uint8)
+
+    def _is_uint8(self, output: Output) -> bool:
+        return any(n.name == output.node and torch.uint8 in dtypes_of(n.meta.get("val")) for n in self.nodes)
 
     def _entry_dtype(self, node: Node, own: torch.dtype) -> torch.dtype:
         """What an input or weight is from here on."""
-        if own == torch.float64:
-            own = torch.float32
+        own = held(no_double(own))
         if self.dtype is None or own not in (torch.float32, torch.float16, torch.bfloat16):
             return own
         return own if own == torch.float32 and upcast_first(node) else self.dtype
@@ -162,10 +192,15 @@ class _Rewriter:
             return  # it would hold the dtypes of the original program
         read = list(node.all_input_nodes)
         changed = any(dtypes_of(n.meta.get("val")) != dtypes_of(self.nodes[n].meta.get("val")) for n in read)
-        args, kwargs = pytree.tree_map(no_double, (node.args, node.kwargs))
+        narrows = any(narrow(n.meta.get("val")) for n in (node, *read))
+        wrapped = wrap_limits(node) if narrows else None
+        args, kwargs = pytree.tree_map(self._dtype_argument, (node.args, node.kwargs))
         mapped_args, mapped_kwargs = torch.fx.node.map_arg((args, kwargs), self._mapped)
-        doubles = torch.float64 in dtypes_of(node.meta.get("val"))
-        if not changed and not doubles and name != "baddbmm":
+        named = (args, kwargs) != (node.args, node.kwargs)
+        doubles = any(no_double(dtype) != dtype for dtype in dtypes_of(node.meta.get("val")))
+        if name == "batch_norm":
+            mapped_args = rewrites.affine(self._call, mapped_args)
+        if not changed and not doubles and not named and name not in _WRITTEN_OUT:
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
             self._note_kept(node, name, mapped_args)
@@ -180,33 +215,76 @@ class _Rewriter:
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
             return
-        mapped_args, mapped_kwargs = self._unify(node, name, mapped_args, mapped_kwargs)
+        back = None
+        if narrows and name in FLOATS:
+            back = held(node.meta["val"].dtype)
+            mapped_args, mapped_kwargs = self._in_float(mapped_args, mapped_kwargs)
+        elif keeps_dtypes(node):
+            mapped_args, mapped_kwargs = self._restored(args, kwargs)
+        else:
+            mapped_args, mapped_kwargs = self._unify(node, name, mapped_args, mapped_kwargs)
         mapped_args, mapped_kwargs = self._clamped(mapped_args, mapped_kwargs)
-        if name == "baddbmm":
-            self.nodes[node] = self._baddbmm(node, mapped_args, mapped_kwargs)
-            return
+        if name in _WRITTEN_OUT:
+            replaced = _WRITTEN_OUT[name](self._call, node, mapped_args, mapped_kwargs)
+            if replaced is not None:
+                self.nodes[node] = replaced
+                return
+        try:
+            value = self._evaluate(node.target, mapped_args, mapped_kwargs)
+        except Exception:  # PyTorch has it for the model's own dtypes only
+            mapped_args, mapped_kwargs = self._restored(args, kwargs)
+            value = self._last_try(node, mapped_args, mapped_kwargs)
         new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
         new.args, new.kwargs = mapped_args, mapped_kwargs
-        new.meta["val"] = self._evaluate(node.target, mapped_args, mapped_kwargs)
+        new.meta["val"] = value
         new.meta.pop("tensor_meta", None)
+        if back is not None:
+            self.nodes[node] = self._cast(new, back)
+        if wrapped is not None:
+            self.nodes[node] = rewrites.wrapped(self._call, new, *wrapped)
         self._note_kept(node, name, mapped_args)
 
-    def _baddbmm(self, node: Node, args: Any, kwargs: Any) -> Node:
-        """Writes ``beta * x + alpha * (a @ b)`` out: PyTorch's own decomposition computes it in float32."""
+    def _dtype_argument(self, value: Any) -> Any:
+        """A dtype among an operation's arguments, as the network has it."""
+        if self.dtype is not None and value in (torch.float16, torch.bfloat16):
+            return self.dtype
+        return held(no_double(value))
 
-        def call(target: Any, *operands: Any) -> Node:
-            new = self.graph.call_function(target, operands)
-            new.meta = {**node.meta, "val": self._evaluate(target, operands, {})}
-            new.meta.pop("tensor_meta", None)
-            return new
+    def _restored(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Operands of the dtypes that the model itself gives them, but for those that TensorRT has not."""
 
-        added, left, right = args[:3]
-        product = call(torch.ops.aten.bmm.default, left, right)
-        if kwargs.get("alpha", 1) != 1:
-            product = call(torch.ops.aten.mul.Tensor, product, kwargs["alpha"])
-        if kwargs.get("beta", 1) != 1:
-            added = call(torch.ops.aten.mul.Tensor, added, kwargs["beta"])
-        return call(torch.ops.aten.add.Tensor, product, added)
+        def restore(node: Node) -> Node:
+            new = self.nodes[node]
+            own: Any = node.meta.get("val")
+            if not is_floating(own) or (dtype := no_double(own.dtype)) == new.meta["val"].dtype:
+                return new
+            return self._cast(new, dtype)
+
+        return torch.fx.node.map_arg((args, kwargs), restore)
+
+    def _in_float(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        def cast(node: Node) -> Node:
+            return self._cast(node, torch.float32) if torch.int32 in dtypes_of(node.meta.get("val")) else node
+
+        return torch.fx.node.map_arg((args, kwargs), cast)
+
+    def _last_try(self, node: Node, args: Any, kwargs: Any) -> Any:
+        try:
+            return self._evaluate(node.target, args, kwargs)
+        except Exception as error:
+            raise ConversionError(
+                f"{node.name} ({node.target}) can't be computed in the dtypes that TensorRT has: "
+                f"{type(error).__name__}: {str(error).strip()[:300]}",
+                "operators that PyTorch computes in float32 too",
+                "cast its operands in the model, or leave the operator out of it",
+            ) from error
+
+    def _call(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """A new operation, told to be at the place of another."""
+        new = self.graph.call_function(target, args, kwargs)
+        new.meta = {**like.meta, "val": self._evaluate(target, args, kwargs)}
+        new.meta.pop("tensor_meta", None)
+        return new
 
     def _unify(self, node: Node, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Brings the floating operands of an operation to one dtype, where it needs that."""
@@ -252,15 +330,17 @@ class _Rewriter:
         if dtypes == {torch.float32}:
             self.kept.append(node.name)
 
-    def _outputs(self, outputs: Sequence[Output]) -> list[OutputSpec]:
+    def _outputs(self) -> list[OutputSpec]:
         originals = {node.name: node for node in self.program.graph.nodes}
         results: list[Node] = []
-        for output in outputs:
+        for output in self.outputs:
             original = originals[output.node]
             new = self.nodes[original]
             value = original.meta.get("val")
-            if is_floating(value) and (public := public_dtype(value.dtype)) != new.meta["val"].dtype:
-                new = self._cast(new, public)
+            if isinstance(value, torch.Tensor):
+                public = public_dtype(value.dtype)
+                wanted = torch.float32 if public == torch.uint8 else public
+                new = new if new.meta["val"].dtype == wanted else self._cast(new, wanted)
             results.append(new)
         node = self.graph.output(tuple(results))
         node.meta.update(output_node(self.program).meta)
@@ -297,6 +377,8 @@ class _Rewriter:
         return self.nodes[node]
 
     def _cast(self, node: Node, dtype: torch.dtype) -> Node:
+        if node.meta["val"].dtype == torch.uint8 and dtype == torch.int32:
+            node = self._cast(node, torch.float32)  # uint8's way into a network
         new = self.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": dtype})
         new.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")}
         new.meta["val"] = self._as(node.meta["val"], dtype)
@@ -341,14 +423,8 @@ class _Rewriter:
             return target(*real_args, **real_kwargs)
 
 
-def public_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What callers see of a dtype: numpy has no bfloat16, TensorRT no float64."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float64) else dtype
-
-
 def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    limit = torch.finfo(dtype).max
-    if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > limit:
+    if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > (limit := torch.finfo(dtype).max):
         # Infinite values stay so: a mask that holds -inf means it.
         tensor = torch.where(tensor.isinf(), tensor, tensor.clamp(-limit, limit))
     return tensor.to(dtype)

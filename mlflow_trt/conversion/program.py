@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
 from .arguments import Arguments, Spec
+from .regions import functional
 from .structure import children, user_inputs
 from .values import synthesize
 
@@ -39,8 +40,8 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
         )
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    halves = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    half = next(iter(halves)) if len(halves) == 1 and halves <= set(_HALF) else None
+    owns = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    own = next(iter(owns)) if len(owns) == 1 and owns <= {*_HALF, torch.float64} else None
     dims = ShapesCollection()  # type: ignore[no-untyped-call]
 
     def example(leaf: Any) -> Any:
@@ -48,9 +49,9 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
             return leaf
         shape = trace_shape(leaf)
         tensor = synthesize(leaf, shape, generator)
-        # A half-precision module takes half-precision inputs; its public ones stay float32 and are cast inside.
-        if half is not None and tensor.dtype == torch.float32:
-            tensor = tensor.to(half)
+        # A module in half or double precision takes its own; the public inputs stay float32 and are cast inside.
+        if own is not None and tensor.dtype == torch.float32:
+            tensor = tensor.to(own)
         tensor = tensor.to(device)
         if any(leaf.dynamic):
             dims[tensor] = {i: Dim.AUTO for i, dynamic in enumerate(leaf.dynamic) if dynamic}
@@ -60,7 +61,7 @@ def export(module: torch.nn.Module, arguments: Arguments) -> ExportedProgram:
         example, (arguments.args, arguments.kwargs), is_leaf=lambda leaf: isinstance(leaf, Spec)
     )
     dynamic = dims.dynamic_shapes(module, args, kwargs) if len(dims) else None  # type: ignore[no-untyped-call]
-    with _evaluation(module), _quantizers_exportable(), torch.no_grad():
+    with evaluation(module), _quantizers_exportable(), torch.no_grad():
         try:
             return torch.export.export(
                 module,
@@ -151,7 +152,7 @@ def refuse_mutation(program: ExportedProgram) -> None:
     # Only the functional form tells what a chain of in-place operations and views ends in.
     mutated = {
         spec.target or spec.arg.name: spec.kind
-        for spec in program.run_decompositions({}).graph_signature.output_specs
+        for spec in functional(program).graph_signature.output_specs
         if spec.kind != OutputKind.USER_OUTPUT
     }
     inputs = [name for name, kind in mutated.items() if kind == OutputKind.USER_INPUT_MUTATION]
@@ -186,7 +187,8 @@ def _writes(program: ExportedProgram) -> bool:
 
 
 @contextlib.contextmanager
-def _evaluation(module: torch.nn.Module) -> Iterator[None]:
+def evaluation(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: dropout off, batch norm frozen."""
     training = [m for m in module.modules() if m.training]
     try:
         # Not module.eval(): a caller's override of train() may do more than set the flag.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,10 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
+from ..inputs import DTYPES
 from ..manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
+from .integers import public_dtype
+from .operators import written_operands
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,27 @@ def computed_outputs(program: ExportedProgram, names: Sequence[str] | None) -> l
 
     Raises:
         SettingError: The number of names is wrong, or one is given twice.
-        ConversionError: There is nothing to compute.
+        ConversionError: There is nothing to compute, or an output has a dtype that engines have not.
     """
     inputs = {arg.name for arg in user_inputs(program) if isinstance(arg, TensorArgument)}
     paths = _paths(_out_spec(program))
     found: dict[str, list[int]] = {}
     sources = _sources(program)
-    for position, arg in enumerate(_user_outputs(program)):
+    for position, arg in enumerate(user_outputs(program)):
         if isinstance(arg, (TensorArgument, SymIntArgument)) and (source := sources[arg.name]) not in inputs:
             found.setdefault(source, []).append(position)
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    for node in found:
+        dtype = getattr(values[node], "dtype", None)
+        if dtype is not None and str(public_dtype(dtype)).removeprefix("torch.") not in DTYPES:
+            plain = str(dtype).removeprefix("torch.")
+            raise ConversionError(
+                f"The output {node} is {plain}, which no output of an engine can be.",
+                f"outputs of {', '.join(DTYPES)}",
+                "return torch.view_as_real(...) of it, and put it together after the engine"
+                if dtype.is_complex
+                else "cast it in the model",
+            )
     if not found:
         raise ConversionError(
             "The model computes nothing: every output is an input or a constant.",
@@ -82,7 +98,7 @@ def result(program: ExportedProgram, outputs: Sequence[Output]) -> Structure:
     computed = {output.node: output.name for output in outputs}
     sources = _sources(program)
     leaves: list[Structure] = []
-    for arg in _user_outputs(program):
+    for arg in user_outputs(program):
         if isinstance(arg, ConstantArgument):
             leaves.append(ConstantLeaf(value=_constant(arg.value, "output")))
         elif (source := sources[arg.name]) in computed:
@@ -114,19 +130,81 @@ def arguments(program: ExportedProgram) -> Branch:
     return built
 
 
+def portable(program: ExportedProgram) -> ExportedProgram:
+    """The program with tuples, lists and dicts alone around its inputs and outputs.
+
+    torch.export.save takes no namedtuple, nor what ``torch.topk`` returns, and what a package registers (transformers'
+    outputs) is read back only where that package is. Which class it was is in the manifest.
+    """
+    entry, *others = program.module_call_graph
+    signature = entry.signature
+    if signature is None or (_is_plain(signature.in_spec) and _is_plain(signature.out_spec)):
+        return program
+    signature = copy.copy(signature)
+    signature.in_spec, signature.out_spec = _plain_spec(signature.in_spec), _plain_spec(signature.out_spec)
+    entry = copy.copy(entry)
+    entry.signature = signature
+    copied = copy.copy(program)
+    copied._module_call_graph = [entry, *others]
+    return copied
+
+
+def _is_plain(spec: pytree.TreeSpec) -> bool:
+    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(map(_is_plain, children(spec))))
+
+
+def _plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """A spec of the same leaves, with a tuple or dict for every other container."""
+    if _is_plain(spec):
+        return spec
+    return pytree.tree_flatten(_hollow(spec))[1]
+
+
+def _hollow(spec: pytree.TreeSpec) -> Any:
+    """The containers of a spec, plain ones, around leaves that mean nothing."""
+    if spec.is_leaf():
+        return 0
+    keys, kind = _keys(spec)
+    items = [_hollow(child) for child in children(spec)]
+    if kind == "dict":
+        return dict(zip(keys or (), items))
+    return items if kind == "list" else tuple(items)
+
+
 _COPIES = ("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "to", "_to_copy")
 
 
 def _sources(program: ExportedProgram) -> dict[str, str]:
-    """For every node the one whose value it has: a copy of an input or output is no computation."""
+    """For every node the one whose value it has: a copy of an input or output is no computation.
+
+    One that is written to, or made of what is written to later, is.
+    """
     sources: dict[str, str] = {}
+    written = _written(program)
     for node in program.graph.nodes:
         target = node.target
         name = str(target._schema.name).split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
         operand = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         same = operand is not None and _dtype(operand) is not None and _dtype(operand) == _dtype(node)
+        same = same and node not in written and operand not in written
         sources[node.name] = sources[operand.name] if same and name in _COPIES else node.name  # type: ignore[union-attr]
     return sources
+
+
+def _written(program: ExportedProgram) -> set[Node]:
+    """Nodes whose memory an operation changes in place: what it names, and what that is a view of."""
+    found: set[Node] = set()
+    for node in program.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        todo = written_operands(node.target, node.args)
+        while todo:
+            current = todo.pop()
+            if current not in found:
+                found.add(current)
+                if current.op == "call_function":
+                    todo += current.all_input_nodes[:1]  # what it may be a view of
+    return found
 
 
 def _dtype(node: Node) -> Any:
@@ -145,14 +223,15 @@ def children(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
     return list(found() if callable(found) else spec.children_specs)
 
 
-def _user_outputs(program: ExportedProgram) -> list[Any]:
+def user_outputs(program: ExportedProgram) -> list[Any]:
+    """The program's own outputs in flat order: a TensorArgument, a SymIntArgument or a constant."""
     return [s.arg for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
 
 
 def _out_spec(program: ExportedProgram) -> pytree.TreeSpec:
     spec = program.call_spec.out_spec
     if spec is None:
-        return pytree.tree_flatten((0,) * len(_user_outputs(program)))[1]
+        return pytree.tree_flatten((0,) * len(user_outputs(program)))[1]
     return spec  # type: ignore[no-any-return]
 
 

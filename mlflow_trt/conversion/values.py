@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from .arguments import Spec
 
+if TYPE_CHECKING:
+    from .roles import Role
+
 
 def synthesize(
-    spec: Spec, shape: Sequence[int], generator: torch.Generator, source: torch.Tensor | None = None
+    spec: Spec,
+    shape: Sequence[int],
+    generator: torch.Generator,
+    source: torch.Tensor | None = None,
+    role: Role | None = None,
 ) -> torch.Tensor:
     """Makes a tensor on the CPU.
 
@@ -19,11 +27,14 @@ def synthesize(
         shape: Its sizes.
         generator: Where random values come from.
         source: Real values, tiled and cropped to the shape; default: the spec's example.
+        role: What its integers are for, where that is known.
     """
     dtype = spec.dtype or torch.float32
     source = source if source is not None else spec.example
     if source is not None and source.dim() == len(shape) and (source.numel() or 0 in shape):
         return fit(source.detach().cpu(), shape).to(dtype)
+    if role is not None:
+        return _of_role(role, shape, dtype, generator).to(dtype)
     if dtype == torch.bool:
         return torch.randint(0, 2, tuple(shape), generator=generator).bool()
     if not dtype.is_floating_point:
@@ -34,6 +45,20 @@ def synthesize(
         low, high = spec.domain
         return (torch.rand(tuple(shape), generator=generator) * (high - low) + low).to(dtype)
     return torch.randn(tuple(shape), generator=generator).to(dtype)
+
+
+def _of_role(role: Role, shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    if role.kind == "indices":
+        return torch.randint(0, role.rows or 2, tuple(shape), generator=generator)
+    places = torch.arange(shape[-1]).expand(tuple(shape))
+    if role.kind == "positions":
+        return places % role.rows if role.rows else places
+    # Lengths differ from row to row. Where there is room, each row has both values: what a boolean means is the model's
+    # to say, and no row may be masked entirely.
+    lengths = torch.randint(1, max(2, shape[-1]), (*shape[:-1], 1), generator=generator)
+    if dtype != torch.bool and len(shape) > 1 and shape[0] > 1:
+        lengths[0] = shape[-1]
+    return places >= lengths if role.kind == "padding" else places < lengths
 
 
 def fit(source: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import plan as _plan
 from .. import store
-from ..errors import CompatibilityError, ManifestError, PlanError, SettingError, StoreError
+from ..errors import CompatibilityError, PlanError, SettingError, StoreError
 from ..manifest import PlanRecord
 from . import naming, pbtxt
 from .configuration import Configuration, Options, configure
@@ -209,14 +209,7 @@ def _copy(source: Path, record: PlanRecord, target: Path) -> None:
     except FileNotFoundError as error:
         raise PlanError(f"{record.file.path} is missing.", "the plan", "fetch or log the model again") from error
     _plan.verify(target.parent, record.file.model_copy(update={"path": target.name}))
-    with target.open("rb") as file:
-        header = _plan.read_header(file.read(_plan.HEADER_BYTES))
-    if (header.runtime, header.release) != (record.runtime, record.release):
-        raise ManifestError(
-            f"The plan is of {header.runtime} {header.release}.",
-            f"{record.runtime} {record.release}, as the manifest says",
-            "log the model again",
-        )
+    _plan.check_header(target, record)
 
 
 def _move(made: Path, target: Path) -> None:

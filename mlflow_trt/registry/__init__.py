@@ -1,8 +1,8 @@
 """Promotion by evidence: gates, aliases, rollback, and what an upgrade would do to a registry.
 
 * :mod:`.promotion`: ``promote``, ``rollback``, ``history``: the order of things;
-* :mod:`.gates`: what a version must show; :mod:`.contract`, :mod:`.latency`, :mod:`.accuracy` hold the longer ones,
-  :mod:`.statistics` how sure a ratio of latencies is;
+* :mod:`.gates`: what a version must show; :mod:`.contract`, :mod:`.parity`, :mod:`.latency`, :mod:`.accuracy` hold the
+  longer ones, :mod:`.sizes` what a tensor's size is, :mod:`.statistics` how sure a ratio of latencies is;
 * :mod:`.ledger`: the one place that writes to the registry, and what it guarantees; :mod:`.moves`: what follows from
   the moves;
 * :mod:`.report` and :mod:`.page`: what was found, as JSON, text and HTML;

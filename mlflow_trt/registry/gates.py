@@ -13,25 +13,23 @@ What judges is apart from what measures: the judging functions take figures and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
-from ..errors import PlanError
-from ..manifest import Host, OutputParity, PlanRecord, Tolerance
-from ..manifest import Parity as Figures
-from ..parity import NOT_FINITE, default_tolerance
-from ..plan import check_length, folder_name, read_header
-from ..runtime import compatibility, host
+from ..errors import ManifestError, PlanError
+from ..manifest import Host, PlanRecord, Tolerance
+from ..plan import check_header, folder_name
+from ..runtime import compatibility
 from . import contract, fleet
 from .accuracy import Accuracy
 from .case import Case, Subject
 from .latency import Latency
-from .verdicts import Chart, Mark, Table, Verdict
+from .parity import Parity, judge_parity
+from .verdicts import Table, Verdict
 
-__all__ = ["Accuracy", "Compatibility", "Contract", "Integrity", "Latency", "Parity", "default"]
+__all__ = ["Accuracy", "Compatibility", "Contract", "Integrity", "Latency", "Parity", "default", "judge_parity"]
 
 DIGEST_TAG = "mlflow_trt.digest"
 
@@ -43,6 +41,7 @@ def default(
     max_ratio: float = 1.05,
     seconds: float = 60.0,
     device: int = 0,
+    tolerance: Tolerance | None = None,
 ) -> list[Any]:
     """The gates that are asked when none are given: integrity, contract, parity, latency.
 
@@ -53,11 +52,12 @@ def default(
         max_ratio: How much slower than the present holder it may be.
         seconds: The longest time to measure latency.
         device: Index of the GPU.
+        tolerance: How far answers may be from PyTorch's; None: the default of the plan's precision.
     """
     targets = list(targets)
     where = [Compatibility(targets, fleet)] if targets or fleet else []
     latency = Latency(max_ratio=max_ratio, seconds=seconds, device=device)
-    return [Integrity(), *where, Contract(), Parity(device=device), latency]
+    return [Integrity(), *where, Contract(), Parity(tolerance, device=device), latency]
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,11 @@ class Integrity:
 
 
 def _header_problem(folder: Path, record: PlanRecord) -> str | None:
-    path = folder / record.file.path
     try:
-        with path.open("rb") as file:
-            header = read_header(file.read(64))
-        check_length(header, path.stat().st_size)
-    except PlanError as error:
+        check_header(folder / record.file.path, record)
+    except (PlanError, ManifestError) as error:
         return error.message
-    if (header.runtime, header.release) == (record.runtime, record.release):
-        return None
-    return (
-        f"{record.file.path} is of {header.runtime} {header.release}, and the manifest says "
-        f"{record.runtime} {record.release}."
-    )
+    return None
 
 
 def _tag_problem(candidate: Subject) -> list[str]:
@@ -179,124 +171,8 @@ class Contract:
             if why:
                 return Verdict(self.name, "not_measured", (f"The contract of {subject.uri} is not known: {why}.",))
         old, new = case.champion.manifest, case.candidate.manifest
-        problems = contract.problems(old, new)
+        problems, tables = contract.problems(old, new), (contract.relied_on(old, new),)
         if problems:
-            return Verdict(self.name, "failed", tuple(problems))
+            return Verdict(self.name, "failed", tuple(problems), tables)
         ground = f"Every call that version {case.champion.version} accepts is accepted."
-        return Verdict(self.name, "passed", (ground, *contract.notes(old, new)))
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The engine's answers are PyTorch's, within tolerance.
-
-    Measured on this machine's GPU where it has one that a plan loads on. For the other plans the figures count that a
-    GPU host recorded, when it logged the model or by ``mlflow-trt benchmark``. Without figures it is "not measured".
-    """
-
-    tolerance: Tolerance | None = None
-    """What is near enough; None: what the version was logged with."""
-    measure: bool = True
-    """Whether to measure here; False: recorded figures only."""
-    device: int = 0
-    allow_not_measured: bool = False
-
-    name = "parity"
-
-    def __call__(self, case: Case) -> Verdict:
-        """Measures, reads the records, judges."""
-        model = case.candidate.stored
-        here = host.probe(self.device)
-        chosen = compatibility.check_all(model.manifest, here).accepted if here.gpu and self.measure else None
-        found: dict[str, Figures] = {}
-        for record in model.manifest.plans:
-            figures = record.parity
-            if record is chosen and model.manifest.golden is not None:
-                figures = self._measure(case.candidate, record)
-            elif figures.status == "not_measured":
-                figures = _benchmarked(case.candidate, record) or figures
-            found[folder_name(record)] = figures
-        return judge_parity(found, self.tolerance)
-
-    def _measure(self, candidate: Subject, record: PlanRecord) -> Figures:
-        from .. import measure
-        from ..plan import read_golden
-
-        golden = candidate.manifest.golden
-        assert golden is not None
-        tensors = read_golden(candidate.stored.fetch([golden.inputs, golden.outputs]), golden)
-        tolerance = self.tolerance or record.parity.tolerance or default_tolerance(record.precision.requested)
-        with candidate.load(device=self.device) as engine:
-            return measure.measure_parity(engine, tensors, tolerance)
-
-
-def judge_parity(found: dict[str, Figures], tolerance: Tolerance | None = None) -> Verdict:
-    """Failed if a plan's figures are beyond tolerance, not measured if one has none, passed otherwise.
-
-    Args:
-        found: Figures by plan.
-        tolerance: To judge by; None: the verdict on record.
-    """
-    reasons: list[str] = []
-    missing: list[str] = []
-    rows: list[tuple[str, ...]] = []
-    marks: list[Mark] = []
-    limits = {t.rel_l2 for f in found.values() if (t := tolerance or f.tolerance) is not None}
-    for name, figures in found.items():
-        where = f" on {figures.host.gpu}" if figures.host and figures.host.gpu else ""
-        if figures.status == "not_measured":
-            missing.append(f"{name}: not measured ({figures.reason or 'no reason on record'}).")
-            continue
-        failed = figures.status == "failed" and tolerance is None
-        for point in figures.points:
-            if point.identical_rows is False:
-                failed = True
-                reasons.append(f"{name}: identical rows of a batch differ at profile {point.profile} {point.point}.")
-            for o in point.outputs:
-                passed = o.passed if tolerance is None else _within(o, tolerance)
-                failed = failed or not passed
-                label = f"profile {point.profile} {point.point}, {o.output}"
-                verdict = "passed" if passed else "FAILED"
-                error = "not finite" if o.rel_l2 >= NOT_FINITE else f"{o.rel_l2:.3g}"
-                rows.append((name, label, error, f"{o.cosine:.6f}", verdict))
-                marks.append(Mark(label, o.rel_l2, o.rel_l2, o.rel_l2, passed))
-                if not passed:
-                    reasons.append(f"{name}: {label}: relative L2 error {error}, cosine {o.cosine:.6f}{where}.")
-        if failed and not any(r.startswith(f"{name}:") for r in reasons):
-            reasons.append(f"{name}: the check failed on record{where}.")
-    table = Table("Engine against PyTorch", ("plan", "point", "relative L2", "cosine", "verdict"), tuple(rows))
-    chart = Chart("Engine against PyTorch", "relative L2 error", tuple(marks), max(limits, default=None), True)
-    tables, charts = ((table,), (chart,)) if rows else ((), ())
-    recorded = {name: figures.model_dump(mode="json") for name, figures in found.items()}
-    if reasons:
-        return Verdict("parity", "failed", (*reasons, *missing), tables, charts, figures=recorded)
-    if missing:
-        return Verdict("parity", "not_measured", tuple(missing), tables, charts, figures=recorded)
-    worst = max((m.value for m in marks), default=0.0)
-    places = sorted({f.host.gpu for f in found.values() if f.host and f.host.gpu})
-    ground = f"Within tolerance at {len(rows)} points; worst relative L2 error {worst:.3g}"
-    ground += f", on {', '.join(places)}." if places else "."
-    return Verdict("parity", "passed", (ground,), tables, charts, figures=recorded)
-
-
-def _within(figures: OutputParity, tolerance: Tolerance) -> bool:
-    if figures.top1 is not None and figures.top1 < tolerance.top1:
-        return False
-    return figures.rel_l2 <= tolerance.rel_l2 and figures.cosine >= tolerance.cosine
-
-
-def _benchmarked(candidate: Subject, record: PlanRecord) -> Figures | None:
-    """What ``mlflow-trt benchmark`` recorded later, on a GPU host, of this very plan."""
-    if candidate.run_id is None or candidate.model_id is None:
-        return None
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        text = mlflow.artifacts.load_text(f"runs:/{candidate.run_id}/mlflow_trt/{candidate.model_id}/benchmark.json")
-        content: Any = json.loads(text)
-    except (MlflowException, OSError, ValueError):
-        return None
-    if content.get("plan", record.file.sha256 if len(candidate.manifest.plans) == 1 else None) != record.file.sha256:
-        return None
-    return Figures.model_validate(content["parity"])
+        return Verdict(self.name, "passed", (ground, *contract.notes(old, new)), tables)

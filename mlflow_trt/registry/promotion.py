@@ -23,7 +23,7 @@ import socket
 import tempfile
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,7 @@ def _report(subject: Subject, seen: State, alias: str, outcome: Any, **fields: A
         alias=alias,
         previous=seen.holder,
         who=_who(),
-        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
         outcome=outcome,
         digest=digest,
         **fields,

@@ -35,6 +35,8 @@ class Key(NamedTuple):
     values: tuple[bytes, ...] = ()
     """The content of shape tensors, inputs that TensorRT reads on the CPU: they decide shapes as sizes do."""
     on_gpu: bool = False
+    specialized: bool = True
+    """Whether TensorRT-RTX may compile kernels for these shapes (:mod:`mlflow_trt.runtime.specialization`)."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Core:
         self.own_graphs = cuda_graphs
         self.runtime_graphs = False
         self.is_rtx = hasattr(self.engine, "create_runtime_config") and hasattr(trt, "CudaGraphStrategy")
+        self.specializes = self.is_rtx and any(isinstance(n, str) for t in interface.inputs for n in t.shape)
+        """Whether kernels for one shape differ from those for all."""
         self.kernels: Kernels | None = None
         """TensorRT-RTX's, shared with other engines of the network; None: there are none."""
 
@@ -117,7 +121,7 @@ class Core:
         """
         cache = config = None
         if self.is_rtx:
-            config = self._make_config(self._trt)
+            config = self._make_config(self._trt, key.specialized)
             if self.kernels is not None:
                 cache = self.kernels.attach(self.loaded, config, key._replace(on_gpu=False))
             context = self.engine.create_execution_context(config)
@@ -148,13 +152,15 @@ class Core:
             self.engine.get_tensor_location(tensor.binding) == self._trt.TensorLocation.HOST,
         )
 
-    def _make_config(self, trt: Any) -> Any:
+    def _make_config(self, trt: Any, specialized: bool) -> Any:
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.cuda_graph_strategy = (
             trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if self.runtime_graphs else trt.CudaGraphStrategy.DISABLED
         )
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        # Never lazily: the kernels that were checked are the ones that answer later.
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if specialized else strategies.NONE
         return config
 
 

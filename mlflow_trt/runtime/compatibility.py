@@ -6,16 +6,27 @@ passed over for a good reason is not an error. Only when none is left does :func
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Union
 
 from ..errors import CompatibilityError
 from ..manifest import Host, Manifest, PlanRecord
 from ..plan import folder_name
+from .host import pip_install
 
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""What ``tensorrt_rtx.ComputeCapability`` names (releases 1.4 to 1.6), and so what a plan can be built for by name."""
+"""What ``tensorrt_rtx.ComputeCapability`` names (releases 1.4 to 1.7), and so what a plan can be built for by name."""
+
+_STRICT = (1, 7)
+"""TensorRT-RTX from here on refuses a GPU that it does not list: 1.7.1.116 an H200, where 1.4 and 1.6 run."""
+
+
+_LOADED_BY = {"tensorrt_rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
+"""A plan's runtime → the installed ones that may load it, the first first."""
+_INSTALL = "pip install "
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,8 @@ def check(record: PlanRecord, host: Host) -> Verdict:
       H100 (9.0) with the same numbers and speed, although TensorRT-RTX's own ``get_engine_validity`` calls them
       invalid there. So that is accepted, with a note.
     * Full TensorRT: the same release, or a later one when built version-compatible; the same compute capability, or
-      8.0 and newer when built hardware-compatible; the system and processor architecture that it was built on.
+      8.0 and newer when built hardware-compatible; the system and processor architecture that it was built on. A
+      version-compatible plan also loads where only NVIDIA's lean runtime is installed, ``tensorrt_lean``.
 
     What the plan's record does not know is no reason to refuse; it becomes a note.
 
@@ -135,7 +147,7 @@ def check(record: PlanRecord, host: Host) -> Verdict:
     """
     reasons: list[Reason] = []
     notes: list[str] = []
-    _check_runtime(record, host, reasons)
+    _check_runtime(record, host, reasons, notes)
     _check_capability(record, host, reasons, notes)
     _check_platform(record, host, reasons, notes)
     return Rejected(tuple(reasons)) if reasons else Accepted(tuple(notes))
@@ -146,8 +158,13 @@ def check_all(manifest: Manifest, host: Host) -> Report:
     return Report(host, tuple((record, check(record, host)) for record in manifest.plans))
 
 
-def choose(manifest: Manifest, host: Host) -> PlanRecord:
+def choose(manifest: Manifest, host: Host, uri: str | Path | None = None) -> PlanRecord:
     """Returns the first plan that loads on this host.
+
+    Args:
+        manifest: The model's manifest.
+        host: The machine.
+        uri: Where the model lies, if that is known: what is to be installed is then told as a command.
 
     Raises:
         CompatibilityError: None does; the message holds every plan with its reasons.
@@ -156,6 +173,10 @@ def choose(manifest: Manifest, host: Host) -> PlanRecord:
     if report.accepted is not None:
         return report.accepted
     remedies = list(dict.fromkeys(r.remedy for _, verdict in report.passed_over() for r in verdict.reasons))
+    wanted = with_its_release(manifest, host)
+    if uri is not None and wanted is not None and host.runtimes.get(wanted.runtime) != wanted.release:
+        # The trace names each plan's release; of these, the command takes the one that helps here.
+        remedies = [install_command(uri), *(r for r in remedies if not r.startswith(_INSTALL))]
     raise CompatibilityError(
         f"No plan of this model loads on this host.\n{report.explain()}",
         "a host that one of the plans was built for, or a plan built for this host",
@@ -163,6 +184,45 @@ def choose(manifest: Manifest, host: Host) -> PlanRecord:
         if manifest.program
         else "; or ".join(remedies),
     )
+
+
+def runtime_for(record: PlanRecord, host: Host) -> str | None:
+    """Returns the installed runtime that loads a plan: its own, or ``"tensorrt_lean"``; None: none does."""
+    installed = _installed(record, host)
+    return next((name for name, release in installed.items() if _refusal(record, name, release) is None), None)
+
+
+def with_its_release(manifest: Manifest, host: Host) -> PlanRecord | None:
+    """Returns the first plan that loads on this host once the release that it needs is installed; None: none does.
+
+    Where there is no GPU, as while an image is built, the GPU is taken to be one that the plan was built for.
+    """
+    for record in manifest.plans:
+        capability = host.capability or (record.capabilities or RTX_CAPABILITIES)[0]
+        there = host.model_copy(update={"runtimes": {record.runtime: record.release}, "capability": capability})
+        if check(record, there).accepted:
+            return record
+    return None
+
+
+def requirements(manifest: Manifest, host: Host) -> list[str]:
+    """Returns what pip has to install so that a plan of this model loads on this host, ``["tensorrt-rtx==1.6.1.120"]``.
+
+    Raises:
+        CompatibilityError: No plan loads here, whatever is installed.
+    """
+    record = with_its_release(manifest, host) or choose(manifest, host)
+    return [requirement(record)]
+
+
+def requirement(record: PlanRecord) -> str:
+    """Returns the TensorRT release that a plan needs, as pip takes it: ``tensorrt-rtx==1.6.1.120``."""
+    return f"{record.runtime.replace('_', '-')}=={record.release}"
+
+
+def install_command(uri: str | Path) -> str:
+    """Returns the shell command that installs the release that a model needs on the machine where it is run."""
+    return f"{_INSTALL}$(mlflow-trt inspect {shlex.quote(str(uri))} --requirements)"
 
 
 def describe(host: Host) -> str:
@@ -173,35 +233,73 @@ def describe(host: Host) -> str:
     return ", ".join(p for p in parts if p)
 
 
-def _check_runtime(record: PlanRecord, host: Host, reasons: list[Reason]) -> None:
-    installed = host.runtimes.get(record.runtime)
-    install = f"pip install {record.runtime}=={record.release}"
-    if installed is None:
+def _installed(record: PlanRecord, host: Host) -> dict[str, str]:
+    """The installed runtimes that may load a plan: name → release."""
+    return {name: host.runtimes[name] for name in _LOADED_BY[record.runtime] if name in host.runtimes}
+
+
+def _check_runtime(record: PlanRecord, host: Host, reasons: list[Reason], notes: list[str]) -> None:
+    installed = _installed(record, host)
+    if not installed:
         others = ", ".join(f"{name} {release}" for name, release in host.runtimes.items())
+        lean = _is_version_compatible(record)
         reasons.append(
             Reason(
                 f"{record.runtime} is not installed" + (f" ({others} is)." if others else "."),
-                f"{record.runtime} {record.release}",
-                install,
+                f"{record.runtime} {record.release}" + (" or later, or tensorrt_lean" if lean else ""),
+                " or ".join(
+                    pip_install(name, record.release) for name in _LOADED_BY[record.runtime][: 2 if lean else 1]
+                ),
             )
         )
-    elif record.runtime == "tensorrt" and record.version_compatible:
-        if _numbers(installed) < _numbers(record.release):
-            reasons.append(
-                Reason(
-                    f"tensorrt {installed} is installed, and the plan was built by the later {record.release}.",
-                    f"{record.release} or later",
-                    install,
-                )
-            )
-    elif _numbers(installed) != _numbers(record.release):
-        reasons.append(
-            Reason(
-                f"{record.runtime} {installed} is installed, and the plan was built by {record.release}.",
-                f"exactly {record.release}",
-                f"{install}, or build the plan again with {installed}",
-            )
+        return
+    name = runtime_for(record, host)
+    if name is None:
+        reasons.extend(reason for each in installed.items() if (reason := _refusal(record, *each)) is not None)
+        return
+    if name != record.runtime:
+        notes.append(f"loaded by {name} {installed[name]}, NVIDIA's lean runtime")
+    here = _numbers(installed[name])
+    if here != _numbers(record.release)[: len(here)]:
+        # Both are NVIDIA's words: engines built version-compatible work with later releases ("Version Compatibility"),
+        # and: a plan without a lean runtime of its own is executed by the lean runtime of "the same version of
+        # TensorRT" (`Runtime.load_runtime`). Torch-TensorRT's plans have none.
+        notes.append(
+            f"version-compatible, but built by {record.release}: whether {name} {installed[name]} takes it, TensorRT "
+            "decides when loading (never run by this project's tests)"
         )
+
+
+def _refusal(record: PlanRecord, name: str, release: str) -> Reason | None:
+    """Why an installed runtime does not load a plan; None: it does."""
+    install = pip_install(name, record.release)
+    if name == "tensorrt_lean" and not record.version_compatible:
+        return Reason(
+            f"tensorrt_lean {release} is installed, which loads version-compatible plans alone, and this one was not "
+            "recorded as such.",
+            f"tensorrt {record.release}, or a plan that was built with version_compatible=True",
+            f"{pip_install(record.runtime, record.release)}, or convert the model with version_compatible=True",
+        )
+    if _is_version_compatible(record):
+        needed, here = _numbers(record.release), _numbers(release)
+        if here >= needed[: len(here)]:
+            return None
+        return Reason(
+            f"{name} {release} is installed, and the plan was built by the later {record.release}.",
+            f"{record.release} or later",
+            install,
+        )
+    if _numbers(release) == _numbers(record.release):
+        return None
+    return Reason(
+        f"{name} {release} is installed, and the plan was built by {record.release}.",
+        f"exactly {record.release}",
+        f"{install}, or build the plan again with {release}",
+    )
+
+
+def _is_version_compatible(record: PlanRecord) -> bool:
+    return record.runtime == "tensorrt" and record.version_compatible
 
 
 def _check_capability(record: PlanRecord, host: Host, reasons: list[Reason], notes: list[str]) -> None:
@@ -230,6 +328,15 @@ def _check_capability(record: PlanRecord, host: Host, reasons: list[Reason], not
         return
     # A plan that names 7.5 alone is NVIDIA's "device-specific engine for Turing"; it is not portable upwards.
     below = [c for c in built_for if c in RTX_CAPABILITIES and (8, 0) <= _numbers(c) <= _numbers(here)]
+    if here not in RTX_CAPABILITIES and _numbers(record.release) >= _STRICT and _numbers(here) < (12, 0):
+        reasons.append(
+            Reason(
+                f"The GPU has compute capability {here}, which TensorRT-RTX {record.release} does not run on.",
+                f"{_either(RTX_CAPABILITIES)}, or newer than 12.1",
+                "use such a GPU, or log a plan of TensorRT-RTX 1.6, which runs on others too",
+            )
+        )
+        return
     if here not in RTX_CAPABILITIES and below:
         notes.append(
             f"TensorRT-RTX can't name compute capability {here}; the plan's code for {max(below, key=_numbers)} "

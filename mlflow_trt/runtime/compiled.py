@@ -1,10 +1,9 @@
 """TensorRT-RTX's compiled kernels in memory: which contexts compile into which cache object.
 
-Kernels that were specialized for a batch of 1 are taken for larger batches too, of which they compute the first row and
-leave the others undefined: when one context is given another shape, and when contexts of different shapes share a cache
-object (TensorRT-RTX 1.4.0.76 on an H100, every matrix product, fp32 and fp16; ``benchmarks/specialization.py`` shows
-it). So a cache object is for one shape. A cache that was serialized and read again is not affected: what one shape has
-compiled reaches the next as bytes.
+Kernels that were specialized for one shape are taken for others too when one context is given another shape, and when
+contexts of different shapes share a cache object (TensorRT-RTX 1.4.0.76 and 1.6.1.120; ``benchmarks/specialization.py``
+shows it). So a cache object is for one shape, and what one shape has compiled reaches the next as bytes. That makes the
+fault rare and not impossible: :mod:`mlflow_trt.runtime.specialization` does the rest.
 
 Bytes have to be loaded, though, at a context's first run; an object that is alive holds kernels that are loaded already
 (the same script prints how long either takes). So contexts of one shape share theirs, also those of several engines of

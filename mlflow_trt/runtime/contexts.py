@@ -221,6 +221,11 @@ class Pool(Generic[R, L]):
         entry.nbytes = nbytes
         self._trim(slot)
 
+    def rename(self, slot: Slot[R, L], key: Hashable, other: Hashable) -> None:
+        """Lets the slot's lane for a key serve another one; it may be gone, where memory was needed."""
+        if (entry := slot.lanes.pop(key, None)) is not None:
+            slot.lanes[other] = entry
+
     def discard(self, slot: Slot[R, L], key: Hashable) -> None:
         """Closes the slot's lane for a key: it failed, and nobody knows what state it is in."""
         entry = slot.lanes.pop(key, None)

@@ -218,6 +218,11 @@ def on_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
     check(_memcpy(target, source, nbytes, _ON_DEVICE, stream.raw), "copying on the GPU")
 
 
+def fill(target: int, byte: int, nbytes: int, stream: Stream) -> None:
+    """Queues the filling of memory on the GPU with one byte."""
+    check(cudart.cudaMemsetAsync(target, byte, nbytes, stream.raw), "filling memory on the GPU")
+
+
 def capture(stream: Stream, work: Callable[[], None]) -> Any:
     """Records what ``work`` queues on a stream as a CUDA graph, without running it.
 

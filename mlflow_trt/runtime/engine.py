@@ -15,16 +15,18 @@ import numpy as np
 
 from ..errors import DeviceError, InputError, ManifestError, PlanError, SettingError
 from ..manifest import Host, Interface, PlanRecord, Profile
-from ..plan import HEADER_BYTES, check_length, read_header, verify
+from ..parity import default_tolerance
+from ..plan import check_header, verify
 from . import cuda, exchange, kernels
 from .bound import Core, Key, Slot
+from .compatibility import runtime_for
 from .compiled import compiling, kernels_of, network_of
 from .contexts import OutOfMemory, Pool
 from .gpu_call import GpuCall
 from .host import probe
 from .interface import Binder, Shapes
-from .lanes import HostLane
 from .result import Backend, Result
+from .specialization import Call, FirstRuns, HostCall
 from .trt import Deserialized, check_interface, describe, profiles
 from .workshop import Workshop
 
@@ -79,7 +81,7 @@ class TensorRTEngine:
         saved = kernels.path_for(record.file.sha256, record.release, self.host)
         previous = cuda.enter(device)
         try:
-            loaded = _deserialize(path, record)
+            loaded = _deserialize(path, record, runtime_for(record, self.host))
             self.interface, self.profiles = _interface(loaded, record, interface)
             self._binder = Binder(self.interface, self.profiles)
             core = Core(loaded, self.interface, cuda_graphs)
@@ -96,6 +98,8 @@ class TensorRTEngine:
         limit = free // 4 if memory_limit is None else memory_limit
         self._workshop = Workshop(core)
         self._pool: Pool[Slot, Any] = Pool(self._workshop, max_contexts, limit)
+        allowed = 2 * default_tolerance(record.precision.requested).rel_l2  # each may be off to its own side
+        self._first_runs = FirstRuns(core, self._pool, self._workshop, allowed)
         self._host_inputs = [i for i, b in enumerate(core.inputs) if b.on_host]
         self._output_names = tuple(t.name for t in self.interface.outputs)
         self._keeper = kernels.Keeper(saved, self._kernels) if runtime_cache and core.is_rtx else None
@@ -214,8 +218,8 @@ class TensorRTEngine:
         try:
             previous = cuda.enter(self.device)
             lane = pool.find(slot, key)
-            if lane is None:
-                found = self._first_run(slot, key, lambda made: made.run(arrays))
+            if lane is None or lane.on_trial:
+                found = self._first_run(slot, key, HostCall(arrays))
             else:
                 found = lane.run(arrays)
         except InputError:
@@ -228,33 +232,17 @@ class TensorRTEngine:
             pool.release(slot)
         return dict(zip(self._output_names, found))
 
-    def _first_run(self, slot: Any, key: Key, run: Any) -> Any:
-        """Makes a lane and runs it once, which compiles its kernels."""
+    def _first_run(self, slot: Any, key: Key, call: Call) -> Any:
+        """Runs a call at a shape that no lane of the slot serves yet, which compiles its kernels."""
         # One at a time: the second begins with what the first has compiled.
         with compiling:
             try:
-                lane = self._pool.open(slot, key)
-                found = run(lane)
-                if isinstance(lane, HostLane) and self._prefer_runtime_graphs(lane):
-                    self._pool.discard(slot, key)
-                    lane = self._pool.open(slot, key)
-                    found = run(lane)
+                found = self._first_runs.answer(slot, key, call)
             except OutOfMemory as error:
                 raise self._out_of_memory(key, error) from error
-            slot.resource.stream.synchronize()
-            lane.bound.keep_kernels()
-            self._workshop.weigh(lane)
-            self._pool.weigh(slot, key)
         if self._keeper is not None:
             self._keeper.change()
         return found
-
-    def _prefer_runtime_graphs(self, lane: HostLane) -> bool:
-        core = self._open()
-        if not core.own_graphs or lane.capturable():
-            return False
-        _logger.debug("TensorRT can't be captured here; it makes CUDA graphs itself, if it can")
-        return core.use_runtime_graphs()
 
     def _run_on_gpu(self, given: Mapping[str, Any]) -> dict[str, Any]:
         core = self._open()
@@ -265,8 +253,8 @@ class TensorRTEngine:
         try:
             previous = cuda.enter(self.device)
             lane = pool.find(slot, call.key)
-            if lane is None:
-                return self._first_run(slot, call.key, call.run)  # type: ignore[no-any-return]
+            if lane is None or lane.on_trial:
+                return self._first_run(slot, call.key, call)  # type: ignore[no-any-return]
             return call.run(lane)
         except InputError:
             raise
@@ -318,15 +306,7 @@ def check_plan(folder: Path, record: PlanRecord) -> Path:
         ManifestError: It is of another runtime or release than its record says.
     """
     path = verify(folder, record.file)
-    with path.open("rb") as file:
-        header = read_header(file.read(HEADER_BYTES))
-    check_length(header, path.stat().st_size)
-    if (header.runtime, header.release) != (record.runtime, record.release):
-        raise ManifestError(
-            f"{record.file.path} is a plan of {header.runtime} {header.release}.",
-            f"{record.runtime} {record.release}, as the manifest says",
-            "plan and manifest do not belong together: log the model again",
-        )
+    check_header(path, record)
     return path
 
 
@@ -374,11 +354,11 @@ def _check_settings(max_contexts: int, memory_limit: int | None) -> None:
         )
 
 
-def _deserialize(path: Path, record: PlanRecord) -> Deserialized:
+def _deserialize(path: Path, record: PlanRecord, runtime: str | None) -> Deserialized:
     # Mapped, not read: the pages are the file's own, which the system may drop, so that what TensorRT itself takes is
     # all that the process holds of the plan.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-        loaded = Deserialized(record.runtime, record.release, plan)
+        loaded = Deserialized(runtime or record.runtime, record.release, plan)
     here = ".".join(str(loaded.trt.__version__).split(".")[:4])
     if here != record.release and not record.version_compatible:
         raise PlanError(

@@ -67,6 +67,23 @@ class GpuCall:
             return self._answer_numpy(lane, stream)
         return self._answer_torch(lane, stream)
 
+    def inputs(self, lane: DeviceLane) -> list[np.ndarray]:
+        """Copies of the tensors in host memory, as raw bits where numpy has no such dtype; after a run."""
+        found = []
+        for binding, tensor in zip(self._core.inputs, self._tensors):
+            if tensor is not None:
+                array = np.empty(tensor.shape, binding.storage)
+                if array.size:
+                    cuda.to_host(array.ctypes.data, tensor.pointer, array.nbytes, lane.stream)
+                found.append(array)
+        lane.stream.synchronize()
+        return found
+
+    def outputs(self, answer: Mapping[str, Any]) -> list[np.ndarray]:
+        """An answer's tensors in host memory, in the interface's order."""
+        found = [answer[binding.tensor.name] for binding in self._core.outputs]
+        return [value.cpu().numpy() if is_torch(value) else np.asarray(value) for value in found]
+
     def _answer_torch(self, lane: DeviceLane, stream: Stream) -> dict[str, Any]:
         torch: Any = self._torch
         caller = int(torch.cuda.current_stream(self._device).cuda_stream)

@@ -26,7 +26,14 @@ _logger = logging.getLogger(__name__)
 _DISTRIBUTIONS = {
     "tensorrt_rtx": ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings", "tensorrt_rtx_cu13", "tensorrt_rtx"),
     "tensorrt": ("tensorrt_cu13_bindings", "tensorrt_cu12_bindings", "tensorrt_cu13", "tensorrt_cu12", "tensorrt"),
+    "tensorrt_lean": ("tensorrt_lean_cu13_bindings", "tensorrt_lean_cu12_bindings", "tensorrt_lean"),
 }
+
+# NVIDIA's lean runtime of full TensorRT. PyPI has wheels of its bindings and libraries; the package `tensorrt_lean` in
+# front of them, which only passes their names on, comes from NVIDIA's own index, or with its Debian packages.
+_MODULES = {"tensorrt_lean": ("tensorrt_lean_bindings", "tensorrt_lean")}
+
+_PACKAGES = {"tensorrt_lean": ("tensorrt-lean-cu13-bindings", "tensorrt-lean-cu13-libs")}
 
 _LINUX_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -81,19 +88,31 @@ def runtime_release(name: str) -> str | None:
     """Returns the installed release of a TensorRT runtime, ``"1.6.1.120"``, or None.
 
     Args:
-        name: ``"tensorrt_rtx"`` or ``"tensorrt"``.
+        name: ``"tensorrt_rtx"``, ``"tensorrt"`` or ``"tensorrt_lean"``.
     """
-    # Not importlib.util.find_spec: torch_tensorrt puts tensorrt_rtx into sys.modules under the name tensorrt.
-    try:
-        spec = importlib.machinery.PathFinder.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
+    module = module_of(name)
+    if module is None:
         return None
     for distribution in _DISTRIBUTIONS[name]:
         if version := _version(distribution):
             return version
-    return _ask_in_child(name)
+    return _ask_in_child(module)
+
+
+def module_of(name: str) -> str | None:
+    """Returns the module to import for a TensorRT runtime, or None if it is not installed."""
+    return next((module for module in _MODULES.get(name, (name,)) if _is_installed(module)), None)
+
+
+def pip_install(name: str, release: str | None) -> str:
+    """Returns the command that installs a TensorRT runtime.
+
+    Args:
+        name: ``"tensorrt_rtx"``, ``"tensorrt"`` or ``"tensorrt_lean"``.
+        release: Which; None: the newest.
+    """
+    wanted = f"=={release}" if release else ""
+    return "pip install " + " ".join(package + wanted for package in _PACKAGES.get(name, (name,)))
 
 
 def driver_version() -> str | None:
@@ -124,7 +143,7 @@ def parse_host(text: str) -> Host:
     fields: dict[str, str] = {}
     runtimes: dict[str, str] = {}
     for part in (p.strip() for p in text.split(",")):
-        if match := re.fullmatch(r"(tensorrt_rtx|tensorrt-rtx|tensorrt)==(\d+(?:\.\d+){1,3})", part):
+        if match := re.fullmatch(r"(tensorrt(?:[_-](?:rtx|lean))?)==(\d+(?:\.\d+){1,3})", part):
             target, key, value = runtimes, match[1].replace("-", "_"), match[2]
         elif match := re.fullmatch(r"sm_?(\d{1,2})(\d)[af]?", part):
             target, key, value = fields, "capability", f"{int(match[1])}.{match[2]}"
@@ -179,6 +198,14 @@ def _nvml_driver_version() -> str | None:
             library.nvmlShutdown()
     except (OSError, AttributeError):
         return None
+
+
+def _is_installed(module: str) -> bool:
+    # Not importlib.util.find_spec: torch_tensorrt puts tensorrt_rtx into sys.modules under the name tensorrt.
+    try:
+        return importlib.machinery.PathFinder.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _version(distribution: str) -> str | None:

@@ -7,7 +7,8 @@ table the second time: a call with known shapes costs one dtype comparison per i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +151,6 @@ class Binder:
         return tuple(args), dict(kwargs)
 
     def _check_shapes(self, shapes: Shapes) -> int:
-        sizes: dict[str, tuple[int, str]] = {}
         for tensor, shape in zip(self.interface.inputs, shapes):
             if len(shape) != len(tensor.shape):
                 raise InputError(
@@ -159,13 +159,19 @@ class Binder:
                     _rank_remedy(tensor, shape),
                 )
             for place, (size, want) in enumerate(zip(shape, tensor.shape)):
-                _check_size(tensor, shape, place, size, want, sizes)
+                if isinstance(want, int) and size != want:
+                    raise InputError(
+                        f"Input {tensor.name!r} has the shape {shape}: size {size} in dimension {place}.",
+                        f"{want}, which is fixed: {_format(tensor.shape)}",
+                        f"give {want} there, or convert the model with a range in that dimension",
+                    )
             if 0 in shape and not self.profiles:
                 raise InputError(
                     f"Input {tensor.name!r} has the shape {shape}: it is empty.",
                     f"sizes of at least 1: {_format(tensor.shape)}",
                     "give at least one row: TensorRT has no empty batches",
                 )
+        equal_sizes((t.name, shape, t.shape) for t, shape in zip(self.interface.inputs, shapes))
         if not self.profiles:
             return 0
         fitting = [
@@ -202,6 +208,8 @@ class Binder:
         )
         name, shape, place = wrong[0]
         bounds = self.profiles[index][name]
+        symbol = self.interface.inputs[self.names.index(name)].shape[place]
+        named = f" ({symbol})" if isinstance(symbol, str) else ""
         low, high, size = bounds.min[place], bounds.max[place], shape[place]
         ranges = "; ".join(
             f"profile {i}: {name} from {p[name].min} to {p[name].max}" for i, p in enumerate(self.profiles) if name in p
@@ -213,7 +221,7 @@ class Binder:
         else:
             remedy = f"split it, or convert with a larger max (here {high})"
         return InputError(
-            f"Input {name!r} has the shape {shape}: size {size} in dimension {place} is "
+            f"Input {name!r} has the shape {shape}: size {size} in dimension {place}{named} is "
             + ("below the minimum." if size < low else "above the maximum."),
             f"{low} to {high} ({ranges})" if low != high else f"{low} ({ranges})",
             remedy,
@@ -232,6 +240,8 @@ class Binder:
 
 _MISSING = object()
 
+_SYMBOL = re.compile(r"([A-Za-z_][\w.]*)(\(?)")
+
 
 def batch_symbols(interface: Interface) -> tuple[str, ...]:
     """The symbols that stand for a batch: an input's first dimension, where it is dynamic."""
@@ -246,24 +256,33 @@ def batch_size(interface: Interface, tensors: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _check_size(
-    tensor: Tensor, shape: Shape, place: int, size: int, want: Dimension, sizes: dict[str, tuple[int, str]]
-) -> None:
-    if isinstance(want, int):
-        if size != want:
-            raise InputError(
-                f"Input {tensor.name!r} has the shape {shape}: size {size} in dimension {place}.",
-                f"{want}, which is fixed: {_format(tensor.shape)}",
-                f"give {want} there, or convert the model with a range in that dimension",
-            )
-        return
-    known, whose = sizes.setdefault(want, (size, tensor.name))
-    if known != size:
-        raise InputError(
-            f"Input {tensor.name!r} has the shape {shape}: {size} in dimension {place}, and {whose!r} has {known}.",
-            f"the same size, {want}, in both",
-            "give inputs that belong together",
-        )
+def equal_sizes(inputs: Iterable[tuple[str, Sequence[int], Sequence[Dimension]]]) -> None:
+    """Compares the sizes of dimensions that are one.
+
+    Args:
+        inputs: Of each its name, its shape and, as long, its symbolic shape.
+
+    Raises:
+        InputError: Two dimensions of one symbol differ; names both inputs.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, shape, wanted in inputs:
+        for place, (size, want) in enumerate(zip(shape, wanted)):
+            if isinstance(want, int):
+                continue
+            known, whose = sizes.setdefault(want, (size, name))
+            if known != size:
+                raise InputError(
+                    f"Input {name!r} has the shape {tuple(shape)}: {size} in dimension {place} ({want}), and {whose!r} "
+                    f"has {known}.",
+                    f"the same size, {want}, in both",
+                    "give inputs that belong together",
+                )
+
+
+def symbols_of(size: Dimension) -> set[str]:
+    """The symbols of a dimension: those of ``Max(1, 2*length)`` are ``length``."""
+    return {name for name, bracket in _SYMBOL.findall(str(size)) if not bracket}
 
 
 def _as_array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:

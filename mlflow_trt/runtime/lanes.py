@@ -9,7 +9,7 @@ memory.
 Why a graph of our own and not ``CudaGraphStrategy.WHOLE_GRAPH_CAPTURE``: both are equally fast on the engine itself,
 ours holds the copies too, and it works with full TensorRT. NVIDIA's warning about capturing (TensorRT-RTX swaps
 fallback kernels for specialized ones behind a captured graph) concerns lazy specialization of dynamic shapes; contexts
-here are made with ``EAGER``, which also keeps the numbers that were checked for parity the numbers that are served.
+here are made with ``EAGER`` or none, which also keeps the numbers that were checked the numbers that are served.
 Where TensorRT says that a stream can't be captured, its own strategy is used.
 """
 
@@ -33,6 +33,9 @@ from .interface import Shape
 
 _logger = logging.getLogger(__name__)
 
+NAN = 0xFF
+"""A byte that, over and over, is NaN in every floating dtype."""
+
 _WORTH_A_COPY = 32 << 10
 """Bytes that a call of CUDA's should fetch on average; an estimate. Smaller rows are put together first."""
 
@@ -51,6 +54,10 @@ class HostLane:
         self._graphs: dict[bool, Any] = {}
         """By whether they copy the block of inputs to the GPU."""
         self._ran = False
+        self.on_trial = False
+        """Whether specialized kernels are still to be tried at its shape."""
+        self.poison = False
+        """Whether all memory that the next runs write is filled with NaN before."""
         self.in_bytes = self.out_bytes = 0
         try:
             self._lay_out(core, key)
@@ -93,6 +100,8 @@ class HostLane:
         else:
             for target, source, size in copies:
                 cuda.to_device(target, source, size, self._stream)
+        if self.poison:
+            self._poison()
         self._launch(copies is None)
         (error,) = cuda.stream_synchronize(self._raw)
         if error != SUCCESS:
@@ -101,6 +110,10 @@ class HostLane:
         if self.bound.memory is not None:
             return self._read_data_dependent()
         return [decode(view) for decode, view in self._outputs]
+
+    def _poison(self) -> None:
+        for block in (self.bound.slot.scratch, self._device_out):
+            cuda.fill(block.pointer, NAN, block.nbytes, self._stream)
 
     def capturable(self) -> bool:
         """Asks TensorRT whether this context's work can be captured; to be asked after it has run once."""
@@ -244,6 +257,10 @@ class DeviceLane:
         self.spare = slot.scratch.pointer
         """An address for what needs one and holds nothing."""
         self.context_bytes = 0
+        self.on_trial = False
+        """Whether specialized kernels are still to be tried at its shape."""
+        self.poison = False
+        """Whether all memory that the next runs write is filled with NaN before."""
 
     @property
     def nbytes(self) -> int:
@@ -263,7 +280,16 @@ class DeviceLane:
         for binding, pointer in zip(self._core.outputs, outputs):
             if pointer:
                 self.bound.bind(binding, pointer)
+        if self.poison:
+            self._poison(outputs)
         self.bound.enqueue()
+
+    def _poison(self, outputs: Sequence[int]) -> None:
+        scratch = self.bound.slot.scratch
+        cuda.fill(scratch.pointer, NAN, scratch.nbytes, self.stream)
+        for binding, shape, pointer in zip(self._core.outputs, self.bound.output_shapes, outputs):
+            if pointer and shape is not None and (size := nbytes(binding.storage, shape)):
+                cuda.fill(pointer, NAN, size, self.stream)
 
     def release_context(self) -> Context | None:
         """Gives back all but the context, for another lane of the slot to take over."""

@@ -7,6 +7,7 @@ built from. The one place in this package where running a model imports torch.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError, ManifestError, SettingError
+from ..errors import DeviceError, InputError, ManifestError, SettingError
 from ..manifest import Branch, InputLeaf, Interface, Manifest, Profile, Structure, TensorLeaf
 from ..plan import verify
 from .exchange import kind_of, to_host, to_torch
@@ -65,7 +66,8 @@ class ReferenceEngine:
         """Calls the model as the original was called; numpy in, numpy out, torch in, torch out.
 
         Raises:
-            InputError: The arguments do not fit the interface or any optimization profile.
+            InputError: The arguments do not fit the interface, any optimization profile, or what the program was
+                exported for.
         """
         given = self._binder.bind(args, kwargs)
         kind = kind_of(given.values())
@@ -158,7 +160,10 @@ class _Program:
         # The export's own spec knows classes that a manifest can't hold: a namedtuple's, a registered container's.
         args, kwargs = pytree.tree_unflatten(values, self._spec)
         with self._torch.inference_mode():
-            answer = self._module(*args, **kwargs)
+            try:
+                answer = self._module(*args, **kwargs)
+            except (AssertionError, IndexError, RuntimeError) as error:
+                raise _refused(error, [a.shape for a in arrays]) from error
         found: dict[str, Any] = {}
         _collect(self._interface.result, answer, found)
         try:
@@ -185,6 +190,22 @@ class _Program:
         array = np.array(value, dtype=dtype)
         # A number that the program computes (a size) is a tensor of one element to an engine.
         return array.reshape((1,) * rank) if array.size == 1 and array.ndim != rank else array
+
+
+def _refused(error: Exception, shapes: Sequence[tuple[int, ...]]) -> Exception:
+    """What the program's own checks say, as an error of the inputs; anything else as it is."""
+    text = " ".join(str(error).split())
+    listed = ", ".join(str(list(shape)) for shape in shapes)
+    guard = re.match(r"Guard failed:\s*(.*)", text)
+    if guard or re.match(r"(Runtime assertion failed|Expected input)", text):
+        return InputError(
+            f"The exported program does not hold for inputs of the shapes {listed}: {guard[1] if guard else text}",
+            "sizes that the program was exported for",
+            "give other sizes, or convert the model again for sizes on this side",
+        )
+    if isinstance(error, IndexError):
+        return InputError(f"PyTorch refuses the inputs: {text}", "indices within the model's tables", "correct them")
+    return error
 
 
 def _placeholder_dtypes(exported: Any, count: int) -> list[Any]:

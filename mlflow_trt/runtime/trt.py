@@ -1,7 +1,9 @@
 """TensorRT itself: the module, its log, a deserialized engine, and what that engine says of itself.
 
-Used alike for ``tensorrt_rtx`` (1.4 to 1.6) and ``tensorrt`` (10.15 to 11.1, by its documented interface, never run):
-every call here exists in both, and the few that only TensorRT-RTX has are asked for by name.
+Used alike for ``tensorrt_rtx`` (1.4 to 1.6), ``tensorrt`` (10.15 to 11.4, by its documented interface, never run), and
+``tensorrt_lean``, NVIDIA's lean runtime of it, whose real module every name that is used here is tested against (10.15
+and 11.4). Every call here exists in all, and the few that only TensorRT-RTX has are asked for by name. The lean module
+lacks two names, which are asked for too: ``TensorFormat`` and ``EngineInspector``; its calls that return one raise.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import DeviceError, ManifestError, PlanError
-from ..manifest import Branch, Interface, Profile, Runtime, ShapeRange, Structure, Tensor, TensorLeaf
+from ..manifest import Branch, Interface, Profile, ShapeRange, Structure, Tensor, TensorLeaf
 from . import cuda
 from .contexts import OutOfMemory
+from .host import module_of, pip_install
 
 _logger = logging.getLogger(__name__)
 
@@ -40,32 +43,48 @@ DTYPES = {
 """``DataType``'s names → ours."""
 
 
-def import_runtime(name: Runtime, release: str | None) -> Any:
+def import_runtime(name: str, release: str | None) -> Any:
     """Imports a TensorRT module.
 
     Args:
-        name: ``"tensorrt_rtx"`` or ``"tensorrt"``.
+        name: ``"tensorrt_rtx"``, ``"tensorrt"`` or ``"tensorrt_lean"``.
         release: The release that the plan needs; None: not checked here.
 
     Raises:
         PlanError: It can't be imported, or is of another release.
     """
+    wanted = module_of(name) or name
     try:
-        module = importlib.import_module(name)
+        module = importlib.import_module(wanted)
     except Exception as error:  # a missing library is an OSError or FileNotFoundError there
         raise PlanError(
             f"{name} can't be imported: {error}.",
             f"{name} {release or ''}".strip() + ", which built the plan",
-            f"pip install {name}" + (f"=={release}" if release else ""),
+            pip_install(name, release),
         ) from error
     # torch_tensorrt puts tensorrt_rtx into sys.modules under the name tensorrt as well.
-    if module.__name__ != name:
+    if module.__name__ != wanted:
         raise PlanError(
-            f"The module {name} is {module.__name__} in this process.",
-            f"{name} itself",
+            f"The module {wanted} is {module.__name__} in this process.",
+            f"{wanted} itself",
             "load the model in a process that has not imported torch_tensorrt",
         )
     return module
+
+
+_REFUSALS = {
+    "getEngineHostCodeAllowed": (
+        "a plan without code for the host: this one holds a lean runtime of its own, which is not run here",
+        "build it without (trtexec: --excludeLeanRuntime; Torch-TensorRT's version_compatible plans are such), or with "
+        "the TensorRT release that is here",
+    ),
+    "call to stub": (
+        "a version-compatible plan, for the lean runtime holds no code for others",
+        "build it with version_compatible=True (trtexec: --versionCompatible --excludeLeanRuntime), or load it with "
+        "the full tensorrt of its release",
+    ),
+}
+"""Words of TensorRT's → what they mean: expected, and what to do."""
 
 
 class Log:
@@ -123,7 +142,7 @@ class Deserialized:
     """A TensorRT engine on the GPU, and what keeps it alive.
 
     Args:
-        name: Which runtime.
+        name: Which runtime: ``"tensorrt_rtx"``, ``"tensorrt"`` or ``"tensorrt_lean"``.
         release: The release that the plan needs.
         plan: The serialized engine; not needed any more afterwards.
 
@@ -132,7 +151,7 @@ class Deserialized:
         PlanError: TensorRT refused the plan; the message holds its own words.
     """
 
-    def __init__(self, name: Runtime, release: str | None, plan: Any) -> None:
+    def __init__(self, name: str, release: str | None, plan: Any) -> None:
         self.trt = import_runtime(name, release)
         self.log = Log(self.trt)
         runtime = self.trt.Runtime(self.log.logger)
@@ -148,10 +167,15 @@ class Deserialized:
                     "free GPU memory for weights, scratch and buffers",
                     "free memory on the GPU (nvidia-smi shows who holds it) or choose another device",
                 )
+            expected, remedy = _REFUSALS.get(
+                next((words for words in _REFUSALS if words in said), ""),
+                (
+                    f"a plan that {name} {self.trt.__version__} built for this GPU",
+                    "build the plan again with the TensorRT release and for the GPU that are here",
+                ),
+            )
             raise PlanError(
-                f"{name} {self.trt.__version__} refused the plan: {said}{self._validity(plan)}",
-                f"a plan that {name} {self.trt.__version__} built for this GPU",
-                "build the plan again with the TensorRT release and for the GPU that are here",
+                f"{name} {self.trt.__version__} refused the plan: {said}{self._validity(plan)}", expected, remedy
             )
 
     def release(self) -> None:
@@ -175,7 +199,12 @@ class Deserialized:
         )
 
     def layers(self) -> list[dict[str, Any]]:
-        """Returns the engine's layers; their names alone unless it was built with detailed profiling verbosity."""
+        """Returns the engine's layers; their names alone unless it was built with detailed profiling verbosity.
+
+        Empty with the lean runtime: its Python module has no inspector.
+        """
+        if not hasattr(self.trt, "EngineInspector"):
+            return []
         inspector = self.engine.create_engine_inspector()
         return layer_rows(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
@@ -316,7 +345,7 @@ def _check_binding(trt: Any, engine: Any, tensor: Tensor, is_input: bool) -> Non
             f"an {mode.name.lower()} of {tensor.binding_dtype}, as the manifest says",
             "plan and manifest do not belong together: log the model again",
         )
-    if engine.get_tensor_format(binding) != trt.TensorFormat.LINEAR:
+    if not _is_linear(trt, engine, binding):
         raise ManifestError(
             f"The engine's {binding!r} has the memory layout {engine.get_tensor_format_desc(binding)!r}.",
             "row-major linear, which arrays have",
@@ -329,6 +358,13 @@ def _check_binding(trt: Any, engine: Any, tensor: Tensor, is_input: bool) -> Non
             "outputs with memory of their own",
             "build the engine without in-place key-value caches",
         )
+
+
+def _is_linear(trt: Any, engine: Any, binding: str) -> bool:
+    if hasattr(trt, "TensorFormat"):
+        return bool(engine.get_tensor_format(binding) == trt.TensorFormat.LINEAR)
+    # By the documentation of get_tensor_format_desc, and in the lean library: "Row major linear FP32 format (kLINEAR)".
+    return str(engine.get_tensor_format_desc(binding)).startswith("Row major linear")
 
 
 def _result(outputs: Sequence[Tensor]) -> Structure:

@@ -18,10 +18,14 @@ from urllib.parse import unquote
 
 from .. import __version__
 from ..errors import BusyError, TrtError
-from . import openapi, protocol, scoring, webhook
+from . import access, openapi, protocol, scoring, webhook
+from .access import AccessLog
+from .codec import LARGE, MANY, Codec
+from .datatypes import NAMES
 from .ending import Ending
 from .http import (
     PROBES,
+    Body,
     ClientGone,
     Headers,
     HttpError,
@@ -34,8 +38,10 @@ from .http import (
     read_body,
     respond,
 )
+from .readiness import ready
 
 if TYPE_CHECKING:
+    from ..manifest import Interface
     from .batching import Answer
     from .metrics import Metrics
     from .models import Model, Version
@@ -43,6 +49,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 EXTENSIONS = ("binary_tensor_data",)
+_QUIET = PROBES | {"/metrics"}
+"""What is asked for all the time; answered well, it leaves no line in the log."""
+_GONE = 499
+"""What proxies call a client that closed the connection."""
 _WEBHOOK = "/v2/webhook"
 _LARGEST_DELIVERY = 1 << 20
 _UNNOTICED = 0.05
@@ -55,17 +65,22 @@ Handler = Callable[["Call"], Awaitable[Response]]
 class Call:
     """One request on its way through the application."""
 
-    __slots__ = ("app", "headers", "model", "receive", "scope", "version")
+    __slots__ = ("app", "begin", "counted", "headers", "model", "receive", "request_id", "route", "scope", "version")
 
     def __init__(self, app: Application, scope: Scope, receive: Receive) -> None:
         self.app = app
         self.scope = scope
         self.receive = receive
+        self.begin = time.monotonic()
         self.headers = Headers(scope)
+        self.request_id = access.request_id(self.headers.get(access.HEADER))
+        self.route = "unknown_route"
+        self.counted = False
+        """Whether it counts as an inference request."""
         self.model: Model | None = None
         self.version: str | None = None
 
-    async def body(self) -> bytes | bytearray:
+    async def body(self) -> Body:
         """The request's body, decoded."""
         return await read_body(self.receive, self.headers, self.app.max_body, self.app.body_timeout)
 
@@ -99,6 +114,8 @@ class Application:
         body_timeout: Seconds that a body may take, or 1 MiB more of it.
         webhook_secret: What MLflow signs its webhook deliveries with; None: there is no webhook route.
         ending: The server's end; default: it never ends.
+        access_log: Whether requests that were answered well leave a line in the log.
+        exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
     """
 
     def __init__(
@@ -112,6 +129,8 @@ class Application:
         body_timeout: float = 30.0,
         webhook_secret: str | None = None,
         ending: Ending | None = None,
+        access_log: bool = True,
+        exit_on_error: bool = True,
     ) -> None:
         self.models = models
         self.metrics = metrics
@@ -123,7 +142,10 @@ class Application:
         self._running = 0
         self._latest: Any = None
         self._webhook_secret = webhook_secret
-        self._scoring = scoring.Scoring(next(iter(models.values())), timeout)
+        self._exit_on_error = exit_on_error
+        self._log = AccessLog(access_log)
+        self.codec = Codec(timeout)
+        self._scoring = scoring.Scoring(next(iter(models.values())), timeout, self.codec)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry."""
@@ -131,15 +153,49 @@ class Application:
             return
         call = Call(self, scope, receive)
         self._running += 1
+        response: Response | None = None
         try:
             response = await self._answer(call)
         except ClientGone:
-            return
+            pass
         except Exception as error:
-            response = _failure(error)
+            response = _failure(error, call)
         finally:
             self._running -= 1
-        await respond(send, compressed(response, call.headers.get("accept-encoding")))
+        if response is not None:
+            response.headers[access.HEADER] = call.request_id
+            response = await compressed(response, call.headers.get("accept-encoding"))
+            await respond(send, response)
+        self._answered(call, response)
+
+    @property
+    def running(self) -> int:
+        """How many requests are under way."""
+        return self._running
+
+    def close(self) -> None:
+        """Ends what belongs to it."""
+        self.codec.close()
+
+    def _answered(self, call: Call, response: Response | None) -> None:
+        """Counts a request, and leaves its line in the log."""
+        status = response.status if response is not None else _GONE
+        if not call.counted:
+            self.metrics.other(call.route, "http", status)
+        scope, path = call.scope, call.scope["path"]
+        client = scope.get("client")
+        self._log.answered(
+            protocol="http",
+            method=scope["method"],
+            path=path,
+            status=status,
+            refused=status >= 400,
+            request_id=call.request_id,
+            client=client and client[0],
+            seconds=time.monotonic() - call.begin,
+            quiet=path in _QUIET,
+            bytes=response.length if response is not None else 0,
+        )
 
     def only(self, client: Any) -> bool:
         """Whether the last request came over this connection too, and none is under way: one client asks in turn."""
@@ -148,18 +204,21 @@ class Application:
         return alone
 
     def ready(self) -> bool:
-        """Whether every model has a version that answers, and the server does not end."""
-        return not self._ending.draining and all(model.status()["state"] == "ready" for model in self.models.values())
+        """Whether it is, see :func:`.readiness.ready`, and does not end."""
+        statuses = (model.status() for model in self.models.values())
+        return not self._ending.draining and ready(statuses, self._exit_on_error)
 
     async def _answer(self, call: Call) -> Response:
         path = call.scope["path"]
         # MLflow signs its deliveries, and can't send a token with them.
         signed = path == _WEBHOOK and self._webhook_secret is not None
         if path not in PROBES and not signed:
+            call.route = "unauthorized"
             check_token(call.headers, self._token)
+            call.route = "unknown_route"
         handlers = self._find(call, path)
         if handlers is None:
-            return await self._scoring.answer(call.scope, bytes(await call.body()))
+            return await self._mlflow(call)
         handler = handlers.get(call.scope["method"])
         if handler is None:
             raise HttpError(405, "The method is not allowed here.", ("allow", ", ".join(handlers)))
@@ -168,8 +227,10 @@ class Application:
     def _find(self, call: Call, path: str) -> Mapping[str, Handler] | None:
         """The handlers of a path by method; None: it is not ours."""
         if path in _FIXED:
+            call.route = path
             return _FIXED[path]
         if path == _WEBHOOK and self._webhook_secret is not None:
+            call.route = path
             return {"POST": self._webhook}
         if not path.startswith("/v2/"):
             return None
@@ -179,14 +240,29 @@ class Application:
             raise HttpError(404, "There is no such route.")
         call.model = self.models.get(parts[1])
         if call.model is None:
+            call.route = "unknown_model"
             raise HttpError(404, f"The model {parts[1][:200]!r} is not served; served are {', '.join(self.models)}.")
         rest = parts[2:]
         if len(rest) >= 2 and rest[0] == "versions":
             call.version, rest = rest[1][:200], rest[2:]
-        handlers = _OF_MODEL.get("/".join(rest))
+        action = "/".join(rest)
+        handlers = _OF_MODEL.get(action)
         if handlers is None:
             raise HttpError(404, "There is no such route.")
+        call.route = f"/v2/models/*/{action}" if action else "/v2/models/*"
         return handlers
+
+    async def _mlflow(self, call: Call) -> Response:
+        """What MLflow's own application answers, for the first model."""
+        if call.scope["path"] == "/invocations":
+            call.model = next(iter(self.models.values()))
+            return await _counted(call, "mlflow", self._pass_on)
+        response = await self._pass_on(call, await call.body(), call.begin)
+        call.route = "unknown_route" if response.status == 404 else "mlflow"
+        return response
+
+    async def _pass_on(self, call: Call, body: Body, begin: float) -> Response:
+        return await self._scoring.answer(call.scope, body)
 
     async def _webhook(self, call: Call) -> Response:
         most = min(_LARGEST_DELIVERY, self.max_body)
@@ -251,13 +327,18 @@ async def _model_ready(call: Call) -> Response:
 
 
 async def _infer(call: Call) -> Response:
-    app, model = call.app, call.served()
-    status = 499  # what proxies call a client that closed the connection
-    begin = time.monotonic()
+    return await _counted(call, "http", _infer_body)
+
+
+async def _counted(call: Call, protocol: str, answer: Callable[[Call, Body, float], Awaitable[Response]]) -> Response:
+    """Reads an inference request's body, has it answered, and counts it; its time begins with its last byte."""
+    call.counted = True
+    status = _GONE
+    begin: float | None = None
     try:
         body = await call.body()
         begin = time.monotonic()
-        response = await _infer_body(call, body, begin)
+        response = await answer(call, body, begin)
         status = response.status
         return response
     except Exception as error:
@@ -265,24 +346,43 @@ async def _infer(call: Call) -> Response:
             status = _status(error)
         raise
     finally:
-        app.metrics.request(model.name, "http", status, time.monotonic() - begin)
+        seconds = None if begin is None else time.monotonic() - begin
+        call.app.metrics.request(call.served().name, protocol, status, seconds)
 
 
-async def _infer_body(call: Call, body: bytes | bytearray, begin: float) -> Response:
+async def _infer_body(call: Call, body: Body, begin: float) -> Response:
     model = call.served()
-    request = protocol.decode(body, call.headers.number("inference-header-content-length"))
     interface = call.current().interface
+    request = await _decode(call, body, interface)
     inputs = protocol.fit(request, interface)
     seconds = min(call.app.timeout, request.timeout or call.app.timeout)
     version, future = model.submit(inputs, begin + seconds, here=call.app.only(call.scope.get("client")))
     answer = future.result() if future.done() else await _wait(call, future)
     if version.interface is not interface:  # another version took over meanwhile
         protocol.fit(request, version.interface)
-    encoded = protocol.encode(request, answer.outputs, version.interface, model=model.name, version=version.version)
+    texts = None
+    written = protocol.as_json(request, answer.outputs, version.interface)
+    if written and sum(array.size for array in written.values()) > MANY:
+        texts = await call.app.codec.texts(written, {t.name: NAMES[t.dtype] for t in version.interface.outputs})
+    encoded = protocol.encode(
+        request, answer.outputs, version.interface, model=model.name, version=version.version, texts=texts
+    )
     if encoded.header_length is None:
         return Response(200, encoded.parts)
     length = str(encoded.header_length)
     return Response(200, encoded.parts, {"inference-header-content-length": length}, media="application/octet-stream")
+
+
+async def _decode(call: Call, body: Body, interface: Interface) -> protocol.Request:
+    """Reads a request; what takes long is done elsewhere."""
+    length = call.headers.number("inference-header-content-length")
+    if LARGE < (len(body) if length is None else length) <= len(body):
+        return await call.app.codec.decode(body, length)
+    parsed = protocol.parse(body, length)
+    parsed.check(interface)
+    if parsed.is_slow(LARGE):
+        return await asyncio.to_thread(protocol.read, parsed)
+    return protocol.read(parsed)
 
 
 async def _wait(call: Call, future: Future[Answer]) -> Answer:
@@ -361,7 +461,7 @@ def _status(error: Exception) -> int:
     return int(error.get_http_status_code()) if isinstance(error, TrtError) else 500  # type: ignore[no-untyped-call]
 
 
-def _failure(error: Exception) -> Response:
+def _failure(error: Exception, call: Call) -> Response:
     """The protocol's error shape. What is not ours to tell, the client does not get to see."""
     status = _status(error)
     headers = {"retry-after": _RETRY_AFTER} if status == 503 else {}
@@ -373,5 +473,5 @@ def _failure(error: Exception) -> Response:
     else:
         message = "The server failed; its log says more."
     if status >= 500 and status not in (503, 504):
-        _logger.error("A request failed", exc_info=error)
+        _logger.error("A request failed", exc_info=error, extra={"request_id": call.request_id})
     return Response(status, [protocol.error_body(message)], headers)

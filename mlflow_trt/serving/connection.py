@@ -14,18 +14,22 @@ import contextlib
 import json
 import logging
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from . import access
 from .ending import Ending
 from .guard import Guard, Refusal
 from .http import PROBES
 from .limits import LEAST, Limits
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -185,7 +189,10 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
+        identifier = access.request_id(self._given(access.HEADER.encode()))
+        if cycle is None or cycle.response_complete:
+            self._tell_of(status, identifier)  # of others the application tells
+        else:
             if self.pipeline or cycle.response_started or not cycle.more_body:
                 cycle.keep_alive = False  # earlier requests get their answers
                 return
@@ -197,6 +204,7 @@ class Connection(HttpToolsProtocol):
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
             (b"connection", b"close"),
+            (access.HEADER.encode(), identifier.encode()),
         ]
         if status == 503:
             headers.append((b"retry-after", b"1"))
@@ -206,6 +214,23 @@ class Connection(HttpToolsProtocol):
         with contextlib.suppress(OSError, NotImplementedError):
             self.transport.write_eof()
         self.loop.call_later(_LINGER, self.transport.close)
+
+    def _tell_of(self, status: int, identifier: str) -> None:
+        """Has a refused request counted, and leave its line in the log."""
+        path = getattr(self, "url", b"").partition(b"?")[0].decode("latin-1")
+        self._guard.refused(
+            status,
+            method=self.parser.get_method().decode("latin-1") if path else "",
+            path=path,
+            request_id=identifier,
+            client=self.client and self.client[0],
+            seconds=self.loop.time() - self._since if self._doing == "head" else 0.0,
+        )
+
+    def _given(self, name: bytes) -> str | None:
+        """A header of the request, as far as it has come."""
+        value = dict(self.headers or ()).get(name)
+        return None if value is None else value.decode("latin-1")
 
     def announce_end(self) -> None:
         """Has the answers that have not begun say that the connection ends."""
@@ -296,13 +321,11 @@ class HttpServer(uvicorn.Server):
         limits: What connections may take.
         timeout: Seconds that running requests get when the server ends.
         ending: The server's end.
-        count: Told of each connection that is refused or cut off, which limit it was.
+        metrics: Where connections that are refused or cut off are counted.
     """
 
-    def __init__(
-        self, app: Any, limits: Limits, timeout: float, ending: Ending, count: Callable[[str], object]
-    ) -> None:
-        self.guard = Guard(limits, ending, count)
+    def __init__(self, app: Any, limits: Limits, timeout: float, ending: Ending, metrics: Metrics) -> None:
+        self.guard = Guard(limits, ending, metrics)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -202,24 +202,35 @@ def to_raw(array: np.ndarray, datatype: str) -> bytes | memoryview:
 
 
 def to_json(name: str, array: np.ndarray, datatype: str) -> list[Any]:
-    """Returns a tensor's elements for JSON, row-major.
+    """Returns a tensor's elements for JSON, row-major; see :func:`elements_of`.
 
     Raises:
-        ProtocolError: JSON has no NaN, no infinities and no bytes that are not UTF-8.
+        ProtocolError: JSON has no bytes that are not UTF-8.
     """
+    if datatype != "BYTES":
+        return elements_of(array)
     try:
-        if datatype == "BYTES":
-            return [item.decode() for item in array.flat]
-        if array.dtype.kind != "f" or np.isfinite(array).all():
-            return array.reshape(-1).tolist()
-        what = "NaN or infinity"
-    except UnicodeDecodeError:
-        what = "bytes that are not UTF-8"
-    raise ProtocolError(
-        f"Output {name!r} holds {what}, which JSON has not.",
-        "an output that JSON can carry",
-        'ask for it in binary: "parameters": {"binary_data": true}',
-    )
+        return [item.decode() for item in array.flat]
+    except UnicodeDecodeError as error:
+        raise ProtocolError(
+            f"Output {name!r} holds bytes that are not UTF-8, which JSON has not.",
+            "an output that JSON can carry",
+            'ask for it in binary: "parameters": {"binary_data": true}',
+        ) from error
+
+
+def elements_of(array: np.ndarray) -> list[Any]:
+    """Returns an array's elements for JSON, row-major.
+
+    JSON has no NaN and no infinities. They become the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, as in
+    protobuf's JSON: what reads numbers from strings, as Python and NumPy do, gets the very values back.
+    """
+    values: list[Any] = array.reshape(-1).tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        for place in np.flatnonzero(~np.isfinite(array.reshape(-1))).tolist():
+            value = values[place]
+            values[place] = "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return values
 
 
 def _split(name: str, count: int, data: bytes | bytearray | memoryview) -> list[bytes]:

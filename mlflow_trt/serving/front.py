@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -35,6 +35,9 @@ from .ending import Ending
 from .limits import Limits
 from .listening import new_loop, settle, tune_process
 
+if TYPE_CHECKING:
+    from .app import Application
+
 _logger = logging.getLogger(__name__)
 
 _LOOK = 0.05
@@ -50,6 +53,7 @@ class RemoteVersion:
         self.version: str = state["version"]
         self.platform: str = state["platform"]
         self.interface = Interface.model_validate(state["interface"])
+        self.mlmodel: str | None = state["mlmodel"]
         self.profiles = _PROFILES.validate_python(state["profiles"])
 
     def become(self, other: RemoteVersion) -> None:
@@ -226,13 +230,17 @@ class RemoteMetrics:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
 
-    def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
-        """Counts a request that ended."""
+    def request(self, model: str, protocol: str, status: int | str, seconds: float | None) -> None:
+        """Counts an inference request that ended."""
         self._engines.send({"kind": "count", "request": (model, protocol, status, seconds)}, later=True)
 
     def cut(self, limit: str) -> None:
         """Counts a connection that was refused or cut off."""
         self._engines.send({"kind": "cut", "limit": limit}, later=True)
+
+    def other(self, route: str, protocol: str, status: int | str) -> None:
+        """Counts any other one."""
+        self._engines.send({"kind": "count_other", "request": (route, protocol, status)}, later=True)
 
     def text(self) -> bytes:
         """Returns what Prometheus reads; waits, so not from the event loop."""
@@ -251,10 +259,12 @@ class Connections:
         server: uvicorn's.
         passing: Where they come from.
         engines: Learns how many of them were closed.
+        app: What answers on them.
     """
 
-    def __init__(self, server: Any, passing: socket.socket, engines: Engines) -> None:
+    def __init__(self, server: Any, passing: socket.socket, engines: Engines, app: Application) -> None:
         self._server = server
+        self._app = app
         self._passing = passing
         self._engines = engines
         self._taken = 0
@@ -268,13 +278,13 @@ class Connections:
         loop = asyncio.get_running_loop()
         self._passing.setblocking(False)
         loop.add_reader(self._passing.fileno(), self._take)
-        told = None
+        told: tuple[int, int] | None = None
         try:
             while True:
-                closed = self._taken - len(self._tasks) - self._server.open
-                if closed != told:
-                    self._engines.send({"kind": "connections", "closed": closed})
-                    told = closed
+                found = (self._taken - len(self._tasks) - self._server.open, self._app.running)
+                if found != told:
+                    told = found
+                    self._engines.send({"kind": "connections", "closed": found[0], "running": found[1]})
                 await asyncio.sleep(_LOOK)
         finally:
             loop.remove_reader(self._passing.fileno())
@@ -325,9 +335,11 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
         body_timeout=settings["body_timeout"],
         webhook_secret=settings["webhook_secret"],
         ending=ending,
+        access_log=settings["access_log"],
+        exit_on_error=settings["exit_on_error"],
     )
-    server = HttpServer(app, Limits(**settings["limits"]), settings["timeout"], ending, metrics.cut)
-    connections = Connections(server, passing, engines)
+    server = HttpServer(app, Limits(**settings["limits"]), settings["timeout"], ending, metrics)  # type: ignore[arg-type]
+    connections = Connections(server, passing, engines, app)
     serving = asyncio.ensure_future(connections.serve())
 
     def drain() -> None:
@@ -356,6 +368,7 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
     finally:
         watch.cancel()
         serving.cancel()
+        app.close()
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -370,4 +383,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with logs.captured("info"):
+        main(sys.argv[1:])

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BusyError, TrtError
-from . import arena
+from . import arena, logs
 from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
@@ -79,6 +79,7 @@ class Fronts:
         """Whether a connection waits for a front that takes it."""
         self._draining = False
         self._ending = False
+        metrics.in_flight["http"] = lambda: sum(front.running for front in self._fronts)
 
     async def start(self) -> None:
         """Starts them, and keeps their number."""
@@ -166,6 +167,8 @@ class _Front:
         self.connections = 0
         """That it was handed and has not reported as closed."""
         self._handed = 0
+        self.running = 0
+        """Requests under way there, a moment ago."""
         self._serves = False
         self._end, its_end = socket.socketpair()
         self._passing, its_passing = socket.socketpair()
@@ -176,6 +179,7 @@ class _Front:
             [sys.executable, "-m", __package__ + ".front", *map(str, descriptors), str(ARENA)],
             pass_fds=descriptors,
             start_new_session=True,
+            stderr=logs.descriptor(),
         )
         for descriptor in descriptors:
             os.close(descriptor)
@@ -237,10 +241,13 @@ class _Front:
         elif kind == "connections":
             self._serves = True
             self.connections = self._handed - message["closed"]
+            self.running = message["running"]
         elif kind == "count":
             self._metrics.request(*message["request"])
         elif kind == "cut":
             self._metrics.cut(message["limit"])
+        elif kind == "count_other":
+            self._metrics.other(*message["request"])
         elif kind == "refresh":
             self._models[message["model"]].refresh()
         elif kind == "metrics":
@@ -332,6 +339,7 @@ def _describe(version: Version) -> Message:
         "uri": version.uri,
         "version": version.version,
         "platform": version.platform,
+        "mlmodel": version.mlmodel,
         "interface": version.interface.model_dump(mode="json"),
         "profiles": [
             {name: bounds.model_dump(mode="json") for name, bounds in profile.items()} for profile in version.profiles

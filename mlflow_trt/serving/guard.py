@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .access import AccessLog
 from .ending import Ending
 from .limits import Limits
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .metrics import Metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -33,10 +34,10 @@ class Guard:
     Args:
         limits: What they may take.
         ending: The server's end.
-        count: Told of each connection that is refused or cut off, which limit it was.
+        metrics: Where connections that are refused or cut off are counted.
     """
 
-    def __init__(self, limits: Limits, ending: Ending, count: Callable[[str], object]) -> None:
+    def __init__(self, limits: Limits, ending: Ending, metrics: Metrics) -> None:
         self.limits = limits
         self.ending = ending
         self.connections: set[Connection] = set()
@@ -44,15 +45,30 @@ class Guard:
         """Those beyond the limit, oldest first."""
         self.closing = False
         """Whether no further connections are to come."""
-        self._count = count
+        self._metrics = metrics
+        self._log = AccessLog(False)
         self._counted: Counter[str] = Counter()
         self._reported = float("-inf")
 
     def count(self, limit: str) -> None:
         """Counts a connection that is refused or cut off."""
-        self._count(limit)
+        self._metrics.cut(limit)
         if limit != "idle_time":  # that is how most connections end
             self._counted[limit] += 1
+
+    def refused(self, status: int, *, method: str, path: str, request_id: str, client: Any, seconds: float) -> None:
+        """Counts a request that was refused before the application saw it, and leaves its line in the log."""
+        self._metrics.other("refused", "http", status)
+        self._log.answered(
+            protocol="http",
+            method=method,
+            path=path,
+            status=status,
+            refused=True,
+            request_id=request_id,
+            client=client,
+            seconds=seconds,
+        )
 
     def take_spare(self, connection: Connection) -> None:
         """Takes a connection beyond the limit, and refuses the oldest such one if they are too many."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import sys
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union
 
+from .gathering import Gathered
 from .limits import LEAST
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Body = Union[bytes, bytearray, memoryview]
 
 PROBES = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
 """Paths that probes ask for; they need no token, and are answered when there are too many connections."""
@@ -24,6 +25,10 @@ _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
 _SMALL = 1024
 """Bytes: compressing less gains nothing."""
+_PIECE = 1 << 20
+"""Bytes that are decompressed at once."""
+_QUICK = 64 << 10
+"""Bytes: compressing more takes longer than a millisecond."""
 
 
 class HttpError(Exception):
@@ -93,7 +98,7 @@ def check_token(headers: Headers, token: str | None) -> None:
         raise HttpError(401, "A valid bearer token is needed.", ("www-authenticate", "Bearer"))
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes | bytearray:
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> Body:
     """Reads a request's body and undoes its Content-Encoding.
 
     Args:
@@ -109,12 +114,13 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     length = headers.number("content-length")
     if length is not None and length > limit:
         raise _too_large(limit)
-    body = await _Body(receive, limit, seconds).read()
+    body = await _Body(receive, limit, length or limit, seconds).read()
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
-    return body if encoding == "identity" else decompress(body, encoding, limit)
+    # In a thread: a few bytes may become hundreds of megabytes.
+    return body if encoding == "identity" else await asyncio.to_thread(decompress, body, encoding, limit)
 
 
-def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
+def decompress(body: Body, encoding: str, limit: int) -> Body:
     """Undoes a Content-Encoding.
 
     Raises:
@@ -123,19 +129,36 @@ def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
     if encoding not in _ENCODINGS:
         raise HttpError(415, "The Content-Encoding is not known; known are gzip, deflate and identity.")
     stream = zlib.decompressobj(_ENCODINGS[encoding])
+    plain = Gathered(limit + _PIECE)
+    rest: Body = body
     try:
-        plain = stream.decompress(body, limit + 1)
+        while not stream.eof and plain.size <= limit:
+            before = plain.size
+            plain.append(stream.decompress(rest, _PIECE))
+            rest = stream.unconsumed_tail
+            if plain.size == before and not rest:  # cut short
+                break
     except zlib.error:
         raise HttpError(400, f"The body is not valid {encoding}.") from None
-    if len(plain) > limit:
+    if plain.size > limit:
         raise _too_large(limit)
     if not stream.eof or stream.unused_data:
         raise HttpError(400, f"The body is not valid {encoding}: it is cut short, or more follows.")
-    return plain
+    return plain.take()
 
 
-def compressed(response: Response, accepted: str | None) -> Response:
-    """Compresses a response if the client wants that and it is worth the time.
+async def compressed(response: Response, accepted: str | None) -> Response:
+    """Compresses a response if the client wants that and it is worth the time."""
+    encoding = encoding_of(response, accepted)
+    if encoding is None:
+        return response
+    if response.length <= _QUICK:
+        return compress(response, encoding)
+    return await asyncio.to_thread(compress, response, encoding)
+
+
+def encoding_of(response: Response, accepted: str | None) -> str | None:
+    """Decides how a response is compressed; None: not at all.
 
     A client that accepts one encoding alone asks for it, as Triton's does. Most others accept several at every request
     without a thought; they get compressed text, but tensors as they are: compressing floats takes far longer than
@@ -144,7 +167,12 @@ def compressed(response: Response, accepted: str | None) -> Response:
     wanted = [part.partition(";")[0].strip().lower() for part in (accepted or "").split(",")]
     encoding = next((name for name in wanted if name in _ENCODINGS), None)
     if encoding is None or response.length < _SMALL or (len(wanted) > 1 and response.media != "application/json"):
-        return response
+        return None
+    return encoding
+
+
+def compress(response: Response, encoding: str) -> Response:
+    """Compresses a response."""
     stream = zlib.compressobj(1, zlib.DEFLATED, _ENCODINGS[encoding])
     body = b"".join([*(stream.compress(part) for part in response.parts), stream.flush()])
     return Response(response.status, [body], {**response.headers, "content-encoding": encoding}, response.media)
@@ -174,17 +202,19 @@ async def _next(receive: Receive) -> Message:
 class _Body:
     """A body that is being read."""
 
-    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+    def __init__(self, receive: Receive, limit: int, most: int, seconds: float) -> None:
         self._receive = receive
         self._limit = limit
+        self._most = most
+        """Bytes that it says that it has, or may have."""
         self._seconds = seconds
-        self._size = 0
+        self._gathered = Gathered(most)
         self._known = 0
         """Its size when the deadline was looked at last."""
         self._late = False
 
-    async def read(self) -> bytes | bytearray:
-        # As asyncio.timeout, which Python 3.10 lacks; a task of its own would take longer than most bodies.
+    async def read(self) -> Body:
+        # As asyncio.timeout, which would have to be moved on with each piece.
         task: Any = asyncio.current_task()
         self._cancel = task.cancel
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
@@ -193,41 +223,38 @@ class _Body:
         except asyncio.CancelledError:
             if not self._late:
                 raise
-            if sys.version_info >= (3, 11):
-                task.uncancel()
+            task.uncancel()
             text = f"The body did not arrive, nor {LEAST >> 20} MiB more of it, within {self._seconds:g} s."
             raise HttpError(408, text, ("connection", "close")) from None
         finally:
             self._timer.cancel()
 
     def _look(self) -> None:
-        if self._size - self._known >= LEAST:
-            self._known = self._size
+        if self._gathered.size - self._known >= LEAST:
+            self._known = self._gathered.size
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
         else:
             self._late = True
             self._cancel()
 
-    async def _all(self) -> bytes | bytearray:
-        """Puts it together, in memory that may be written: PyTorch would copy a tensor that may not."""
+    async def _all(self) -> Body:
         message = await _next(self._receive)
         first: bytes = message.get("body", b"")
         if len(first) > self._limit:
             raise _too_large(self._limit)
         if not message.get("more_body", False):
             return first
-        chunks = [first]
-        self._size = len(first)
+        body = self._gathered
+        body.append(first)
         more = True
         while more:
             message = await _next(self._receive)
             chunk = message.get("body", b"")
-            self._size += len(chunk)
-            if self._size > self._limit:
+            if body.size + len(chunk) > min(self._limit, self._most):
                 raise _too_large(self._limit)
-            chunks.append(chunk)
+            body.append(chunk)
             more = message.get("more_body", False)
-        return bytearray().join(chunks)
+        return body.take()
 
 
 def _too_large(limit: int) -> HttpError:

@@ -1,13 +1,37 @@
-"""The server's log: one JSON object per line, so that no text that a client sends can pass for a line of its own."""
+"""The server's log: one JSON object per line, so that no text that a client sends can pass for a line of its own.
+
+Whatever else this process writes to standard error becomes such lines too: progress bars, warnings, what a native
+library prints, the traceback of a thread. A pipe takes the place of the file descriptor, and a thread reads it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import faulthandler
+import io
 import json
 import logging
+import os
+import re
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+OTHERS = "stderr"
+"""The logger of lines that something else wrote to standard error."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+_NAMES = ("mlflow_trt", "uvicorn")
+_LONGEST = 1 << 16
+"""Bytes of a line that never ends; what follows is another line."""
+_ENDING = 1.0
+"""Seconds that the last lines may take: a child process of somebody else's may hold the pipe open."""
+_logger = logging.getLogger(__name__)
+_original: TextIO | None = None
+"""Standard error, while a pipe has its place."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -15,17 +39,33 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record."""
-        time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
-        fields: dict[str, object] = {
-            "time": time.isoformat("T", "milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
+        fields = _head(record.created, record.levelname.lower(), record.name, record.getMessage())
         fields.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, default=str)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to standard error, wherever that is at the moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = stream()
+        super().emit(record)
+
+
+def stream() -> TextIO:
+    """Where the lines go."""
+    return _original or sys.stderr
+
+
+def descriptor() -> int | None:
+    """What a child process gets as its standard error; None: what this process has."""
+    return None if _original is None else _original.fileno()
 
 
 def configure(level: str) -> None:
@@ -34,10 +74,139 @@ def configure(level: str) -> None:
     Args:
         level: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    for name in ("mlflow_trt", "uvicorn"):
+    handler = _Handler()
+    for name in _NAMES:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
+
+
+def write(level: str, logger: str, message: str, fields: dict[str, Any]) -> None:
+    """Writes a line without :mod:`logging`'s detours, for the one that each request leaves.
+
+    Args:
+        level: In lower case.
+        logger: Its name.
+        message: For people.
+        fields: What JSON can hold.
+    """
+    line = json.dumps({**_head(time.time(), level, logger, message), **fields}) + "\n"
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        out = stream()
+        out.write(line)
+        out.flush()
+
+
+@contextlib.contextmanager
+def captured(level: str) -> Iterator[None]:
+    """Makes JSON lines of all that this process writes to standard error, until the block ends.
+
+    Args:
+        level: As :func:`configure` takes it.
+    """
+    # Bars are drawn anew many times a second, each time a line.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    configure(level)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_restore_root, logging.root.handlers, logging.root.level)
+        logging.root.handlers = [_Handler()]
+        logging.root.setLevel(max(logging.WARNING, getattr(logging, level.upper())))
+        for found in list(logging.root.manager.loggerDict.values()):
+            if isinstance(found, logging.Logger) and found.name not in _NAMES and any(map(_prints, found.handlers)):
+                stack.callback(setattr, found, "handlers", found.handlers)
+                stack.callback(setattr, found, "propagate", found.propagate)
+                found.handlers = [handler for handler in found.handlers if not _prints(handler)]
+                found.propagate = True
+        logging.captureWarnings(True)
+        stack.callback(logging.captureWarnings, False)
+        stack.callback(setattr, sys, "excepthook", sys.excepthook)
+        stack.callback(setattr, threading, "excepthook", threading.excepthook)
+        stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+        sys.excepthook = lambda *error: _logger.critical("The process failed", exc_info=error)
+        threading.excepthook = _thread_failed
+        sys.unraisablehook = _unraisable
+        stack.enter_context(_piped())
+        yield
+
+
+@contextlib.contextmanager
+def _piped() -> Iterator[None]:
+    """Puts a pipe in the place of standard error's descriptor."""
+    global _original
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError, io.UnsupportedOperation):
+        descriptor = -1
+    if descriptor != 2 or _original is not None:  # a notebook's or a test's own
+        yield
+        return
+    sys.stderr.flush()
+    logging.getLogger(OTHERS).setLevel(logging.DEBUG)
+    reading, writing = os.pipe()
+    _original = os.fdopen(os.dup(2), "w", encoding="ascii", errors="backslashreplace")
+    # A crash can't wait for a thread: what it leaves behind is worth more than its form.
+    watched = faulthandler.is_enabled()
+    faulthandler.enable(_original)
+    os.dup2(writing, 2)
+    os.close(writing)
+    reader = threading.Thread(target=_read, args=(reading,), name="stderr", daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os.dup2(_original.fileno(), 2)  # closes the pipe's end
+        reader.join(_ENDING)
+        faulthandler.disable()
+        if watched:
+            faulthandler.enable()
+        kept, _original = _original, None
+        kept.close()
+
+
+def _read(reading: int) -> None:
+    rest = b""
+    while chunk := os.read(reading, 1 << 16):
+        *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+        if len(rest) > _LONGEST:
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            _other(line)
+    _other(rest)
+    os.close(reading)
+
+
+def _other(line: bytes) -> None:
+    text = line.decode(errors="replace").strip()
+    if text:
+        # Never passed on as it is, even if it is JSON: it may hold what a client sent.
+        logging.getLogger(OTHERS).warning("%s", text)
+
+
+def _prints(handler: logging.Handler) -> bool:
+    """Whether it writes text to where the lines go, as MLflow's own does."""
+    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+
+
+def _restore_root(handlers: list[logging.Handler], level: int) -> None:
+    logging.root.handlers = handlers
+    logging.root.setLevel(level)
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        name = args.thread.name if args.thread else "?"
+        error = (args.exc_type, args.exc_value, args.exc_traceback)
+        _logger.error("The thread %s failed", name, exc_info=error)
+
+
+def _unraisable(args: Any) -> None:
+    error = (args.exc_type, args.exc_value, args.exc_traceback)
+    _logger.error("%s: %r", args.err_msg or "Ignored", args.object, exc_info=error)
+
+
+def _head(created: float, level: str, logger: str, message: str) -> dict[str, object]:
+    moment = datetime.datetime.fromtimestamp(created, datetime.UTC)
+    return {"time": moment.isoformat("T", "milliseconds"), "level": level, "logger": logger, "message": message}

@@ -25,12 +25,10 @@ from google.protobuf.message import DecodeError
 from ..manifest import Interface
 from . import protocol
 from .datatypes import DATATYPES, NAMES, ProtocolError, check_datatype, check_shape, from_raw, show, to_raw
-from .protocol import Request
+from .protocol import MOST, Request
 
 SERVICE = "inference.GRPCInferenceService"
 
-_MOST = 4096
-"""Inputs, outputs and parameters together: each is an object of its own in memory, however few bytes it came as."""
 _LENGTH_DELIMITED = 2
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -49,7 +47,8 @@ _CONTENTS = {
 """A datatype → the field that holds its elements, where they are not raw."""
 
 
-def _load() -> descriptor_pool.DescriptorPool:
+def new_pool() -> descriptor_pool.DescriptorPool:
+    """Returns a descriptor pool that holds the protocol and nothing else."""
     pool = descriptor_pool.DescriptorPool()
     compiled = Path(__file__).with_name("open_inference.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(compiled).file:
@@ -57,7 +56,7 @@ def _load() -> descriptor_pool.DescriptorPool:
     return pool
 
 
-_pool = _load()
+_pool = new_pool()
 METHODS: Mapping[str, Any] = _pool.FindServiceByName(SERVICE).methods_by_name
 """The service's methods: name → descriptor."""
 
@@ -109,12 +108,16 @@ def split(data: bytes) -> tuple[Any, list[memoryview]]:
     Raises:
         ProtocolError: It is no such message, or has too many parts.
     """
-    heads, raw = _cut(data)
+    return read(*cut(data))
+
+
+def read(heads: list[bytes | memoryview], raw: list[memoryview]) -> tuple[Any, list[memoryview]]:
+    """Reads what :func:`cut` returned; the second half of :func:`split`."""
     request = parse(ModelInferRequest, b"".join(heads))
     if request.raw_input_contents:
-        raw = [memoryview(item) for item in request.raw_input_contents[: _MOST + 1]]
-    if len(request.inputs) + len(request.outputs) + len(request.parameters) > _MOST or len(raw) > _MOST:
-        raise ProtocolError("The request has too many parts.", f"at most {_MOST:,} of them", "split the request")
+        raw = [memoryview(item) for item in request.raw_input_contents[: MOST + 1]]
+    if len(request.inputs) + len(request.outputs) + len(request.parameters) > MOST or len(raw) > MOST:
+        raise ProtocolError("The request has too many parts.", f"at most {MOST:,} of them", "split the request")
     return request, raw
 
 
@@ -147,7 +150,7 @@ def decode(message: Any, raw: list[memoryview]) -> Request:
         shape = check_shape(name, list(entry.shape))
         if not raw:
             inputs[name] = _from_contents(name, datatype, shape, entry.contents)
-        elif entry.HasField("contents"):
+        elif entry.HasField("contents") and entry.contents.ByteSize():  # MLServer's client sends an empty one
             raise ProtocolError(
                 f"Input {show(name)} has contents, and the request has raw_input_contents.",
                 "one of the two",
@@ -156,6 +159,23 @@ def decode(message: Any, raw: list[memoryview]) -> Request:
         else:
             inputs[name] = from_raw(name, datatype, shape, raw[place])
     return replace(_without_inputs(message), inputs=inputs, datatypes=datatypes)
+
+
+def check(message: Any, interface: Interface) -> None:
+    """Refuses strings for a model that has none, before they are taken apart.
+
+    Raises:
+        InputError: It has some.
+    """
+    taken = {tensor.name: tensor for tensor in interface.inputs}
+    for entry in message.inputs:
+        if entry.datatype == "BYTES" and entry.name in taken:
+            protocol.check_sent(taken[entry.name], "BYTES")
+
+
+def is_slow(message: Any, raw: list[memoryview], nbytes: int) -> bool:
+    """Whether raw data has more than so many bytes, and of a kind that takes time."""
+    return sum(map(len, raw)) > nbytes and any(entry.datatype in protocol.SLOW for entry in message.inputs)
 
 
 def encode(
@@ -235,8 +255,8 @@ def _from_contents(name: str, datatype: str, shape: tuple[int, ...], contents: A
     return array.astype(dtype, copy=False).reshape(shape)
 
 
-def _cut(data: bytes) -> tuple[list[bytes | memoryview], list[memoryview]]:
-    """Cuts a ModelInferRequest into its raw data and what is around them.
+def cut(data: bytes) -> tuple[list[bytes | memoryview], list[memoryview]]:
+    """Cuts a ModelInferRequest into what is around its raw data, and these; the first half of :func:`split`.
 
     All its fields are length-delimited, with one byte for number and type. A message that holds anything else, or more
     than fits in memory, is left whole, for protobuf to read or to refuse.
@@ -246,7 +266,7 @@ def _cut(data: bytes) -> tuple[list[bytes | memoryview], list[memoryview]]:
     heads: list[bytes | memoryview] = []
     raw: list[memoryview] = []
     start = position = 0
-    for _ in range(_MOST):
+    for _ in range(MOST):
         if position == end:
             heads.append(view[start:])
             return heads, raw

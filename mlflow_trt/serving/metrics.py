@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from . import processes
 from .limits import CUTS
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ class Metrics:
         self._requests = Counter(
             "mlflow_trt_requests", "Inference requests by outcome.", ("model", "protocol", "status"), registry=registry
         )
+        self._others = Counter(
+            "mlflow_trt_other_requests",
+            "All other requests: by route, or as unauthorized, unknown_model, unknown_route, refused.",
+            ("route", "protocol", "status"),
+            registry=registry,
+        )
+        self.in_flight: dict[str, Callable[[], int]] = {}
+        """How many requests are under way, by protocol."""
         self._seconds = Histogram(
             "mlflow_trt_request_seconds",
             "From a request's last byte to its answer.",
@@ -68,19 +77,31 @@ class Metrics:
         self._cuts = {limit: cut.labels(limit) for limit in CUTS}
         # A metric's child; looking it up by labels takes longer than counting.
         self._child = cache(lambda metric, *labels: metric.labels(*labels))
-        registry.register(_State(models, tuple(devices)))
+        registry.register(_State(models, tuple(devices), self.in_flight))
 
-    def request(self, model: str, protocol: str, status: int | str, seconds: float) -> None:
-        """Counts a request that ended.
+    def request(self, model: str, protocol: str, status: int | str, seconds: float | None) -> None:
+        """Counts an inference request that ended.
 
         Args:
             model: Its model's name, which must be one that is served: names that clients make up would pile up here.
-            protocol: ``"http"`` or ``"grpc"``.
+            protocol: ``"http"``, ``"grpc"``, or ``"mlflow"``: MLflow's ``/invocations``.
             status: HTTP's or gRPC's.
-            seconds: How long it took.
+            seconds: How long it took from its last byte; None: that never came.
         """
         self._child(self._requests, model, protocol, status).inc()
-        self._child(self._seconds, model, protocol).observe(seconds)
+        if seconds is not None:
+            self._child(self._seconds, model, protocol).observe(seconds)
+
+    def other(self, route: str, protocol: str, status: int | str) -> None:
+        """Counts any other request that ended.
+
+        Args:
+            route: One of this server's, ``"mlflow"`` (one of MLflow's), ``"unauthorized"``, ``"unknown_model"``,
+                ``"unknown_route"`` or ``"refused"`` (before it was read); nothing that clients make up.
+            protocol: ``"http"`` or ``"grpc"``.
+            status: HTTP's or gRPC's.
+        """
+        self._child(self._others, route, protocol, status).inc()
 
     def batch(self, model: str, answer: Answer) -> None:
         """Counts a batch that ran."""
@@ -104,7 +125,10 @@ class Metrics:
 class _State(Collector):
     """What is asked only when somebody looks."""
 
-    def __init__(self, models: Mapping[str, Model], devices: tuple[int, ...]) -> None:
+    def __init__(
+        self, models: Mapping[str, Model], devices: tuple[int, ...], in_flight: Mapping[str, Callable[[], int]]
+    ) -> None:
+        self._in_flight = in_flight
         self._models = models
         self._devices = devices
 
@@ -115,15 +139,29 @@ class _State(Collector):
         depth = GaugeMetricFamily("mlflow_trt_queue_depth", "Requests that wait.", labels=("model",))
         swaps = CounterMetricFamily("mlflow_trt_swaps", "Versions that took over.", labels=("model",))
         failed = CounterMetricFamily("mlflow_trt_failed_loads", "Versions that could not.", labels=("model",))
+        reachable = GaugeMetricFamily(
+            "mlflow_trt_registry_reachable", "Whether the last look at the registry got an answer.", labels=("model",)
+        )
+        checked = GaugeMetricFamily(
+            "mlflow_trt_registry_checked_timestamp_seconds", "When it last got one.", labels=("model",)
+        )
+        flying = GaugeMetricFamily("mlflow_trt_requests_in_flight", "Requests under way.", labels=("protocol",))
+        for protocol, count in self._in_flight.items():
+            flying.add_metric((protocol,), count())
         for name, model in self._models.items():
             status = model.status()
             ready.add_metric((name,), float(status["state"] == "ready"))
             swaps.add_metric((name,), status["swaps"])
             failed.add_metric((name,), status["failures"])
+            if model.registered_model is not None:
+                reachable.add_metric((name,), float(status["registry_failure"] is None and bool(status["checked_at"])))
+                if status["checked_at"]:
+                    checked.add_metric((name,), status["checked_at"])
             if status["state"] == "ready":
                 served.add_metric((name, str(status["version"]), str(status["uri"])), 1.0)
                 depth.add_metric((name,), status["waiting"])
-        yield from (served, ready, depth, swaps, failed)
+        yield from (served, ready, depth, swaps, failed, reachable, checked, flying)
+        yield from processes.collect()
         if self._devices:
             yield from _memory(self._devices)
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BusyError, DeviceError, StoreError, TrtError
+from . import remembered
 from .batching import Answer
 from .follow import PATIENCE, Outcome, Watch, followed, resolve
 from .preparing import DroppedError, Options, Version, prepare
@@ -84,6 +85,7 @@ class Model:
         self._away: TrtError | None = None
         self._checked_at: float | None = None
         self._again = False
+        self._attempted = False
         self._swaps = self._failures = 0
         self._closed = False
         self._watch = Watch(lambda: resolve(target), self._looked, interval, PATIENCE) if target else None
@@ -112,6 +114,12 @@ class Model:
         failed = self._failure
         return failed.error if failed is not None else self._away
 
+    @property
+    def _hopeless(self) -> TrtError | None:
+        """Why nothing is being made ready; None: something is."""
+        failed = self._failure
+        return failed.error if failed is not None else self._away if self._wanted is None else None
+
     def start(self) -> None:
         """Begins to load and to follow, in the background."""
         if self._watch is not None:
@@ -132,8 +140,8 @@ class Model:
             BusyError: The time is over, or the model was closed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._current or self.failure, timeout)
-        failure = self.failure
+            self._changed.wait_for(lambda: self._closed or self._current or self._hopeless, timeout)
+        failure = self._hopeless
         if self._current is None and not self._closed and failure is not None:
             raise failure
         return self.current
@@ -179,12 +187,13 @@ class Model:
 
         Returns:
             ``name``, ``uri``; ``state``: ``"loading"``, ``"ready"``, ``"failed"`` (none answers, and the last attempt
-            failed) or ``"closed"``; ``version``, ``platform`` and ``since`` of the one that answers; ``preparing``: the
-            URI of the one being made ready; ``unloading``: the version that still answers what waits before it frees
-            its memory; ``last_failure``: ``version``, ``type``, ``error`` and ``when`` of the one that the alias names,
-            as long as it can't be served; ``registry_failure``: why the registry can't be read now; ``checked_at``:
-            when it last could; ``swaps`` and ``failures``: how many since the start; ``waiting``: requests in the
-            queue. Times are seconds since 1970.
+            failed) or ``"closed"``; ``attempted``: whether a first attempt has ended; ``cached``: whether the version
+            was loaded from the cache because the registry was away; ``version``, ``platform`` and ``since`` of the one
+            that answers; ``preparing``: the URI of the one being made ready; ``unloading``: the version that still
+            answers what waits before it frees its memory; ``last_failure``: ``version``, ``type``, ``error`` and
+            ``when`` of the one that the alias names, as long as it can't be served; ``registry_failure``: why the
+            registry can't be read now; ``checked_at``: when it last could; ``swaps`` and ``failures``: how many since
+            the start; ``waiting``: requests in the queue. Times are seconds since 1970.
         """
         with self._changed:
             current, failure = self._current, self._failure
@@ -193,11 +202,14 @@ class Model:
             elif current is not None:
                 state = "ready"
             else:
-                state = "failed" if self.failure else "loading"
+                state = "failed" if self._hopeless else "loading"
+            self._attempted |= state != "loading"
             return {
                 "name": self.name,
                 "uri": self.uri,
                 "state": state,
+                "attempted": self._attempted,
+                "cached": current is not None and current.cached,
                 "version": current and current.version,
                 "platform": current and current.platform,
                 "since": current and current.since,
@@ -238,6 +250,8 @@ class Model:
             was_away, before = self._away, self._wanted
             if isinstance(found, TrtError):
                 self._away = found
+                last = self._last(found)
+                self._wanted = self._wanted or last
             else:
                 self._away, self._wanted, self._checked_at = None, found, time.time()
                 if self._failure is not None and (self._again or self._failure.uri != found):
@@ -245,6 +259,9 @@ class Model:
                 self._again = False
             self._changed.notify_all()
         if isinstance(found, TrtError):
+            if last is not None:
+                text = "The registry can't be reached: the version that was served last is loaded from the cache"
+                self._log(logging.WARNING, "offline_start", text, version=_short(last), error=found.found)
             level = logging.DEBUG if was_away else logging.WARNING  # the first of many equal ones
             self._log(level, "registry_away", "The registry can't be read; what is served stays", error=found.found)
         else:
@@ -252,6 +269,12 @@ class Model:
                 self._log(logging.INFO, "registry_back", "The registry can be read again")
             if before is not None and found != before:
                 self._log(logging.INFO, "alias_moved", "The alias moved", version=_short(found), before=_short(before))
+
+    def _last(self, error: TrtError) -> str | None:
+        """The version that was served last, if a first one is wanted and the registry gave no answer."""
+        if not self._options.offline_start or self._wanted is not None or remembered.answered(error):
+            return None
+        return remembered.recall(self.uri).get("version")
 
     def _load_all(self) -> None:
         while (uri := self._next()) is not None:
@@ -276,7 +299,8 @@ class Model:
         begin = time.monotonic()
         self._log(logging.INFO, "loading", "Making a version ready", version=_short(uri))
         try:
-            version = prepare(uri, self._options, on_batch=self._on_batch, unwanted=lambda: self._unwanted(uri))
+            options = replace(self._options, offline_start=self._options.offline_start and self._current is None)
+            version = prepare(uri, options, on_batch=self._on_batch, unwanted=lambda: self._unwanted(uri))
         except DroppedError:
             self._dropped(uri)
         except TrtError as error:
@@ -304,6 +328,8 @@ class Model:
             self._dropped(uri)
         else:
             before = old.version if old else None
+            if self._target is not None and not version.cached:
+                remembered.remember(self.uri, version=uri)
             text = f"A version answers, made ready in {seconds:.1f} s on {version.platform}"
             self._log(logging.INFO, "serving", text, version=version.version, before=before, seconds=seconds)
         if old is not None:

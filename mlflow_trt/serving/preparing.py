@@ -21,15 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from .. import runtime, store
-from ..errors import ParityError, SettingError, TrtError
+from ..errors import ParityError, SettingError, StoreError, TrtError
 from ..manifest import FILE_NAME, File, Interface, Manifest, PlanRecord, Profile, Tolerance
 from ..measure import made_up, made_up_points, measure_parity, points
 from ..parity import default_tolerance
 from ..parity import text as parity_text
-from ..plan import GoldenTensors, read_golden
+from ..plan import BETWEEN, GoldenTensors, read_golden
 from ..runtime import compatibility, host
 from ..runtime.interface import Binder, Shapes, batch_size
 from ..runtime.result import Engine
+from . import remembered
 from .batching import Answer, Batcher, batch_sizes, rows_are_independent
 from .rows import Rest, fitting
 
@@ -60,6 +61,8 @@ class Options:
     delay: float = 0.0
     """Seconds that a request may wait for others to join it."""
     max_queue: int = 256
+    offline_start: bool = False
+    """Whether the first version may be the one that was served last, from the cache, if the registry is away."""
 
     def __post_init__(self) -> None:
         if not self.devices or len(set(self.devices)) != len(self.devices):
@@ -85,6 +88,10 @@ class Version:
     batcher: Batcher
     since: float
     """When it was ready, by ``time.time()``."""
+    mlmodel: str | None = None
+    """MLflow's own description of it; None: it has none."""
+    cached: bool = False
+    """Whether the store was away, and all of it came from the cache."""
 
     def submit(self, inputs: Arrays, deadline: float | None = None, *, here: bool = False) -> Future[Answer]:
         """Queues a request; see :meth:`Batcher.submit`."""
@@ -148,12 +155,13 @@ def _prepare(
     go_on: Callable[[], None],
     loaded: ExitStack,
 ) -> Version:
-    model = store.open_model(uri)
+    model, mlmodel, cached = _open(uri, options)
     manifest = model.manifest
-    records = _records(manifest, options)
+    records = _records(manifest, options, uri)
     go_on()
     folder = model.fetch(_files(manifest, options.backend, records))
-    golden = read_golden(folder, manifest.golden) if manifest.golden else None
+    # Not at a size between: no batch is padded to it, and a context for it would lie idle.
+    golden = read_golden(folder, manifest.golden).without(BETWEEN) if manifest.golden else None
 
     engines: list[Engine] = []
     for device, record in zip(options.devices, records):
@@ -190,6 +198,8 @@ def _prepare(
         _warm_up(engine, calls, options.max_contexts, go_on)
     go_on()
     record = records[0]
+    if model.repository is not None and not cached:
+        remembered.remember(uri, manifest=folder.name, mlmodel=mlmodel)
     return Version(
         uri=uri,
         version=version_of(uri, folder),
@@ -201,7 +211,27 @@ def _prepare(
         engines=tuple(engines),
         batcher=batcher,
         since=time.time(),
+        mlmodel=mlmodel,
+        cached=cached,
     )
+
+
+def _open(uri: str, options: Options) -> tuple[store.StoredModel, str | None, bool]:
+    """A model, its MLmodel, and whether both come from the cache because the store is away."""
+    try:
+        model = store.open_model(uri)
+        return model, model.mlmodel(), False
+    except StoreError as error:
+        last = remembered.recall(uri) if options.offline_start and not remembered.answered(error) else {}
+        if "manifest" not in last:
+            raise
+        _logger.warning(
+            "%s is loaded from the cache, as it was served last: its store can't be reached (%s)",
+            uri,
+            error.found,
+            extra={"event": "offline_start", "uri": uri},
+        )
+        return store.open_cached(uri, last["manifest"]), last.get("mlmodel"), True
 
 
 def version_of(uri: str, folder: Path) -> str:
@@ -251,13 +281,13 @@ def warm_up_calls(
     return list(calls.values())
 
 
-def _records(manifest: Manifest, options: Options) -> list[PlanRecord | None]:
+def _records(manifest: Manifest, options: Options, uri: str) -> list[PlanRecord | None]:
     """For each device the plan that it loads; None: the reference backend loads none."""
     if options.backend != "tensorrt":
         return [None] * len(options.devices)
     for device in options.devices:
         host.check_index(device)
-    return [compatibility.choose(manifest, host.probe(device)) for device in options.devices]
+    return [compatibility.choose(manifest, host.probe(device), uri) for device in options.devices]
 
 
 def _files(manifest: Manifest, backend: str, records: Iterable[PlanRecord | None]) -> list[File]:

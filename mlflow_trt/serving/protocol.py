@@ -5,9 +5,10 @@ a ``binary_data_size``; the header Inference-Header-Content-Length tells where t
 same way. Raw data is copied neither on its way in nor on its way out.
 
 What the protocol leaves open: a scalar has the shape ``[]``. FP16 and BF16 may come as JSON too. JSON holds no NaN and
-no infinity, in a request or in a response: such values go as binary data, and an output that has them and is wanted as
-JSON is an error. Unknown parameters are passed over; those that ask for what is not done here are refused: state that
-is kept from one request to the next, shared memory, classification.
+no infinity: requests send such values as binary data, and in a response they are the strings ``"NaN"``, ``"Infinity"``
+and ``"-Infinity"``. Empty ``data`` beside a ``binary_data_size`` is none. Unknown parameters are passed over; those
+that ask for what is not done here are refused: state that is kept from one request to the next, shared memory,
+classification.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from .datatypes import NAMES, ProtocolError, check_datatype, check_shape, from_j
 
 __all__ = ["Encoded", "ProtocolError", "Request", "Wanted", "decode", "describe", "encode", "error_body", "fit"]
 
+MOST = 4096
+"""Inputs and outputs: each is an object of its own in memory, however few bytes it came as."""
+SLOW = frozenset({"BOOL", "BYTES", "BF16"})
+"""Datatypes whose raw data is more than looked at."""
 _DAY = 86_400_000_000  # microseconds; what waits for longer would overflow Python's own waiting
 _NARROW = {"float16": "FP16", "bfloat16": "BF16"}
 """A binding's dtype → the datatype that may be sent for a float32 input: the engine rounds to it anyway."""
@@ -59,6 +64,38 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Parsed:
+    """A request whose JSON was read, and whose tensors were not."""
+
+    header: dict[str, Any]
+    entries: list[dict[str, Any]]
+    """Of the inputs."""
+    view: memoryview
+    """The whole body."""
+    offset: int
+    """Where the JSON ends."""
+    all_json: bool
+
+    def is_slow(self, nbytes: int) -> bool:
+        """Whether its raw data has more than so many bytes, and of a kind that takes time."""
+        large = len(self.view) - self.offset > nbytes
+        return large and any(entry.get("datatype") in SLOW for entry in self.entries)
+
+    def check(self, interface: Interface) -> None:
+        """Refuses strings for a model that has none, before they are taken apart.
+
+        Raises:
+            InputError: It has some.
+        """
+        if any(entry.get("datatype") == "BYTES" for entry in self.entries):
+            taken = {tensor.name: tensor for tensor in interface.inputs}
+            for entry in self.entries:
+                tensor = taken.get(str(entry.get("name")))
+                if tensor is not None and entry.get("datatype") == "BYTES":
+                    check_sent(tensor, "BYTES")
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A response's body."""
 
@@ -78,6 +115,11 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> R
     Raises:
         ProtocolError: It is malformed, or asks for what is not done here.
     """
+    return read(parse(body, header_length))
+
+
+def parse(body: bytes | bytearray | memoryview, header_length: int | None) -> Parsed:
+    """Reads a request's JSON; the first half of :func:`decode`."""
     view = memoryview(body)
     end = len(view)
     if header_length is not None and not 0 < header_length <= end:
@@ -88,6 +130,16 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> R
         )
     offset = end if header_length is None else header_length
     header = _parse(view[:offset])
+    entries = _objects(header.get("inputs"), "inputs")
+    if len(entries) > MOST:
+        raise ProtocolError(f"The request has {len(entries):,} inputs.", f"at most {MOST:,}", "split the request")
+    return Parsed(header, entries, view, offset, header_length is None)
+
+
+def read(parsed: Parsed) -> Request:
+    """Reads a request's tensors; the second half of :func:`decode`."""
+    header, view, offset = parsed.header, parsed.view, parsed.offset
+    end = len(view)
     parameters = _parameters(header, "The request")
     if any(parameters.get(key) for key in ("sequence_id", "sequence_start", "sequence_end")):
         raise ProtocolError(
@@ -97,7 +149,7 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> R
         )
     inputs: dict[str, np.ndarray] = {}
     datatypes: dict[str, str] = {}
-    for entry in _objects(header.get("inputs"), "inputs"):
+    for entry in parsed.entries:
         name = _text(entry.get("name"), "An input's name")
         if name in inputs:
             raise _twice("Input", name)
@@ -110,7 +162,7 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> R
         if size > end - offset:
             raise ProtocolError(
                 f"Input {show(name)} says {show(size)} bytes of binary data, and "
-                + ("the body is all JSON." if header_length is None else f"{end - offset} are left in the body."),
+                + ("the body is all JSON." if parsed.all_json else f"{end - offset} are left in the body."),
                 "the data of all inputs behind the JSON, whose length Inference-Header-Content-Length tells",
                 "send the header, and all of the data",
             )
@@ -152,12 +204,7 @@ def fit(request: Request, interface: Interface) -> dict[str, np.ndarray]:
             raise _wrong_names(request, interface)
         sent = request.datatypes[tensor.name]
         if sent != NAMES[tensor.dtype]:
-            if tensor.dtype != "float32" or sent != _NARROW.get(tensor.binding_dtype):
-                raise InputError(
-                    f"Input {tensor.name!r} is sent as {sent}.",
-                    NAMES[tensor.dtype],
-                    "convert it: nothing says which conversion its owner meant",
-                )
+            check_sent(tensor, sent)
             array = array.astype(np.float32, copy=False)
         inputs[tensor.name] = array
     if len(inputs) != len(request.inputs):
@@ -171,8 +218,36 @@ def fit(request: Request, interface: Interface) -> dict[str, np.ndarray]:
     return inputs
 
 
+def check_sent(tensor: Tensor, sent: str) -> None:
+    """Checks an input's datatype against the model's.
+
+    Raises:
+        InputError: It is another, and the engine would not round to it anyway.
+    """
+    if sent == NAMES[tensor.dtype] or (tensor.dtype == "float32" and sent == _NARROW.get(tensor.binding_dtype)):
+        return
+    raise InputError(
+        f"Input {tensor.name!r} is sent as {sent}.",
+        NAMES[tensor.dtype],
+        "convert it: nothing says which conversion its owner meant",
+    )
+
+
+def as_json(request: Request, answer: Mapping[str, np.ndarray], interface: Interface) -> dict[str, np.ndarray]:
+    """The outputs that a response holds as JSON."""
+    if request.outputs is None:
+        return {} if request.binary else {tensor.name: answer[tensor.name] for tensor in interface.outputs}
+    return {wanted.name: answer[wanted.name] for wanted in request.outputs if not wanted.binary}
+
+
 def encode(
-    request: Request, answer: Mapping[str, np.ndarray], interface: Interface, *, model: str, version: str
+    request: Request,
+    answer: Mapping[str, np.ndarray],
+    interface: Interface,
+    *,
+    model: str,
+    version: str,
+    texts: Mapping[str, bytes | bytearray | memoryview] | None = None,
 ) -> Encoded:
     """Writes the response to a request.
 
@@ -182,9 +257,7 @@ def encode(
         interface: The model's.
         model: Its name.
         version: The version that answered.
-
-    Raises:
-        ProtocolError: An output that is wanted as JSON holds NaN or infinity.
+        texts: Data of outputs that was made JSON already.
     """
     wanted = request.outputs or [Wanted(tensor.name, request.binary) for tensor in interface.outputs]
     datatypes = {tensor.name: NAMES[tensor.dtype] for tensor in interface.outputs}
@@ -198,9 +271,12 @@ def encode(
         if output.binary:
             raw.append(to_raw(array, datatype))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
+        elif texts is None:
             entry["data"] = to_json(name, array, datatype)
         outputs.append(entry)
+    if texts is not None:
+        parts = _around(header, texts)
+        return Encoded([*parts, *raw], sum(map(len, parts)) if raw else None)
     text = _ENCODER.encode(header).encode()
     return Encoded([text, *raw], len(text) if raw else None)
 
@@ -230,6 +306,19 @@ def describe(
 def error_body(message: str) -> bytes:
     """Returns the body of an error response, ASCII on one line whatever the message holds."""
     return json.dumps({"error": message}).encode()
+
+
+def _around(header: dict[str, Any], texts: Mapping[str, bytes | bytearray | memoryview]) -> list[bytes | memoryview]:
+    """The JSON of a response, around data that is JSON already."""
+    outputs = header.pop("outputs")
+    parts: list[bytes | memoryview] = [_ENCODER.encode(header)[:-1].encode() + b',"outputs":[']
+    for place, entry in enumerate(outputs):
+        text = _ENCODER.encode(entry).encode()
+        parts.append(b"," * (place > 0) + text[:-1])
+        if "parameters" not in entry:
+            parts += [b',"data":', memoryview(texts[entry["name"]])]
+        parts.append(b"}")
+    return [*parts, b"]}"]
 
 
 def _metadata(tensor: Tensor) -> dict[str, Any]:
@@ -321,10 +410,12 @@ def _binary_size(name: str, entry: dict[str, Any]) -> int | None:
     size = _parameters(entry, f"Input {show(name)}").get("binary_data_size")
     if size is None:
         return None
-    if type(size) is not int or size < 0 or entry.get("data") is not None:
+    data = entry.get("data")
+    given = data is not None and data != []
+    if type(size) is not int or size < 0 or given:
         raise ProtocolError(
             f"Input {show(name)} has data and binary_data_size."
-            if entry.get("data") is not None
+            if given
             else f"Input {show(name)} has the binary_data_size {show(size)}.",
             "a number of bytes and no data, or data and no binary_data_size",
             "correct it",
@@ -336,7 +427,9 @@ def _wanted(entries: Any, binary: bool) -> tuple[Wanted, ...] | None:
     if entries is None or entries == []:  # Triton takes an empty list as all outputs too
         return None
     wanted: dict[str, Wanted] = {}
-    for entry in _objects(entries, "outputs"):
+    if len(found := _objects(entries, "outputs")) > MOST:
+        raise ProtocolError(f"The request asks for {len(found):,} outputs.", f"at most {MOST:,}", "split the request")
+    for entry in found:
         name = _text(entry.get("name"), "An output's name")
         if name in wanted:
             raise _twice("Output", name)

@@ -5,7 +5,6 @@ Pure functions of arrays and manifests, but for :func:`rows_are_independent`, wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,13 +12,11 @@ import numpy as np
 from ..errors import InputError, ManifestError
 from ..manifest import Interface, Profile, Tolerance
 from ..parity import compare
-from ..runtime.interface import Binder, Shape
+from ..runtime.interface import Binder, Shape, symbols_of
 from ..runtime.result import Engine, Result
 
 Rest = tuple[Shape, ...]
 """The shapes of all inputs without their first dimension: only requests that agree in it can be joined."""
-
-_SYMBOL = re.compile(r"([A-Za-z_][\w.]*)(\(?)")
 
 
 def batch_sizes(interface: Interface, profiles: Sequence[Profile]) -> tuple[int, ...]:
@@ -171,12 +168,7 @@ def _is_batchable(interface: Interface) -> bool:
     batch = interface.inputs[0].shape[0]
     if not isinstance(batch, str) or any(t.shape[0] != batch for t in tensors):
         return False
-    inner = {symbol for t in interface.inputs for size in t.shape[1:] for symbol in _symbols(size)}
+    inner = {symbol for t in interface.inputs for size in t.shape[1:] for symbol in symbols_of(size)}
     # A symbol that only outputs have depends on the data: on all rows of the batch.
-    used = {symbol for t in interface.outputs for size in t.shape[1:] for symbol in _symbols(size)}
-    return _symbols(batch) == {batch} and batch not in inner and used <= inner
-
-
-def _symbols(size: int | str) -> set[str]:
-    """The symbols of a dimension: those of ``Max(1, 2*length)`` are ``length``."""
-    return {name for name, bracket in _SYMBOL.findall(str(size)) if not bracket}
+    used = {symbol for t in interface.outputs for size in t.shape[1:] for symbol in symbols_of(size)}
+    return symbols_of(batch) == {batch} and batch not in inner and used <= inner

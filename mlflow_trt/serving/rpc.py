@@ -1,5 +1,7 @@
 """The server's gRPC face: the Open Inference Protocol's ``GRPCInferenceService``, in the event loop of the HTTP server.
 
+Beside it stand the standard health service and reflection, see :mod:`.health`.
+
 Requests become the same ``protocol.Request`` as over HTTP and meet the same models. A client that cancels its call, or
 whose deadline passes, cancels what waits for it: gRPC then cancels the task that answers, and that its future.
 
@@ -24,10 +26,13 @@ from grpc import StatusCode
 
 from .. import __version__
 from ..errors import BusyError, DeadlineError, InputError, StoreError, TrtError
-from . import messages, protocol
+from . import access, health, messages, protocol
+from .access import AccessLog
+from .codec import LARGE, Codec
 from .datatypes import ProtocolError, show
 from .ending import Ending
 from .listening import heard_within, is_listening, refuse_new, sockets_at
+from .readiness import ready
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -66,6 +71,13 @@ class RpcError(Exception):
         self.code = code
 
 
+class NotServedError(RpcError):
+    """There is no model of that name."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(StatusCode.NOT_FOUND, message)
+
+
 async def start(
     models: Mapping[str, Model],
     host: str,
@@ -75,6 +87,8 @@ async def start(
     max_body: int = 256 << 20,
     timeout: float = 60.0,
     metrics: Metrics | None = None,
+    access_log: bool = True,
+    exit_on_error: bool = True,
     ending: Ending | None = None,
 ) -> Server:
     """Serves models over gRPC, from the running event loop.
@@ -87,6 +101,8 @@ async def start(
         max_body: Bytes that a message may have.
         timeout: Seconds that a call may take, once its message is there.
         metrics: Where calls are counted.
+        access_log: Whether calls that were answered well leave a line in the log.
+        exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
         ending: The server's end; default: it never ends.
 
     Raises:
@@ -97,8 +113,27 @@ async def start(
         ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, unnoticed
     )
     server = grpc.aio.server(options=options)
-    service = Service(models, token=token, timeout=timeout, metrics=metrics, ending=ending)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(messages.SERVICE, service.handlers()),))
+    service = Service(
+        models,
+        token=token,
+        timeout=timeout,
+        metrics=metrics,
+        access_log=access_log,
+        exit_on_error=exit_on_error,
+        ending=ending,
+    )
+    pool = messages.new_pool()
+    health.describe(pool)
+    names = [messages.SERVICE, health.SERVICE, health.REFLECTION]
+    for name, handlers in (
+        (messages.SERVICE, service.handlers()),
+        (
+            health.SERVICE,
+            health.Health(service.serving, lambda: service.refusing, service.seen, service.arrived).handlers(),
+        ),
+        (health.REFLECTION, health.reflection_handlers(names, pool, service.admit)),
+    ):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     try:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError:
@@ -142,14 +177,18 @@ class Server:
         Args:
             seconds: How long running calls may take. 0: they are cancelled at once.
         """
-        if not seconds:
-            await self._server.stop(0)
-            return
+        service = self._service
+        service.refusing = True  # ends the watches of health too
+        try:
+            await (self._end(seconds) if seconds else self._server.stop(0))
+        finally:
+            service.close()
+
+    async def _end(self, seconds: float) -> None:
+        service = self._service
         for found in sockets_at(self.port):
             if is_listening(found):
                 refuse_new(found)
-        service = self._service
-        service.refusing = True
         end = time.monotonic() + seconds
         while service.running and time.monotonic() < end:
             await asyncio.sleep(_FLUSH)
@@ -192,6 +231,8 @@ class Service:
         token: The bearer token that calls must have; None: none.
         timeout: Seconds that a call may take.
         metrics: Where calls are counted.
+        access_log: Whether calls that were answered well leave a line in the log.
+        exit_on_error: Whether a model that can't be loaded ends the server.
         ending: The server's end; default: it never ends.
     """
 
@@ -202,6 +243,8 @@ class Service:
         token: str | None,
         timeout: float,
         metrics: Metrics | None,
+        access_log: bool = True,
+        exit_on_error: bool = True,
         ending: Ending | None = None,
     ) -> None:
         self._models = models
@@ -209,6 +252,9 @@ class Service:
         self._timeout = timeout
         self._metrics = metrics
         self._ending = ending or Ending()
+        self._exit_on_error = exit_on_error
+        self._log = AccessLog(access_log)
+        self._codec = Codec(timeout)
         self.running = 0
         """Inferences that have not been answered."""
         self.calls = 0
@@ -217,6 +263,40 @@ class Service:
         """Whether further inferences are refused."""
         self.held: asyncio.Event | None = None
         """Until it is set, no further call is answered."""
+        if metrics is not None:
+            metrics.in_flight["grpc"] = lambda: self.running
+
+    def close(self) -> None:
+        """Ends what belongs to it."""
+        self._codec.close()
+
+    async def arrived(self) -> None:
+        """Counts a call that came, and holds it where calls are held."""
+        self.calls += 1
+        if self.held is not None:
+            await self.held.wait()
+
+    def seen(self, route: str, code: StatusCode) -> None:
+        """Counts a call that is no inference."""
+        if self._metrics is not None:
+            self._metrics.other(route, "grpc", code.name)
+
+    async def admit(self, context: Context) -> None:
+        """Ends a call of reflection that has no valid token, and counts it."""
+        await self.arrived()
+        try:
+            self.check_token(context)
+        except RpcError as error:
+            self.seen("unauthorized", error.code)
+            await _abort(context, error, access.request_id(_metadata(context, access.HEADER)))
+        self.seen("ServerReflectionInfo", StatusCode.OK)
+
+    def serving(self, name: str) -> bool | None:
+        """Whether a service (``""``: the whole server) or a model serves; None: there is none of that name."""
+        if name in ("", messages.SERVICE):
+            return self._ready()
+        model = self._models.get(name)
+        return None if model is None else bool(model.status()["state"] == "ready")
 
     def handlers(self) -> dict[str, Any]:
         """Returns a handler for each method, by its name."""
@@ -236,47 +316,97 @@ class Service:
 
     async def _tell(self, method: str, answer: Callable[[Any], Any], data: bytes, context: Context) -> bytes:
         """Answers everything but inference."""
-        self.calls += 1
+        begin = time.monotonic()
+        identifier = access.request_id(_metadata(context, access.HEADER))
+        context.set_trailing_metadata(((access.HEADER, identifier),))
+        route, code = "unauthorized", StatusCode.CANCELLED
         try:
-            if self.held is not None:
-                await self.held.wait()
+            await self.arrived()
             if method not in _OPEN:
-                self._check_token(context)
+                self.check_token(context)
+            route = method
             request = messages.parse(messages.message(messages.METHODS[method].input_type.name), data)
             response = messages.message(messages.METHODS[method].output_type.name)(**answer(request))
+            code = StatusCode.OK
             return bytes(response.SerializeToString())
         except Exception as error:
-            await _abort(context, error)
+            code, route = _code(error), _route(error, route)
+            await _abort(context, error, identifier)
             raise
+        finally:
+            self._answered(context, method, code, identifier, begin, route)
 
     async def _infer(self, data: bytes, context: Context) -> bytes:
         begin = time.monotonic()
-        name, code = "", StatusCode.CANCELLED
-        self.calls += 1
-        if self.refusing:
-            if self.held is not None:
-                await self.held.wait()
-            await _abort(context, RpcError(StatusCode.UNAVAILABLE, "The server is ending."))
-        self.running += 1
+        name, code, route = "", StatusCode.CANCELLED, "unauthorized"
+        identifier = access.request_id(_metadata(context, access.HEADER))
+        context.set_trailing_metadata(((access.HEADER, identifier),))
+        refused = self.refusing
+        self.running += not refused
         try:
-            self._check_token(context)
-            message, raw = messages.split(data)
-            name = message.model_name
-            response = await self._answer(message, raw, begin, context.time_remaining())
+            await self.arrived()
+            if refused:
+                route = "ModelInfer"
+                raise RpcError(StatusCode.UNAVAILABLE, "The server is ending.")
+            self.check_token(context)
+            route = "ModelInfer"
+            left = context.time_remaining()
+            heads, raw = messages.cut(data)
+            if sum(map(len, heads)) > LARGE:  # typed contents; raw data is looked at only
+                name, wanted, request = await self._codec.decode_grpc(data)
+                model, version = self._find(name, wanted)
+            else:
+                message, raw = messages.read(heads, raw)
+                name = message.model_name
+                model, version = self._find(name, message.model_version)
+                messages.check(message, version.interface)
+                if messages.is_slow(message, raw, LARGE):
+                    request = await asyncio.to_thread(messages.decode, message, raw)
+                else:
+                    request = messages.decode(message, raw)
+            response = await self._answer(model, version, request, begin, left)
             code = StatusCode.OK
             return response
         except Exception as error:
-            code = _code(error)
-            await _abort(context, error)
+            code, route = _code(error), _route(error, route)
+            await _abort(context, error, identifier)
             raise
         finally:
-            self.running -= 1
-            if self._metrics is not None and name in self._models:
-                self._metrics.request(name, "grpc", code.name, time.monotonic() - begin)
+            self.running -= not refused
+            served = name if name in self._models else None
+            self._answered(context, "ModelInfer", code, identifier, begin, route, served)
 
-    async def _answer(self, message: Any, raw: list[memoryview], begin: float, left: float | None) -> bytes:
-        model, version = self._find(message.model_name, message.model_version)
-        request = messages.decode(message, raw)
+    def _answered(
+        self,
+        context: Context,
+        method: str,
+        code: StatusCode,
+        identifier: str,
+        begin: float,
+        route: str,
+        inferred: str | None = None,
+    ) -> None:
+        """Counts a call, and leaves its line in the log."""
+        seconds = time.monotonic() - begin
+        if self._metrics is not None and inferred is not None:
+            self._metrics.request(inferred, "grpc", code.name, seconds)
+        else:
+            self.seen(route, code)
+        self._log.answered(
+            protocol="grpc",
+            method="POST",
+            path=f"/{messages.SERVICE}/{method}",
+            status=code.name,
+            refused=code is not StatusCode.OK,
+            request_id=identifier,
+            client=context.peer(),
+            seconds=seconds,
+            quiet=method in _OPEN,
+        )
+
+    async def _answer(
+        self, model: Model, version: Version, request: protocol.Request, begin: float, left: float | None
+    ) -> bytes:
         inputs = protocol.fit(request, version.interface)
         limits = (self._timeout, request.timeout, left)
         deadline = begin + min([seconds for seconds in limits if seconds is not None])
@@ -293,8 +423,11 @@ class Service:
         return {"live": True}
 
     def _server_ready(self, request: Any) -> dict[str, Any]:
-        loaded = all(model.status()["state"] == "ready" for model in self._models.values())
-        return {"ready": loaded and not self._ending.draining}
+        return {"ready": self._ready()}
+
+    def _ready(self) -> bool:
+        statuses = (model.status() for model in self._models.values())
+        return not self._ending.draining and ready(statuses, self._exit_on_error)
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
         try:
@@ -327,20 +460,21 @@ class Service:
         """
         model = self._models.get(name)
         if model is None:
-            raise RpcError(
-                StatusCode.NOT_FOUND, f"The model {show(name)} is not served; served are {', '.join(self._models)}."
-            )
+            raise NotServedError(f"The model {show(name)} is not served; served are {', '.join(self._models)}.")
         version = model.current
         if wanted and wanted != version.version:
             raise RpcError(StatusCode.NOT_FOUND, f"Version {show(wanted)} is not served; version {version.version} is.")
         return model, version
 
-    def _check_token(self, context: Context) -> None:
-        """Compares the call's bearer token, in constant time."""
+    def check_token(self, context: Context) -> None:
+        """Compares the call's bearer token, in constant time.
+
+        Raises:
+            RpcError: It is another, or missing.
+        """
         if self._authorization is None:
             return
-        given = next((value for key, value in context.invocation_metadata() or () if key == "authorization"), "")
-        kind, _, token = given.partition(" ")
+        kind, _, token = (_metadata(context, "authorization") or "").partition(" ")
         if not hmac.compare_digest(f"{kind.title()} {token.strip()}".encode(), self._authorization):
             raise RpcError(StatusCode.UNAUTHENTICATED, "A valid bearer token is needed.")
 
@@ -351,15 +485,27 @@ def _code(error: Exception) -> StatusCode:
     return next((code for kind, code in _CODES if isinstance(error, kind)), StatusCode.INTERNAL)
 
 
-async def _abort(context: Context, error: Exception) -> None:
+def _route(error: Exception, route: str) -> str:
+    """What a call that failed is counted as."""
+    return "unknown_model" if isinstance(error, NotServedError) else route
+
+
+def _metadata(context: Context, name: str) -> str | None:
+    """A value of a call's metadata."""
+    found = next((value for key, value in context.invocation_metadata() or () if key == name), None)
+    return found if isinstance(found, str) else None
+
+
+async def _abort(context: Context, error: Exception, identifier: str) -> None:
     """Ends a call with an error. What is not ours to tell, the client does not get to see."""
     code = _code(error)
     if code is StatusCode.INTERNAL:
-        _logger.error("A call failed", exc_info=error)
+        _logger.error("A call failed", exc_info=error, extra={"request_id": identifier})
     if isinstance(error, TrtError):
         text = str(error.message)
     else:
         text = str(error) if isinstance(error, RpcError) else "The server failed; its log says more."
     if len(encoded := text.encode()) > _LONGEST:
         text = encoded[:_LONGEST].decode(errors="ignore") + "…"
-    await context.abort(code, text, _RETRY if code is StatusCode.UNAVAILABLE else ())
+    known = ((access.HEADER, identifier),)
+    await context.abort(code, text, (*known, *_RETRY) if code is StatusCode.UNAVAILABLE else known)

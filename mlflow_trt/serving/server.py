@@ -44,6 +44,8 @@ def serve(
     http_processes: int = 0,
     drain: float = 5.0,
     limits: Limits | None = None,
+    exit_on_error: bool = True,
+    access_log: bool = True,
     log_level: str = "info",
 ) -> None:
     """Serves models until SIGTERM or Ctrl-C; then running requests are answered, and everything is given back.
@@ -69,6 +71,9 @@ def serve(
         drain: Seconds between SIGTERM and the end in which the server says that it is not ready, and still answers
             everything: who sends it requests needs a while to learn of it. Ctrl-C, or a second signal, ends it at once.
         limits: What HTTP connections may take.
+        exit_on_error: Whether a model that can't be loaded at the start ends the server. If not, the others are served,
+            ``/v2/models/NAME/ready`` tells which those are, and what failed is tried again as a moved alias is.
+        access_log: Whether requests that were answered well leave a line in the log; refused ones always do.
         log_level: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
 
     Raises:
@@ -79,11 +84,57 @@ def serve(
     options = options or Options()
     limits = limits or Limits()
     given = {**locals(), **vars(options)}
-    for name in RANGES.keys() & given.keys():
-        check_number(name, given[name])
-    check_secret("The bearer token", token)
-    check_secret("The webhook's secret", webhook_secret)
-    logs.configure(log_level)
+    with logs.captured(log_level):
+        try:
+            for name in RANGES.keys() & given.keys():
+                check_number(name, given[name])
+            check_secret("The bearer token", token)
+            check_secret("The webhook's secret", webhook_secret)
+            _serve(
+                _named(models),
+                host=host,
+                port=port,
+                grpc_port=grpc_port,
+                options=options,
+                interval=interval,
+                timeout=timeout,
+                max_body=max_body,
+                token=token,
+                webhook_secret=webhook_secret,
+                http_processes=http_processes,
+                drain=drain,
+                limits=limits,
+                exit_on_error=exit_on_error,
+                access_log=access_log,
+                log_level=log_level,
+            )
+        except TrtError as error:
+            _logger.critical("%s", error.message, extra={"event": "failed", "error_type": type(error).__name__})
+            raise
+        except Exception:
+            _logger.critical("The server failed", exc_info=True, extra={"event": "failed"})
+            raise
+
+
+def _serve(
+    models: Mapping[str, str],
+    *,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    options: Options,
+    interval: float,
+    timeout: float,
+    max_body: int,
+    token: str | None,
+    webhook_secret: str | None,
+    http_processes: int,
+    drain: float,
+    limits: Limits,
+    exit_on_error: bool,
+    access_log: bool,
+    log_level: str,
+) -> None:
     tune_process()
     # MLflow's own 7 back off for minutes: a registry that is back again would be noticed late.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -103,7 +154,7 @@ def serve(
     served: dict[str, Model] = {}
     devices = options.devices if options.backend == "tensorrt" else ()
     metrics = Metrics(served, devices)
-    for name, uri in _named(models).items():
+    for name, uri in models.items():
         served[name] = Model(name, uri, options, interval=interval, on_batch=partial(metrics.batch, name))
     settings: dict[str, Any] = {
         "token": token,
@@ -111,6 +162,8 @@ def serve(
         "timeout": timeout,
         "body_timeout": limits.body_timeout,
         "webhook_secret": webhook_secret,
+        "access_log": access_log,
+        "exit_on_error": exit_on_error,
     }
     ending = Ending()
     listening = bind(host, port)
@@ -122,26 +175,16 @@ def serve(
         http = Fronts(http_processes, listening, served, metrics, told, device)
     else:
         app = Application(served, metrics, ending=ending, **settings)
-        http = _Here(HttpServer(app, limits, timeout, ending, metrics.cut), listening)
-    grpc = (
-        partial(
-            rpc.start,
-            served,
-            host,
-            grpc_port,
-            token=token,
-            max_body=max_body,
-            timeout=timeout,
-            metrics=metrics,
-            ending=ending,
-        )
-        if grpc_port is not None
-        else None
-    )
+        metrics.in_flight["http"] = lambda: app.running
+        http = _Here(app, HttpServer(app, limits, timeout, ending, metrics), listening)
+    of_grpc = {key: value for key, value in settings.items() if key not in ("webhook_secret", "body_timeout")}
+    grpc = None
+    if grpc_port is not None:
+        grpc = partial(rpc.start, served, host, grpc_port, metrics=metrics, ending=ending, **of_grpc)
     _logger.info("Listening", extra={"protocol": "http", "host": host, "port": listening.getsockname()[1]})
     loop = new_loop()
     try:
-        failure = loop.run_until_complete(_run(http, served, grpc, timeout, ending, drain))
+        failure = loop.run_until_complete(_run(http, served, grpc, timeout, ending, drain, exit_on_error))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -162,7 +205,8 @@ def _share(limits: Limits, processes: int) -> Limits:
 class _Here:
     """HTTP in this process, as :class:`~.fronts.Fronts` is HTTP in others."""
 
-    def __init__(self, server: Any, listening: socket.socket) -> None:
+    def __init__(self, app: Any, server: Any, listening: socket.socket) -> None:
+        self.app = app
         self._server = server
         self._listening = listening
         self._task: asyncio.Task[None] | None = None
@@ -179,10 +223,17 @@ class _Here:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        self.app.close()
 
 
 async def _run(
-    http: Any, models: Mapping[str, Model], start_grpc: Any, timeout: float, ending: Ending, drain: float
+    http: Any,
+    models: Mapping[str, Model],
+    start_grpc: Any,
+    timeout: float,
+    ending: Ending,
+    drain: float,
+    exit_on_error: bool,
 ) -> TrtError | None:
     """Runs until a signal, or until a model fails that nothing serves in place of."""
     ended, at_once = asyncio.Event(), asyncio.Event()
@@ -196,7 +247,7 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(number, end, number)
     for model in models.values():
         model.start()
-    first = asyncio.create_task(_first_versions(ended, models))
+    first = asyncio.create_task(_first_versions(ended, models, exit_on_error))
     stops: list[Any] = []
     try:
         if start_grpc is not None:
@@ -219,20 +270,25 @@ async def _run(
     return first.result() if first.done() and not first.cancelled() else None
 
 
-async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model]) -> TrtError | None:
-    """Waits for every model's first version; ends the server if there is none to be had."""
+async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model], exit_on_error: bool) -> TrtError | None:
+    """Waits for every model's first version; ends the server if there is none to be had, unless it goes on without."""
+    failed: list[str] = []
     waiting = dict(models)
     while waiting:
         for name, model in list(waiting.items()):
             state = model.status()["state"]
             if state == "ready":
                 del waiting[name]
-            elif state == "failed":
+            elif state == "failed" and exit_on_error:
                 ended.set()
                 return model.failure
+            elif state == "failed" and name not in failed:
+                failed.append(name)
+        if set(waiting) <= set(failed) and len(waiting) < len(models):
+            break  # what failed is tried again, and said to be served once it is
         await asyncio.sleep(_LOOK)
     settle()
-    _logger.info("Ready", extra={"models": list(models)})
+    _logger.info("Ready", extra={"models": [name for name in models if name not in waiting], "failed": list(waiting)})
     return None
 
 

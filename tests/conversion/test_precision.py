@@ -12,40 +12,9 @@ torch = pytest.importorskip("torch", reason="needs the conversion extra")
 from torch import nn
 
 from mlflow_trt import Input
-from mlflow_trt.conversion import interface
-from mlflow_trt.conversion.arguments import parse
-from mlflow_trt.conversion.precision import prepare
-from mlflow_trt.conversion.program import export, flatten, placeholder_values
-from mlflow_trt.conversion.structure import computed_outputs
 
 from .models import Attention, Cnn, Function, Islands, Nested, Two
-
-
-def prepared(model, inputs, dtype, kwargs=None):
-    """A program and what it became."""
-    given = parse(model, inputs, kwargs)
-    program = model if isinstance(model, torch.export.ExportedProgram) else export(model, given)
-    specs = flatten(program, given)
-    values = placeholder_values(program)
-    fed = {name: interface.fed_dtype(spec, values[name].dtype) for name, spec in specs.items()}
-    return program, prepare(program, computed_outputs(program, None), dtype, fed)
-
-
-def run(program, *inputs):
-    with torch.no_grad():
-        return program.module()(*inputs)
-
-
-def dtypes_of(program, *names):
-    return {
-        node.meta["val"].dtype
-        for node in program.graph.nodes
-        if node.op == "call_function" and any(f"aten.{name}." in str(node.target) for name in names)
-    }
-
-
-def relative(actual, expected):
-    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+from .programs import dtypes_of, prepared, relative, run
 
 
 @pytest.mark.parametrize("as_program", [False, True])
@@ -199,3 +168,61 @@ def test_a_biased_batch_product_is_written_out(scaled):
 
 def _float32_baddbmm(added, left, right, *, beta=1, alpha=1):
     return (beta * added.float() + alpha * torch.bmm(left.float(), right.float())).to(added.dtype)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_what_needs_its_own_dtypes_keeps_them(dtype):
+    """Half of a complex number, bits read as another dtype, and what PyTorch has no half kernel for."""
+
+    def function(x):
+        return torch.fft.rfft(x).abs(), (x.view(torch.int32) >> 16), torch.linalg.inv(x @ x.T + torch.eye(4))
+
+    x = torch.randn(4, 16)
+    _, program = prepared(Function(function), [Input((4, 16))], dtype)
+    for actual, expected in zip(run(program.program, x), function(x)):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_casts_to_another_half_precision_follow_the_one_that_is_asked_for():
+    model = Function(lambda x: (x.bfloat16() @ torch.eye(4, dtype=torch.bfloat16)).float())
+    _, half = prepared(model, [Input((2, 4))], torch.float16)
+    assert torch.bfloat16 not in half.dtypes()
+    _, own = prepared(model, [Input((2, 4))], None)
+    assert torch.bfloat16 in own.dtypes()
+
+
+def test_double_module_takes_what_its_input_says():
+    model = nn.Linear(4, 4).double()
+    _, single = prepared(model, [Input((2, 4))], None)
+    assert torch.float64 not in single.dtypes()
+    x = torch.randn(2, 4)
+    assert relative(run(single.program, x)[0], model(x.double())) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_batch_norm_without_weights_has_those_of_its_own_dtype(dtype):
+    torch.manual_seed(0)
+    model = nn.BatchNorm2d(3, affine=False).eval()
+    model.running_mean.normal_()
+    _, program = prepared(model, [Input((2, 3, 4, 4))], dtype)
+    (norm,) = [node for node in program.program.graph.nodes if "batch_norm" in str(node.target)]
+    assert {n.meta["val"].dtype for n in norm.args[:5]} == {dtype or torch.float32}
+    x = torch.randn(2, 3, 4, 4)
+    assert relative(run(program.program, x)[0], model(x)) < 2e-3
+
+
+@pytest.mark.parametrize("write", [lambda x: x[:, 1:3], lambda x: x[:, -1], lambda x: x[..., 2:], lambda x: x[:2, 1]])
+def test_writes_into_a_part_are_joined(write):
+    """As a scatter, which Torch-TensorRT makes of it, TensorRT refuses it where another dimension is dynamic."""
+
+    def function(x):
+        y = x.clone()
+        write(y).mul_(3)
+        return y, y.sum(1)
+
+    _, program = prepared(Function(function), [Input(((2, 3, 4), 6, 5))], torch.float16)
+    assert not any("scatter" in str(node.target) for node in program.program.graph.nodes)
+    x = torch.randn(4, 6, 5)
+    for actual, expected in zip(run(program.program, x), function(x)):
+        torch.testing.assert_close(actual, expected, rtol=5e-3, atol=5e-3)

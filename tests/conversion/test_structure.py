@@ -17,7 +17,7 @@ from mlflow_trt.conversion.program import export
 from mlflow_trt.errors import ConversionError, SettingError
 from mlflow_trt.manifest import Branch, ConstantLeaf, InputLeaf, TensorLeaf
 
-from .models import Function, Nested
+from .models import Function, Nested, Pair
 
 
 @dataclass
@@ -116,3 +116,50 @@ def test_arguments_nest_as_the_call():
     assert kwargs.keys == ("flag", "ids", "mask")
     assert kwargs.items[0] == ConstantLeaf(value=None)
     assert kwargs.items[1] == TensorLeaf(name="ids")
+
+
+@pytest.mark.parametrize("function", [lambda x: torch.complex(x, x), lambda x: x.to(torch.float8_e4m3fn)])
+def test_outputs_that_no_engine_has(function):
+    with pytest.raises(ConversionError, match=r"complex64|float8") as caught:
+        outputs_of(lambda x: (x + 1, function(x)))
+    assert caught.value.remedy
+
+
+def test_copy_that_is_written_to_is_computed():
+    """It was taken for its input, handed through as it was."""
+
+    def function(x):
+        y = x.clone()
+        y[:, 1:2] = 0
+        z = x * 2
+        before = z.clone()
+        z[0] = 0
+        return y, before, z
+
+    outputs, result = outputs_of(function)
+    assert [positions for _, positions in outputs] == [(0,), (1,), (2,)]
+    assert [type(item) for item in result.items] == [TensorLeaf] * 3
+
+
+@pytest.mark.parametrize(
+    ("function", "spec"),
+    [
+        (lambda x: torch.topk(x, 2), (0, 0)),
+        (lambda x: Pair(x + 1, {"k": [x + 2]}), (0, {"k": [0]})),
+        (lambda x: [Scores(x + 1, x + 2), x + 3], [{"best": 0, "all": 0}, 0]),
+    ],
+)
+def test_a_program_with_containers_of_its_own_is_saved_with_plain_ones(function, spec, tmp_path):
+    program = export(Function(function), parse(Function(function), [Input((2, 3))], None))
+    torch.export.save(structure.portable(program), tmp_path / "program.pt2")
+    loaded = torch.export.load(tmp_path / "program.pt2")
+    x = torch.randn(2, 3)
+    answer = loaded.module()(x)
+    assert torch.utils._pytree.tree_map(lambda _: 0, answer) == spec
+    expected = torch.utils._pytree.tree_leaves(program.module()(x))
+    assert all(torch.equal(a, b) for a, b in zip(torch.utils._pytree.tree_leaves(answer), expected))
+
+
+def test_a_plain_program_is_saved_as_it_is():
+    program = export(Function(lambda x: {"a": x + 1}), parse(Function(abs), [Input((2, 3))], None))
+    assert structure.portable(program) is program

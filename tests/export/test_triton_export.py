@@ -271,7 +271,7 @@ def test_a_plan_of_another_release_than_the_manifest_says(repository, tmp_path):
     record = made.record.model_copy(update={"release": "10.16.0.1"})
     wrong = type(made)(made.serialized, made.manifest.model_copy(update={"plans": (record,)}))
 
-    with pytest.raises(ManifestError, match=r"The plan is of tensorrt 10\.15\.1\.29"):
+    with pytest.raises(ManifestError, match=r"is a plan of tensorrt 10\.15\.1\.29"):
         export_triton(save(tmp_path / "m", wrong), repository)
     assert not any(repository.iterdir())
 

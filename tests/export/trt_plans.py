@@ -37,8 +37,10 @@ ONE_PROFILE: tuple[Profile, ...] = ({"x": ShapeRange(min=(1, 4), opt=(2, 4), max
 def engine_bytes(content: str = "", release: str = RELEASE) -> bytes:
     header = bytearray(64)
     header[:4] = b"ftrt"
+    body = b"layers and weights " * 40 + content.encode()
+    header[16:24] = (64 + len(body)).to_bytes(8, "little")
     header[24:28] = bytes(int(n) for n in release.split("."))
-    return bytes(header) + b"layers and weights " * 40 + content.encode()
+    return bytes(header) + body
 
 
 def tensor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import forged
@@ -11,8 +12,11 @@ import pytest
 import mlflow_trt
 from mlflow_trt import manifest, store
 from mlflow_trt.manifest import Host, OutputParity, Parity, ParityPoint, Tolerance
+from mlflow_trt.parity import default_tolerance
 from mlflow_trt.registry import gates
 from mlflow_trt.registry.case import Case, Subject
+from mlflow_trt.registry.parity import exact_outputs, limit
+from mlflow_trt.registry.report import PromotionReport
 
 
 def judged(registry, version, *chosen):
@@ -136,15 +140,41 @@ def test_a_renamed_input_is_refused(registry):
     assert "'x' is gone" in verdict.reasons[0]
 
 
+def test_another_number_of_classes_is_refused_and_what_was_compared_is_in_the_report(registry):
+    champion = registry.log(forged.plan())
+    made = forged.plan("more classes")
+    interface = made.manifest.interface
+    outputs = (interface.outputs[0].model_copy(update={"shape": ("batch", 4)}),)
+    wider = dataclasses.replace(
+        made,
+        manifest=made.manifest.model_copy(
+            update={"interface": interface.model_copy(update={"outputs": outputs})},
+        ),
+    )
+    crown(registry, champion)
+
+    verdict = judged(registry, registry.log(wider), gates.Contract())
+
+    assert verdict.status == "failed"
+    assert verdict.reasons == ("The output 'scores' has the size 4 in dimension 1, and had 3.",)
+    assert ("output scores", "float32 (batch, 3)", "float32 (batch, 4)") in verdict.tables[0].rows
+
+
 # ---- parity --------------------------------------------------------------------------------------------------------
 
 GPU = Host(gpu="NVIDIA L4", capability="8.9")
 
 
-def figures(rel_l2, *, status="passed", identical_rows=True):
-    output = OutputParity(output="scores", max_abs=rel_l2, rel_l2=rel_l2, cosine=1 - rel_l2, passed=rel_l2 <= 0.01)
+LOGGED = Tolerance(rel_l2=0.01, cosine=0.99)
+
+
+def figures(rel_l2, *, status="passed", identical_rows=None, tolerance=LOGGED, top1=None):
+    """What a GPU host recorded of an engine that is off by this much in a direction of its own."""
+    cosine = 1 / (1 + rel_l2**2) ** 0.5
+    passed = status == "passed"
+    output = OutputParity(output="scores", max_abs=rel_l2, rel_l2=rel_l2, cosine=cosine, top1=top1, passed=passed)
     point = ParityPoint(profile=0, point="opt", outputs=(output,), identical_rows=identical_rows)
-    return Parity(status=status, tolerance=Tolerance(rel_l2=0.01, cosine=0.99), points=(point,), host=GPU)
+    return Parity(status=status, tolerance=tolerance, points=(point,), host=GPU)
 
 
 def test_figures_that_a_gpu_host_recorded_count(registry):
@@ -179,18 +209,140 @@ def test_what_a_gpu_host_benchmarked_later_counts(registry):
     assert judged(registry, version, gates.Parity(measure=False)).status == "failed"
 
 
+ANYTHING = Tolerance(rel_l2=100, cosine=-1)
+FP32 = default_tolerance("fp32")
+
+
+def test_whoever_logs_a_version_does_not_loosen_the_gate(registry):
+    """Another network's engine, logged with a tolerance that lets anything pass: on record it has passed."""
+    version = registry.log(forged.plan(parity=figures(1.4, tolerance=ANYTHING)))
+
+    verdict = judged(registry, version, gates.Parity())
+
+    assert verdict.status == "failed"
+    assert "relative L2 error 1.4" in verdict.reasons[0]
+    assert verdict.reasons[-1] == (
+        "Judged by relative L2 0.005, cosine 0.9999 (the default of fp32); logged with relative L2 100, cosine -1."
+    )
+    [shown] = verdict.figures.values()
+    assert (shown["judged_by"]["rel_l2"], shown["logged_with"]["rel_l2"]) == (0.005, 100)
+    page = PromotionReport("i", "m", "1", "champion", None, "me", "now", "refused", verdicts=(verdict,)).to_html()
+    assert "<td>logged with</td><td>100</td><td>-1</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("precision", "own", "logged", "expected"),
+    [
+        ("fp32", None, None, FP32),
+        ("fp32", None, FP32, FP32),
+        ("fp32", None, ANYTHING, FP32),
+        ("fp32", None, Tolerance(rel_l2=1e-4, cosine=0.5, top1=0.9), Tolerance(rel_l2=1e-4, cosine=0.9999, top1=0.9)),
+        ("tf32", None, ANYTHING, default_tolerance("tf32")),
+        ("bf16", None, Tolerance(rel_l2=1, cosine=0.999), Tolerance(rel_l2=0.05, cosine=0.999)),
+        (None, None, ANYTHING, default_tolerance(None)),
+        (None, None, Tolerance(rel_l2=1e-3, cosine=0.9), Tolerance(rel_l2=1e-3, cosine=0.9995)),
+        # The gate's own, of whoever promotes.
+        ("fp32", Tolerance(rel_l2=1e-4, cosine=0), None, Tolerance(rel_l2=1e-4, cosine=0)),
+        ("fp32", Tolerance(rel_l2=0.5, cosine=0), FP32, Tolerance(rel_l2=0.5, cosine=0)),
+        ("fp32", Tolerance(rel_l2=0.5, cosine=0), ANYTHING, Tolerance(rel_l2=0.5, cosine=0)),
+        ("fp32", Tolerance(rel_l2=0.5, cosine=0), Tolerance(rel_l2=0.1, cosine=0.9), Tolerance(rel_l2=0.1, cosine=0.9)),
+    ],
+)
+def test_the_limit_is_the_gates_and_a_logged_tolerance_only_makes_it_stricter(precision, own, logged, expected):
+    assert limit(precision, own, logged).tolerance == expected
+
+
+def test_a_limit_that_is_looser_than_the_default_says_so():
+    loosened = limit("fp32", Tolerance(rel_l2=0.5, cosine=0), FP32)
+
+    assert "the gate's setting, LOOSER than the default of fp32, relative L2 0.005, cosine 0.9999" in loosened.text()
+    assert "LOOSER" not in limit("fp32", Tolerance(rel_l2=1e-4, cosine=0.99999), None).text()
+    assert "LOOSER" in gates.judge_parity({"a": figures(0.3)}, Tolerance(rel_l2=0.5, cosine=0)).reasons[-1]
+
+
+def test_a_version_logged_with_a_stricter_tolerance_is_held_to_it():
+    strict = Tolerance(rel_l2=1e-4, cosine=0.9)
+
+    assert gates.judge_parity({"a": figures(0.001)}).status == "passed"
+    assert gates.judge_parity({"a": figures(0.001, tolerance=strict)}).status == "failed"
+
+
 def test_a_stricter_tolerance_judges_the_same_figures():
     found = {"a plan": figures(0.005)}
 
     assert gates.judge_parity(found).status == "passed"
     assert gates.judge_parity(found, Tolerance(rel_l2=0.001, cosine=0.9)).status == "failed"
-    assert gates.judge_parity(found, Tolerance(rel_l2=0.01, cosine=0.999)).status == "failed"
+    assert gates.judge_parity(found, Tolerance(rel_l2=0.01, cosine=0.999999)).status == "failed"
+
+
+def test_top1_is_judged_where_it_applies():
+    strict = Tolerance(rel_l2=0.1, cosine=0.9, top1=0.99)
+
+    assert gates.judge_parity({"a": figures(0.005, top1=0.95)}).status == "passed"
+    assert gates.judge_parity({"a": figures(0.005, top1=0.95)}, strict).status == "failed"
+    assert gates.judge_parity({"a": figures(0.005, tolerance=strict, top1=0.95)}).status == "failed"
+    assert gates.judge_parity({"a": figures(0.005)}, strict).status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("rel_l2", "share", "own", "logged", "expected"),
+    [
+        (0.5, 1.0, None, None, "passed"),  # a relative error of indices says nothing
+        (0.5, 0.995, None, None, "passed"),
+        (1e-5, 0.0, None, None, "failed"),  # every index is off by one
+        (0.5, 0.9, None, Tolerance(rel_l2=100, cosine=-1, top1=0.5), "failed"),
+        (0.5, 0.9, Tolerance(rel_l2=0.01, cosine=0.9, top1=0.8), None, "passed"),
+        (0.5, 0.9, Tolerance(rel_l2=0.2, cosine=0.9), Tolerance(rel_l2=1, cosine=0, top1=0.95), "failed"),
+    ],
+)
+def test_whole_numbers_are_judged_by_the_share_that_is_equal(rel_l2, share, own, logged, expected):
+    found = {"a": figures(rel_l2, tolerance=logged, top1=share)}
+
+    assert gates.judge_parity(found, own, exact={"scores"}).status == expected
+
+
+def test_which_outputs_hold_whole_numbers_is_in_the_interface():
+    made = forged.plan().manifest
+    outputs = [forged.tensor(n, t, ()) for n, t in (("a", "float32"), ("b", "int64"), ("c", "bool"), ("d", "uint8"))]
+    interface = made.interface.model_copy(update={"outputs": tuple(outputs)})
+
+    assert exact_outputs(made.model_copy(update={"interface": interface})) == {"b", "c", "d"}
+    assert exact_outputs(made.model_copy(update={"interface": None})) == set()
 
 
 def test_rows_that_differ_within_a_batch_fail_whatever_the_tolerance():
     found = {"a plan": figures(0.001, status="failed", identical_rows=False)}
 
     assert "identical rows" in gates.judge_parity(found, Tolerance(rel_l2=1, cosine=-1)).reasons[0]
+
+
+def test_rows_that_were_compared_by_a_looser_tolerance_are_not_measured():
+    """How far they differ is not on record: under a tolerance of 100 rows of anything are identical."""
+    anything = {"a plan": figures(0.001, identical_rows=True, tolerance=ANYTHING)}
+
+    verdict = gates.judge_parity(anything)
+
+    assert verdict.status == "not_measured"
+    assert "identical rows" in verdict.reasons[0]
+    assert gates.judge_parity({"a plan": figures(0.001, identical_rows=True)}).status == "passed"
+    assert gates.judge_parity(anything, ANYTHING).status == "passed", "knowingly"
+
+
+def test_a_verdict_without_figures_is_none():
+    empty = Parity(status="passed", tolerance=ANYTHING)
+
+    assert gates.judge_parity({"a": empty}).status == "not_measured"
+    assert gates.judge_parity({"a": empty.model_copy(update={"status": "failed"})}).status == "failed"
+
+
+def test_each_plan_is_judged_by_its_own_precision():
+    found = {"exact": figures(0.008), "half": figures(0.008)}
+    limits = {"exact": limit("fp32", None, None), "half": limit("fp16", None, None)}
+
+    verdict = gates.judge_parity(found, limits=limits)
+
+    assert [r.partition(":")[0] for r in verdict.reasons] == ["exact", "exact", "half"]
+    assert verdict.status == "failed"
 
 
 def test_one_plan_without_figures_leaves_the_version_not_measured():

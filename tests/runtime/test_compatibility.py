@@ -9,7 +9,7 @@ from interfaces import host, manifest, record
 
 from mlflow_trt.errors import CompatibilityError, SettingError
 from mlflow_trt.manifest import File, Host, Program
-from mlflow_trt.runtime.compatibility import check, check_all, choose, describe
+from mlflow_trt.runtime.compatibility import check, check_all, choose, describe, runtime_for
 from mlflow_trt.runtime.host import parse_host
 
 FULL = {"runtime": "tensorrt", "release": "10.15.1.29", "capabilities": ("9.0",)}
@@ -18,6 +18,10 @@ H100 = {"gpu": "NVIDIA H100", "capability": "9.0"}
 
 def on(**changes):
     return host(**{"runtimes": {"tensorrt_rtx": "1.6.1.120", "tensorrt": "10.15.1.29"}, **changes})
+
+
+def lean(release):
+    return on(**H100, runtimes={"tensorrt_lean": release})
 
 
 ACCEPTED = {
@@ -34,6 +38,17 @@ ACCEPTED = {
         on(**H100),
     ),
     "full, builder not on record": (record(**FULL), on(**H100, os="windows")),
+    "lean, same release": (record(**FULL, version_compatible=True), lean("10.15.1.29")),
+    "lean, later release": (record(**FULL, version_compatible=True), lean("11.4.0.106")),
+    "lean, release in short": (record(**FULL, version_compatible=True), lean("10.15")),
+    "lean, beside an older full one": (
+        record(**FULL, version_compatible=True),
+        on(**H100, runtimes={"tensorrt": "10.14.1.48", "tensorrt_lean": "10.15.1.29"}),
+    ),
+    "full, beside an older lean one": (
+        record(**FULL),
+        on(**H100, runtimes={"tensorrt": "10.15.1.29", "tensorrt_lean": "10.14.1.48"}),
+    ),
 }
 
 REJECTED = {
@@ -46,6 +61,11 @@ REJECTED = {
     "rtx, older GPU": (record(capabilities=("8.9", "12.0")), on(capability="8.6"), "8.6"),
     "rtx, built for later GPUs, on an H100": (record(capabilities=("12.0",)), on(**H100), "9.0"),
     "rtx, built for Turing alone, on an H100": (record(capabilities=("7.5",)), on(**H100), "9.0"),
+    "rtx 1.7, built for 8.x, on an H100": (
+        record(release="1.7.1.116", capabilities=("8.0", "8.6")),
+        on(**H100, runtimes={"tensorrt_rtx": "1.7.1.116"}),
+        "TensorRT-RTX 1.7.1.116 does not run on|newer than 12.1",
+    ),
     "rtx, built on an H100, elsewhere": (record(capabilities=("9.0",)), on(), "8.9"),
     "rtx, built on an H100, on a B200": (record(capabilities=("9.0",)), on(capability="10.0"), "10.0"),
     "rtx, mac": (record(), on(os="darwin"), "darwin"),
@@ -54,6 +74,10 @@ REJECTED = {
     "full, hardware compatible, Turing": (record(**FULL, hardware_compatible=True), on(capability="7.5"), "7.5"),
     "full, other release": (record(**{**FULL, "release": "10.15.1.30"}), on(**H100), "10.15.1.29"),
     "full, earlier release": (record(**{**FULL, "release": "11.0.0.1"}, version_compatible=True), on(**H100), "later"),
+    "lean, not version compatible": (record(**FULL), lean("10.15.1.29"), "loads version-compatible plans alone"),
+    "lean, earlier release": (record(**FULL, version_compatible=True), lean("10.14.1.48"), "built by the later"),
+    "lean, rtx": (record(version_compatible=True), lean("10.15.1.29"), "tensorrt_rtx is not installed (tensorrt_lean"),
+    "lean, other GPU": (record(**FULL, version_compatible=True), on(runtimes={"tensorrt_lean": "10.15.1.29"}), "8.9"),
     "full, other system": (record(**FULL, built_on=on(**H100)), on(**H100, os="windows"), "windows"),
     "full, other processor": (record(**FULL, built_on=on(**H100)), on(**H100, machine="aarch64"), "aarch64"),
 }
@@ -78,10 +102,43 @@ def test_rejected(case):
 
 @pytest.mark.parametrize(
     "case",
-    ["rtx, capability not on record", "rtx, built for 8.x, on an H100", "full, builder not on record"],
+    [
+        "rtx, capability not on record",
+        "rtx, built for 8.x, on an H100",
+        "full, builder not on record",
+        "full, later release, version compatible",
+        "lean, later release",
+    ],
 )
 def test_what_is_not_certain_is_noted(case):
     assert check(*ACCEPTED[case]).notes
+
+
+def test_which_installed_runtime_loads_a_plan():
+    loads = {case: runtime_for(*ACCEPTED[case]) for case in ACCEPTED}
+    assert {name for case, name in loads.items() if case.startswith("lean")} == {"tensorrt_lean"}
+    assert {name for case, name in loads.items() if case.startswith("full")} == {"tensorrt"}
+    assert {name for case, name in loads.items() if case.startswith("rtx")} == {"tensorrt_rtx"}
+    assert runtime_for(record(**FULL), lean("10.15.1.29")) is None
+
+
+def test_a_lean_runtime_is_told_of_and_offered():
+    made = record(**FULL, version_compatible=True, built_on=on(**H100))
+    (note,) = check(made, lean("10.15.1.29")).notes
+    assert "tensorrt_lean 10.15.1.29" in note
+    (reason,) = check(made, on(**H100, runtimes={})).reasons
+    assert "tensorrt_lean" in reason.expected
+    assert "pip install tensorrt-lean-cu13-bindings==10.15.1.29 tensorrt-lean-cu13-libs==10.15.1.29" in reason.remedy
+    (reason,) = check(record(**FULL), on(**H100, runtimes={})).reasons
+    assert "lean" not in reason.expected + reason.remedy
+    (reason,) = check(record(**FULL), lean("11.4.0.106")).reasons
+    assert "version_compatible=True" in reason.remedy
+
+
+def test_both_runtimes_say_why_not():
+    installed = {"tensorrt": "10.14.1.48", "tensorrt_lean": "10.14.1.48"}
+    reasons = check(record(**FULL, version_compatible=True), on(**H100, runtimes=installed)).reasons
+    assert [r.found.split(" ")[0] for r in reasons] == ["tensorrt", "tensorrt_lean"]
 
 
 def test_all_reasons_are_given():
@@ -145,11 +202,25 @@ def test_parse_host():
         runtimes={"tensorrt_rtx": "1.4.0.76", "tensorrt": "10.15.1.29"},
     )
     assert parse_host("sm_120").capability == "12.0"
+    for text in ("tensorrt_lean==11.4,sm_89", "8.9,tensorrt-lean==11.4"):
+        assert parse_host(text) == Host(capability="8.9", runtimes={"tensorrt_lean": "11.4"})
     assert parse_host("sm75,gpu=NVIDIA T4,driver=580.1,cuda=13.0").gpu == "NVIDIA T4"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "sm_", "tensorrt_rtx", "tensorrt_rtx=1.6", "onnx==1.0", "sm_89,8.6", "8.9,", "os="]
+    "text",
+    [
+        "",
+        "nonsense",
+        "sm_",
+        "tensorrt_rtx",
+        "tensorrt_rtx=1.6",
+        "tensorrt_dispatch==11.4",
+        "onnx==1.0",
+        "sm_89,8.6",
+        "8.9,",
+        "os=",
+    ],
 )
 def test_parse_host_refuses_nonsense(text):
     with pytest.raises(SettingError, match="host"):
@@ -175,7 +246,8 @@ HOSTS = st.builds(
     lambda capability, runtimes, system: host(capability=capability, runtimes=runtimes, os=system),
     st.none() | CAPABILITIES,
     st.dictionaries(
-        st.sampled_from(["tensorrt", "tensorrt_rtx"]), st.sampled_from(["1.4.0.76", "1.6.1.120", "10.15.1.29"])
+        st.sampled_from(["tensorrt", "tensorrt_rtx", "tensorrt_lean"]),
+        st.sampled_from(["1.4.0.76", "1.6.1.120", "10.15.1.29"]),
     ),
     st.sampled_from([None, "linux", "windows", "darwin"]),
 )
@@ -186,7 +258,10 @@ def test_what_is_accepted_has_a_gpu_and_the_runtime(plan, here):
     verdict = check(plan, here)
     if verdict.accepted:
         assert here.capability
-        assert plan.runtime in here.runtimes
+        loads = runtime_for(plan, here)
+        assert loads in here.runtimes
+        assert loads == plan.runtime or (loads == "tensorrt_lean" and plan.version_compatible)
+        assert (loads == "tensorrt_rtx") == (plan.runtime == "tensorrt_rtx")
         if plan.runtime == "tensorrt_rtx":
             assert here.runtimes["tensorrt_rtx"] == plan.release
             assert here.os != "darwin"

@@ -124,7 +124,7 @@ def test_second_call_records_a_graph_and_later_ones_launch_it(engine, module):
     for _ in range(5):
         engine.predict({"x": rows(2)})
     assert module.cudart.graphs == 1
-    assert module.cudart.launches == 4
+    assert module.cudart.launches == 5  # one while the specialized kernels were compared with the others
 
 
 def test_without_cuda_graphs_every_call_is_enqueued(tmp_path, module):

@@ -35,8 +35,8 @@ BAD = {
     "rank below": ({"x": images()[0]}, r"2 dimensions", r"3: \(batch, 3, 4\)"),
     "rank above": ({"x": images()[None]}, r"4 dimensions", r"3: \(batch, 3, 4\)"),
     "fixed size": ({"x": np.zeros((2, 3, 5), np.float32)}, "size 5 in dimension 2", "4, which is fixed"),
-    "above max": ({"x": images(9)}, "size 9 in dimension 0 is above", "1 to 8"),
-    "batch 0": ({"x": images(0)}, "size 0 in dimension 0 is below", "1 to 8"),
+    "above max": ({"x": images(9)}, r"size 9 in dimension 0 \(batch\) is above", "1 to 8"),
+    "batch 0": ({"x": images(0)}, r"size 0 in dimension 0 \(batch\) is below", "1 to 8"),
     "name": ({"y": images()}, "missing: x; not known: y", "exactly x"),
     "extra": ({"x": images(), "y": images()}, "not known: y", "exactly x"),
     "missing": ({}, "missing: x", "exactly x"),
@@ -60,7 +60,14 @@ def test_bad_input(binder, case):
 
 
 BAD_PAIRS = {
-    "sizes differ": ({"ids": pair(2, 8)["ids"], "mask": pair(2, 9)["mask"]}, "9 in dimension 1, and 'ids' has 8"),
+    "sizes differ": (
+        {"ids": pair(2, 8)["ids"], "mask": pair(2, 9)["mask"]},
+        r"9 in dimension 1 \(length\), and 'ids' has 8",
+    ),
+    "batches differ": (
+        {"ids": pair(2, 8)["ids"], "mask": pair(3, 8)["mask"]},
+        r"'mask' has the shape \(3, 8\): 3 in dimension 0 \(batch\), and 'ids' has 2",
+    ),
     "between the profiles": (pair(1, 64), "above the maximum"),
     "above both": (pair(33, 8), "above the maximum"),
     "length 0": (pair(2, 0), "below the minimum"),

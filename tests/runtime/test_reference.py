@@ -201,3 +201,32 @@ except SettingError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"torch>={torch.__version__.split('+')[0]}" in done.stdout, done.stderr
+
+
+def test_sizes_that_the_program_was_not_exported_for(tmp_path):
+    """A guard that the export left in the program is an error of the inputs, not a bare assertion."""
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 2)
+
+        def forward(self, x, ids):
+            return (x + 1 if x.shape[0] % 2 == 0 else x) + self.table(ids).sum()
+
+    auto = torch.export.Dim.AUTO
+    example = (torch.ones(4, 3), torch.zeros(2, dtype=torch.int64))
+    program = save(tmp_path, Module(), example, dynamic_shapes={"x": {0: auto}, "ids": None})
+    face = interface(
+        [tensor("x", ("n", 3)), tensor("ids", (2,), "int64")],
+        [tensor("y", ("n", 3))],
+        arguments=branch("tuple", branch("tuple", leaf("x"), leaf("ids")), branch("dict", keys=())),
+        result=leaf("y"),
+    )
+    with runtime.load(tmp_path, manifest(record(), interface=face, program=program), backend="reference") as engine:
+        ids = np.zeros(2, np.int64)
+        assert engine(np.ones((6, 3), np.float32), ids).shape == (6, 3)
+        with pytest.raises(InputError, match=r"does not hold for inputs of the shapes \[5, 3\].*% 2"):
+            engine(np.ones((5, 3), np.float32), ids)
+        with pytest.raises(InputError, match="index out of range"):
+            engine(np.ones((6, 3), np.float32), ids + 9)

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import standin
 
 from mlflow_trt.errors import PlanError
 from mlflow_trt.runtime import trt
@@ -128,6 +129,41 @@ def test_refused_bytes_give_tensorrts_own_words(tensorrt_rtx, tmp_path):
 )
 def test_out_of_memory_is_recognized(text, means):
     assert trt.said_out_of_memory(text) is means
+
+
+LINEAR, WIDE = "Row major linear FP32 format (kLINEAR)", "Two wide channel vectorized row major FP16 format (kCHW2)"
+
+
+@pytest.mark.parametrize(("description", "linear"), [(LINEAR, True), (WIDE, False)])
+def test_the_layout_is_known_by_its_description_where_there_is_no_name_for_it(description, linear):
+    """A stand-in for an engine on a GPU; the descriptions are the lean library's own."""
+    engine = SimpleNamespace(get_tensor_format_desc=lambda binding: description)  # get_tensor_format raises there
+    assert trt._is_linear(SimpleNamespace(), engine, "x") is linear
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is false.", "exclude"),
+        ("Error Code 1: Internal Error\nUnexpected call to stub loadRunner for ReformatRunner", "version_compatible"),
+        ("Serialization assertion header.magicTag == kEXPECTED_MAGIC_TAG failed.", "build the plan again"),
+    ],
+)
+def test_what_tensorrts_refusal_means(monkeypatch, words, remedy):
+    """A stand-in that says the words of the real library, whose plans can't be built here."""
+    module = standin.Trt(None, lambda trt: None)
+    monkeypatch.setattr(trt, "import_runtime", lambda name, release: module)
+    monkeypatch.setattr(trt.Log, "text", lambda self: words)
+    with pytest.raises(PlanError) as caught:
+        trt.Deserialized("tensorrt_lean", "11.4.0.106", b"plan")
+    assert words in caught.value.found
+    assert remedy in caught.value.remedy
+
+
+def test_layers_of_a_module_without_an_inspector():
+    made = object.__new__(trt.Deserialized)
+    made.trt = SimpleNamespace()
+    assert made.layers() == []
 
 
 def test_layers_by_name():

@@ -69,6 +69,9 @@ def check_echo(request: Any, inputs: dict[str, np.ndarray], response: Any) -> No
     assert (header["model_name"], header["model_version"]) == ("m", "1")
     wanted = list(inputs) if request.outputs is None else [output.name for output in request.outputs]
     assert [output["name"] for output in header["outputs"]] == wanted
+    floats = [output.get("data", ()) for output in header["outputs"] if output["datatype"].startswith(("FP", "BF"))]
+    if any(type(value) is str for data in floats for value in data):
+        return  # in a response's JSON NaN is a string, which no request may hold
     text = json.dumps({"inputs": header["outputs"]}).encode()
     length = None if response.header_length is None else len(text)
     again = protocol.decode(text + b"".join(response.parts[1:]), length)

@@ -39,7 +39,9 @@ class Light:
         self._seconds = int(milliseconds) / 1000
         self._width = int(width)
         face = interface([tensor("x", ("n", 4))], [tensor("y", ("n", self._width))])
-        self.current = SimpleNamespace(uri=uri, version="1", platform="stand-in", interface=face, profiles=())
+        self.current = SimpleNamespace(
+            uri=uri, version="1", platform="stand-in", interface=face, profiles=(), mlmodel=None
+        )
 
     def start(self) -> None:
         pass

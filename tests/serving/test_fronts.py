@@ -25,7 +25,7 @@ from interfaces import interface, tensor
 
 WIDE = 16 << 10
 SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning"}
-SETTINGS.update(body_timeout=30.0, limits={})
+SETTINGS.update(body_timeout=30.0, limits={}, access_log=False, exit_on_error=True)
 FACE = interface([tensor("x", ("n", WIDE))], [tensor("y", ("n", 1))])
 
 
@@ -34,7 +34,9 @@ class Held:
 
     name = "m"
     registered_model = None
-    current = SimpleNamespace(uri="models:/m/1", version="1", platform="stand-in", interface=FACE, profiles=())
+    current = SimpleNamespace(
+        uri="models:/m/1", version="1", platform="stand-in", interface=FACE, profiles=(), mlmodel=None
+    )
 
     def __init__(self):
         self.requests = []

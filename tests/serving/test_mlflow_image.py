@@ -6,21 +6,19 @@ distributions that the model's requirements lead to starts the server.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
 import re
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
+import environments
 import mlflow
 import mlflow.models.cli
 import pytest
 import servers
 from click.testing import CliRunner
-from packaging.requirements import Requirement
+from environments import clean
 
 import mlflow_trt
 
@@ -77,39 +75,11 @@ def test_pip_would_install_no_torch(mixed_folder, tmp_path):
 def image_python(mixed_folder, tmp_path_factory) -> Path:
     """A Python that has what the model's requirements lead to, as it is installed here, and nothing else."""
     folder = tmp_path_factory.mktemp("image")
-    venv.create(folder, symlinks=True)
-    python = folder / "bin/python"
-    site = folder / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    try:
-        needed = closure((mixed_folder / "requirements.txt").read_text().splitlines())
-    except importlib.metadata.PackageNotFoundError as error:
-        pytest.skip(f"needs {error}, installed as a package")
-    files = {file: file.locate() for distribution in needed for file in distribution.files or ()}
-    for file, original in files.items():
-        if ".." not in file.parts and "__pycache__" not in file.parts:
-            (site / file).parent.mkdir(parents=True, exist_ok=True)
-            (site / file).symlink_to(original)
+    python = environments.make(folder, (mixed_folder / "requirements.txt").read_text().splitlines())
     uvicorn = folder / "bin/uvicorn"  # MLflow starts it by name
     uvicorn.write_text(f"#!{python}\nfrom uvicorn.main import main\nmain()\n")
     uvicorn.chmod(0o755)
     return python
-
-
-def closure(requirements: list[str]) -> list[importlib.metadata.Distribution]:
-    """The installed distributions that these requirements lead to."""
-    found = []
-    waiting = [(Requirement(line), "") for line in requirements]
-    seen = set()
-    while waiting:
-        requirement, extra = waiting.pop()
-        if (requirement.marker and not requirement.marker.evaluate({"extra": extra})) or str(requirement) in seen:
-            continue
-        seen.add(str(requirement))
-        distribution = importlib.metadata.distribution(requirement.name)
-        found.append(distribution)
-        for further in distribution.requires or ():
-            waiting += [(Requirement(further), inner) for inner in ("", *requirement.extras)]
-    return found
 
 
 @pytest.mark.skipif(mixed.BACKEND == "tensorrt", reason="there is a GPU")
@@ -149,8 +119,3 @@ def test_on_a_gpu_the_image_answers(image_python, mixed_folder, tmp_path):
 
     assert status == 200
     mixed.assert_answers(answer["predictions"], given)
-
-
-def clean() -> dict[str, str]:
-    """This process's environment, without folders where Python would find more."""
-    return {**os.environ, "PYTHONPATH": ""}

@@ -78,7 +78,7 @@ def test_too_many_rows_are_refused_in_our_words(scorer):
 
     assert status == 400
     assert answer["error_code"] == "BAD_REQUEST"
-    assert "size 9 in dimension 0 is above the maximum." in answer["message"]
+    assert "size 9 in dimension 0 (batch) is above the maximum." in answer["message"]
     assert "Expected: 1 to 8" in answer["message"]
 
 

@@ -57,4 +57,4 @@ def test_each_executor_loads_the_model_once(job):
 def test_batches_beyond_the_profile_say_what_would_fit(job):
     printed, _, _ = job
 
-    assert re.search(rf"size {ROWS} in dimension 0 is above the maximum.\s+Expected: 1 to 8", printed)
+    assert re.search(rf"size {ROWS} in dimension 0 \(batch\) is above the maximum.\s+Expected: 1 to 8", printed)

@@ -96,6 +96,8 @@ def test_the_status_tells_what_is_served(registry, serve):
         "swaps": 1,
         "failures": 0,
         "waiting": 0,
+        "attempted": True,
+        "cached": False,
     }
 
 

@@ -1,0 +1,76 @@
+"""Operations that go into the network as others, where those of Torch-TensorRT would be wrong, or fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+
+class Call(Protocol):
+    """Adds an operation to the graph, told to be at the place of another."""
+
+    def __call__(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node: ...
+
+
+def biased_product(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
+    """``beta * x + alpha * (a @ b)``: PyTorch's own decomposition of baddbmm computes it in float32."""
+    added, left, right = args[:3]
+    product = call(node, aten.bmm.default, left, right)
+    if kwargs.get("alpha", 1) != 1:
+        product = call(node, aten.mul.Tensor, product, kwargs["alpha"])
+    if kwargs.get("beta", 1) != 1:
+        added = call(node, aten.mul.Tensor, added, kwargs["beta"])
+    return call(node, aten.add.Tensor, product, added)
+
+
+def affine(call: Call, args: Sequence[Any]) -> tuple[Any, ...]:
+    """A batch norm's arguments with a weight and a bias: Torch-TensorRT's stand-ins for these are always float32."""
+    x, weight, bias, mean, variance, *rest = args
+    if mean is not None and variance is not None:
+        weight = call(mean, aten.ones_like.default, mean) if weight is None else weight
+        bias = call(mean, aten.zeros_like.default, mean) if bias is None else bias
+    return (x, weight, bias, mean, variance, *rest)
+
+
+def wrapped(call: Call, node: Node, low: int, high: int) -> Node:
+    """An int32 brought into the range of a narrower integer, as PyTorch wraps around."""
+    span = high - low + 1
+    shifted = call(node, aten.sub.Tensor, node, low) if low else node
+    times = call(node, aten.div.Tensor_mode, shifted, span, rounding_mode="floor")
+    return call(node, aten.sub.Tensor, node, call(node, aten.mul.Tensor, times, span))
+
+
+def joined(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+    """What is written into a slice, as that slice between what is before and after it.
+
+    Torch-TensorRT makes a scatter of it, which TensorRT refuses where another dimension is dynamic.
+
+    Returns:
+        None where the slice's place is not known beforehand: the operation then stays as it is.
+    """
+    whole, part = args[:2]
+    names = ("dim", "index") if node.target is aten.select_scatter.default else ("dim", "start", "end", "step")
+    given = {**dict(zip(names, args[2:])), **kwargs}
+    dim, shape = given.get("dim", 0), whole.meta["val"].shape
+    size = shape[dim]
+    if names[-1] == "index":
+        start, end = given["index"], given["index"] + 1 if given["index"] != -1 else None
+        part = call(node, aten.unsqueeze.default, part, dim if dim >= 0 else dim + len(shape))
+    else:
+        start, end = given.get("start") or 0, given.get("end")
+    if given.get("step", 1) != 1 or not all(n is None or type(n) is int for n in (start, end)):
+        return None
+    if type(size) is int:
+        start, end, _ = slice(start, end).indices(size)
+    elif start < 0 or (end is not None and end < 0):
+        return None
+    parts = [call(node, aten.slice.Tensor, whole, dim, 0, start)] if start > 0 else []
+    parts.append(part)
+    if end is not None and (type(size) is not int or end < size) and end < 2**62:
+        parts.append(call(node, aten.slice.Tensor, whole, dim, end, 2**63 - 1))
+    return call(node, aten.cat.default, parts, dim) if len(parts) > 1 else call(node, aten.clone.default, part)
