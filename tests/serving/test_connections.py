@@ -75,10 +75,13 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
+def metrics(server: Served) -> dict[str, float]:
+    lines = [line for line in server.get("/metrics").text.splitlines() if line[0] != "#"]
+    return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines)}
+
+
 def cuts(server: Served, limit: str) -> float:
-    key = f'mlflow_trt_cut_connections_total{{limit="{limit}"}}'
-    lines = server.get("/metrics").text.splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}[key]
+    return metrics(server)[f'mlflow_trt_cut_connections_total{{limit="{limit}"}}']
 
 
 # --- offers to switch to HTTP/2 ---
@@ -219,6 +222,19 @@ def test_large_headers_within_the_limit_and_tiny_chunks_are_answered(server):
         connection.sendall(chunked + b"".join(b"1\r\n%c\r\n" % byte for byte in padded) + b"0\r\n\r\n")
         status, _, body = response(connection)
         assert (status, data(body)) == (200, ANSWER)
+
+
+def test_what_is_refused_before_it_is_read_has_its_line_and_is_counted(server):
+    refused = 'mlflow_trt_other_requests_total{protocol="http",route="refused",status="431"}'
+    before = metrics(server).get(refused, 0)
+    with connect(server) as connection:
+        connection.sendall(head("X-Request-ID: too-long", "X: " + "a" * (65 << 10)))
+        status, headers, _ = response(connection)
+    assert status == 431
+    line = next(line for line in map(json.loads, server.lines()) if line.get("request_id") == headers["x-request-id"])
+    found = [line[key] for key in ("logger", "protocol", "method", "path", "status", "client")]
+    assert found == ["mlflow_trt.access", "http", "POST", "/v2/models/m/infer", 431, "127.0.0.1"]
+    until(lambda: metrics(server).get(refused, 0) == before + 1)
 
 
 def test_an_answer_that_is_under_way_is_given_before_what_follows_is_refused(server):
