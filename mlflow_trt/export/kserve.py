@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,6 +16,11 @@ from . import naming
 
 PORTS = {"http": 8080, "grpc": 8081}
 """Where ``mlflow-trt serve`` listens in the container."""
+
+_PRE_STOP = 5
+"""Seconds before SIGTERM, in which Kubernetes takes the pod out of its services."""
+_MARGIN = 15
+"""Seconds to close connections and to free the GPU."""
 
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -84,8 +91,7 @@ def export_kserve(
     predictor: dict[str, Any] = {
         "minReplicas": fewest,
         "maxReplicas": most,
-        # Time to answer what was accepted before the container ends.
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": _grace(arguments),
         "containers": [_container(model_uri, image, gpus, cpu, memory, protocol, env or {}, secrets, arguments)],
     }
     if service_account:
@@ -137,6 +143,7 @@ def _container(
         "startupProbe": _probe("ready", period=5, failures=240),
         "readinessProbe": _probe("ready", period=5, failures=3),
         "livenessProbe": _probe("live", period=10, failures=3),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_PRE_STOP)]}}},
         "resources": {"requests": dict(resources), "limits": dict(resources)},
     }
     if env:
@@ -153,6 +160,21 @@ def _probe(what: str, *, period: int, failures: int) -> dict[str, Any]:
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
+
+
+def _grace(arguments: Sequence[str]) -> int:
+    """Seconds from the pod's deletion to its end: to hear of it, to drain, and to answer what was accepted."""
+    seconds = {"--drain": 5.0, "--timeout": 60.0}  # as mlflow-trt serve has them
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for name, value in itertools.pairwise(words):
+        if name in seconds:
+            try:
+                seconds[name] = float(value)
+            except ValueError:
+                raise SettingError(f"{name} is {value!r}.", "a number of seconds", "give one") from None
+    if not all(0 <= each < 1e6 for each in seconds.values()):
+        raise SettingError(f"The arguments say {seconds}.", "seconds from 0 to 1e6", "give other numbers")
+    return _PRE_STOP + math.ceil(sum(seconds.values())) + _MARGIN
 
 
 def _service_name(name: str | None, model_uri: str) -> str:

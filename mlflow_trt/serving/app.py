@@ -22,7 +22,9 @@ from . import access, openapi, protocol, scoring, webhook
 from .access import AccessLog
 from .codec import LARGE, MANY, Codec
 from .datatypes import NAMES
+from .ending import Ending
 from .http import (
+    PROBES,
     Body,
     ClientGone,
     Headers,
@@ -47,9 +49,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 EXTENSIONS = ("binary_tensor_data",)
-_OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
-"""What probes ask; needs no token."""
-_QUIET = _OPEN | {"/metrics"}
+_QUIET = PROBES | {"/metrics"}
 """What is asked for all the time; answered well, it leaves no line in the log."""
 _GONE = 499
 """What proxies call a client that closed the connection."""
@@ -82,7 +82,7 @@ class Call:
 
     async def body(self) -> Body:
         """The request's body, decoded."""
-        return await read_body(self.receive, self.headers, self.app.max_body)
+        return await read_body(self.receive, self.headers, self.app.max_body, self.app.body_timeout)
 
     def served(self) -> Model:
         """The model that the path names."""
@@ -111,7 +111,9 @@ class Application:
         token: The bearer token that requests must have; None: none.
         max_body: Bytes that a body may have.
         timeout: Seconds that a request may take, once its body is there.
+        body_timeout: Seconds that a body may take, or 1 MiB more of it.
         webhook_secret: What MLflow signs its webhook deliveries with; None: there is no webhook route.
+        ending: The server's end; default: it never ends.
         access_log: Whether requests that were answered well leave a line in the log.
         exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
     """
@@ -124,7 +126,9 @@ class Application:
         token: str | None = None,
         max_body: int = 256 << 20,
         timeout: float = 60.0,
+        body_timeout: float = 30.0,
         webhook_secret: str | None = None,
+        ending: Ending | None = None,
         access_log: bool = True,
         exit_on_error: bool = True,
     ) -> None:
@@ -132,6 +136,8 @@ class Application:
         self.metrics = metrics
         self.max_body = max_body
         self.timeout = timeout
+        self.body_timeout = body_timeout
+        self._ending = ending or Ending()
         self._token = token
         self._running = 0
         self._latest: Any = None
@@ -198,14 +204,15 @@ class Application:
         return alone
 
     def ready(self) -> bool:
-        """Whether it is, see :func:`.readiness.ready`."""
-        return ready((model.status() for model in self.models.values()), self._exit_on_error)
+        """Whether it is, see :func:`.readiness.ready`, and does not end."""
+        statuses = (model.status() for model in self.models.values())
+        return not self._ending.draining and ready(statuses, self._exit_on_error)
 
     async def _answer(self, call: Call) -> Response:
         path = call.scope["path"]
         # MLflow signs its deliveries, and can't send a token with them.
         signed = path == _WEBHOOK and self._webhook_secret is not None
-        if path not in _OPEN and not signed:
+        if path not in PROBES and not signed:
             call.route = "unauthorized"
             check_token(call.headers, self._token)
             call.route = "unknown_route"
@@ -258,7 +265,8 @@ class Application:
         return await self._scoring.answer(call.scope, body)
 
     async def _webhook(self, call: Call) -> Response:
-        body = bytes(await read_body(call.receive, call.headers, min(_LARGEST_DELIVERY, self.max_body)))
+        most = min(_LARGEST_DELIVERY, self.max_body)
+        body = bytes(await read_body(call.receive, call.headers, most, self.body_timeout))
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in call.scope["headers"]}
         if not webhook.verify_webhook(body, headers, self._webhook_secret):
             raise HttpError(401, "The delivery is not signed with this server's secret, or is too old.")

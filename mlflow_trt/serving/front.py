@@ -15,7 +15,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ from . import logs
 from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
-from .listening import http_server, new_loop, settle, tune_process
+from .ending import Ending
+from .limits import Limits
+from .listening import new_loop, settle, tune_process
 
 if TYPE_CHECKING:
     from .app import Application
@@ -121,6 +123,7 @@ class Engines:
     def __init__(self, requests: Arena, answers: Arena) -> None:
         self.models: dict[str, RemoteModel] = {}
         self.gone = asyncio.Event()
+        self.on_drain: Callable[[], None] = lambda: None
         self.configured: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._requests = requests
         self._answers = answers
@@ -175,6 +178,8 @@ class Engines:
         kind = message["kind"]
         if kind == "configuration":
             self.configured.set_result(message)
+        elif kind == "drain":
+            self.on_drain()
         elif kind == "state":
             self.models.setdefault(message["name"], RemoteModel(message["name"], self)).take(message)
         else:
@@ -229,6 +234,10 @@ class RemoteMetrics:
         """Counts an inference request that ended."""
         self._engines.send({"kind": "count", "request": (model, protocol, status, seconds)}, later=True)
 
+    def cut(self, limit: str) -> None:
+        """Counts a connection that was refused or cut off."""
+        self._engines.send({"kind": "cut", "limit": limit}, later=True)
+
     def other(self, route: str, protocol: str, status: int | str) -> None:
         """Counts any other one."""
         self._engines.send({"kind": "count_other", "request": (route, protocol, status)}, later=True)
@@ -272,62 +281,82 @@ class Connections:
         told: tuple[int, int] | None = None
         try:
             while True:
-                closed = self._taken - len(self._tasks) - len(self._server.server_state.connections)
-                if (closed, self._app.running) != told:
-                    told = (closed, self._app.running)
-                    self._engines.send({"kind": "connections", "closed": closed, "running": self._app.running})
+                found = (self._taken - len(self._tasks) - self._server.open, self._app.running)
+                if found != told:
+                    told = found
+                    self._engines.send({"kind": "connections", "closed": found[0], "running": found[1]})
                 await asyncio.sleep(_LOOK)
         finally:
             loop.remove_reader(self._passing.fileno())
 
-    def _take(self) -> None:
+    async def take_last(self) -> None:
+        """Takes those that are under way."""
+        while self._take():
+            pass
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _take(self) -> bool:
         try:
             # As much as was sent with one descriptor.
             _, descriptors, _, _ = socket.recv_fds(self._passing, 1, 1)
         except OSError:  # the channel says if the other process is gone
-            return
+            return False
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
             connection.setblocking(False)
             self._taken += 1
-            task = asyncio.ensure_future(asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection))
+            loop = asyncio.get_running_loop()
+            task = asyncio.ensure_future(loop.connect_accepted_socket(self._server.connection, connection))
             self._tasks.add(task)
             task.add_done_callback(self._connected)
+        return bool(descriptors)
 
     def _connected(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _logger.debug("A connection was gone before it was served: %s", task.exception())
 
-    def _protocol(self) -> asyncio.Protocol:
-        """What uvicorn makes for a connection that it accepts itself."""
-        server = self._server
-        made = server.config.http_protocol_class(
-            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
-        )
-        return made  # type: ignore[no-any-return]
-
 
 async def _run(end: socket.socket, passing: socket.socket, requests: int, answers: int, size: int) -> None:
     from .app import Application
+    from .connection import HttpServer
 
     engines = Engines(Arena(requests, size), Arena(answers, size))
     settings = await engines.connect(end)
     logs.configure(settings["log_level"])
+    ending = Ending()
+    metrics = RemoteMetrics(engines)
     app = Application(
         engines.models,  # type: ignore[arg-type]
-        RemoteMetrics(engines),  # type: ignore[arg-type]
+        metrics,  # type: ignore[arg-type]
         token=settings["token"],
         max_body=settings["max_body"],
         timeout=settings["timeout"],
+        body_timeout=settings["body_timeout"],
         webhook_secret=settings["webhook_secret"],
+        ending=ending,
         access_log=settings["access_log"],
         exit_on_error=settings["exit_on_error"],
     )
-    server = http_server(app, settings["timeout"])
+    server = HttpServer(app, Limits(**settings["limits"]), settings["timeout"], ending, metrics)  # type: ignore[arg-type]
+    connections = Connections(server, passing, engines, app)
+    serving = asyncio.ensure_future(connections.serve())
+
+    def drain() -> None:
+        ending.draining = True
+        server.guard.drain()
+
+    async def end_in_order() -> None:
+        drain()
+        await connections.take_last()
+        server.should_exit = True
+
+    engines.on_drain = drain
+    ends: list[asyncio.Task[None]] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, partial(setattr, server, "should_exit", True))
-    serving = asyncio.ensure_future(Connections(server, passing, engines, app).serve())
+        asyncio.get_running_loop().add_signal_handler(
+            number, lambda: ends.append(asyncio.ensure_future(end_in_order()))
+        )
 
     async def end_with_parent() -> None:
         await engines.gone.wait()

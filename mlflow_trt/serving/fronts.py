@@ -27,6 +27,7 @@ from . import arena, logs
 from .arena import Arena
 from .batching import Answer
 from .channel import Channel, Message
+from .listening import refuse_new
 from .metrics import Metrics
 from .models import Model, Version
 
@@ -40,6 +41,8 @@ _QUICKLY = 5.0
 """Seconds: a front that ends sooner is not started again at once."""
 _PAUSE = 0.02
 """Seconds that a connection waits where no front can take it, before the next try."""
+_SETTLE = 0.1
+"""Seconds that the last connections have to be accepted, once the system takes no more."""
 
 
 class Fronts:
@@ -72,6 +75,9 @@ class Fronts:
         self._fronts: list[_Front] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._accepting: asyncio.Task[None]
+        self._handing = False
+        """Whether a connection waits for a front that takes it."""
+        self._draining = False
         self._ending = False
         metrics.in_flight["http"] = lambda: sum(front.running for front in self._fronts)
 
@@ -81,8 +87,19 @@ class Fronts:
         self._tasks.append(asyncio.create_task(self._tell()))
         self._accepting = asyncio.create_task(self._accept())
 
+    def drain(self) -> None:
+        """Has them say that the server is not ready, and that their connections end."""
+        self._draining = True
+        for front in self._fronts:
+            front.drain()
+
     async def stop(self, seconds: float) -> None:
         """Has them answer what is under way, and ends them."""
+        refuse_new(self._listening)
+        await asyncio.sleep(_SETTLE)
+        end = time.monotonic() + seconds
+        while self._handing and time.monotonic() < end:
+            await asyncio.sleep(_PAUSE)
         self._ending = True
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
@@ -103,6 +120,8 @@ class Fronts:
             front = _Front(self._models, self._metrics, self._device)
             self._fronts.append(front)
             await front.open(self._settings)
+            if self._draining:
+                front.drain()
             await front.gone.wait()
             if not self._ending:
                 self._fronts.remove(front)
@@ -124,9 +143,11 @@ class Fronts:
                 _logger.warning("A connection can't be accepted: %s", error, extra={"event": "accept_failed"})
                 await asyncio.sleep(_PAUSE)
                 continue
+            self._handing = True
             with connection:
                 while not any(front.hand(connection) for front in sorted(self._fronts, key=attrgetter("connections"))):
                     await asyncio.sleep(_PAUSE)
+            self._handing = False
 
 
 class _Front:
@@ -183,6 +204,10 @@ class _Front:
         self.connections += 1
         return True
 
+    def drain(self) -> None:
+        """Has it say that the server is not ready, and that its connections end."""
+        self._send({"kind": "drain"})
+
     def tell(self) -> None:
         """Says how the models stand, where that has changed."""
         if self._channel is None:
@@ -219,6 +244,8 @@ class _Front:
             self.running = message["running"]
         elif kind == "count":
             self._metrics.request(*message["request"])
+        elif kind == "cut":
+            self._metrics.cut(message["limit"])
         elif kind == "count_other":
             self._metrics.other(*message["request"])
         elif kind == "refresh":

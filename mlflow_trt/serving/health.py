@@ -30,6 +30,7 @@ class Health:
             no such name.
         ending: Answers whether the server ends: then its watches do too.
         seen: Called with the name of each method that was called, and the status.
+        arrived: Awaited before a call is answered.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class Health:
         serving: Callable[[str], bool | None],
         ending: Callable[[], bool],
         seen: Callable[[str, grpc.StatusCode], None],
+        arrived: Callable[[], Awaitable[None]],
     ) -> None:
         self._seen = seen
         self._serving = serving
         self._ending = ending
+        self._arrived = arrived
 
     def handlers(self) -> dict[str, Any]:
         """Returns a handler for each method, by its name."""
@@ -60,6 +63,7 @@ class Health:
         return None if serving is None else known.SERVING if serving and not self._ending() else known.NOT_SERVING
 
     async def _check(self, request: Any, context: Context) -> Any:
+        await self._arrived()
         status = self._status(request.service)
         self._seen("Check", grpc.StatusCode.OK if status is not None else grpc.StatusCode.NOT_FOUND)
         if status is None:
@@ -67,6 +71,7 @@ class Health:
         return health_pb2.HealthCheckResponse(status=status)
 
     async def _watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        await self._arrived()
         self._seen("Watch", grpc.StatusCode.OK)
         told: Status | None = None
         while True:

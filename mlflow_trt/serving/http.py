@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from .gathering import Gathered
+from .limits import LEAST
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -17,8 +18,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Body = Union[bytes, bytearray, memoryview]
 
-BODY_SECONDS = 30.0
-"""How long a body may take to arrive: a client that is slower holds a connection and memory for nothing."""
+PROBES = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
+"""Paths that probes ask for; they need no token, and are answered when there are too many connections."""
 
 _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
@@ -97,14 +98,14 @@ def check_token(headers: Headers, token: str | None) -> None:
         raise HttpError(401, "A valid bearer token is needed.", ("www-authenticate", "Bearer"))
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float = BODY_SECONDS) -> Body:
+async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> Body:
     """Reads a request's body and undoes its Content-Encoding.
 
     Args:
         receive: ASGI's.
         headers: The request's.
         limit: Bytes that it may have, before and after decoding.
-        seconds: How long it may take.
+        seconds: How long it may take; and again after each :data:`~.limits.LEAST` bytes.
 
     Raises:
         ClientGone: The connection broke off.
@@ -113,14 +114,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     length = headers.number("content-length")
     if length is not None and length > limit:
         raise _too_large(limit)
-    first = await _next(receive)
-    begun: bytes = first.get("body", b"")
-    body: Body = begun
-    if first.get("more_body", False):
-        try:
-            body = await asyncio.wait_for(_all(receive, begun, limit, length or limit), seconds)
-        except TimeoutError:
-            raise HttpError(408, f"The body did not arrive within {seconds:g} s.", ("connection", "close")) from None
+    body = await _Body(receive, limit, length or limit, seconds).read()
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
     # In a thread: a few bytes may become hundreds of megabytes.
     return body if encoding == "identity" else await asyncio.to_thread(decompress, body, encoding, limit)
@@ -205,19 +199,62 @@ async def _next(receive: Receive) -> Message:
     return message
 
 
-async def _all(receive: Receive, first: bytes, limit: int, most: int) -> bytearray | memoryview:
-    """Puts a body together; ``most``: what it says that it has, or may have."""
-    body = Gathered(most)
-    body.append(first)
-    more = True
-    while more:
-        message = await _next(receive)
-        chunk = message.get("body", b"")
-        if body.size + len(chunk) > min(limit, most):
-            raise _too_large(limit)
-        body.append(chunk)
-        more = message.get("more_body", False)
-    return body.take()
+class _Body:
+    """A body that is being read."""
+
+    def __init__(self, receive: Receive, limit: int, most: int, seconds: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._most = most
+        """Bytes that it says that it has, or may have."""
+        self._seconds = seconds
+        self._gathered = Gathered(most)
+        self._known = 0
+        """Its size when the deadline was looked at last."""
+        self._late = False
+
+    async def read(self) -> Body:
+        # As asyncio.timeout, which would have to be moved on with each piece.
+        task: Any = asyncio.current_task()
+        self._cancel = task.cancel
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+        try:
+            return await self._all()
+        except asyncio.CancelledError:
+            if not self._late:
+                raise
+            task.uncancel()
+            text = f"The body did not arrive, nor {LEAST >> 20} MiB more of it, within {self._seconds:g} s."
+            raise HttpError(408, text, ("connection", "close")) from None
+        finally:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._gathered.size - self._known >= LEAST:
+            self._known = self._gathered.size
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+        else:
+            self._late = True
+            self._cancel()
+
+    async def _all(self) -> Body:
+        message = await _next(self._receive)
+        first: bytes = message.get("body", b"")
+        if len(first) > self._limit:
+            raise _too_large(self._limit)
+        if not message.get("more_body", False):
+            return first
+        body = self._gathered
+        body.append(first)
+        more = True
+        while more:
+            message = await _next(self._receive)
+            chunk = message.get("body", b"")
+            if body.size + len(chunk) > min(self._limit, self._most):
+                raise _too_large(self._limit)
+            body.append(chunk)
+            more = message.get("more_body", False)
+        return body.take()
 
 
 def _too_large(limit: int) -> HttpError:

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from . import processes
+from .limits import CUTS
 
 if TYPE_CHECKING:
     from .batching import Answer
@@ -37,7 +38,7 @@ class Metrics:
         )
         self._others = Counter(
             "mlflow_trt_other_requests",
-            "All other requests: by route, or as unauthorized, unknown_model, unknown_route.",
+            "All other requests: by route, or as unauthorized, unknown_model, unknown_route, refused.",
             ("route", "protocol", "status"),
             registry=registry,
         )
@@ -67,6 +68,13 @@ class Metrics:
         self._rows = Histogram(
             "mlflow_trt_batch_rows", "Rows that ran together.", ("model",), buckets=_ROWS, registry=registry
         )
+        cut = Counter(
+            "mlflow_trt_cut_connections",
+            "HTTP connections that were refused or cut off, by limit.",
+            ("limit",),
+            registry=registry,
+        )
+        self._cuts = {limit: cut.labels(limit) for limit in CUTS}
         # A metric's child; looking it up by labels takes longer than counting.
         self._child = cache(lambda metric, *labels: metric.labels(*labels))
         registry.register(_State(models, tuple(devices), self.in_flight))
@@ -88,8 +96,8 @@ class Metrics:
         """Counts any other request that ended.
 
         Args:
-            route: One of this server's, ``"mlflow"`` (one of MLflow's), ``"unauthorized"``, ``"unknown_model"`` or
-                ``"unknown_route"``; nothing that clients make up.
+            route: One of this server's, ``"mlflow"`` (one of MLflow's), ``"unauthorized"``, ``"unknown_model"``,
+                ``"unknown_route"`` or ``"refused"`` (before it was read); nothing that clients make up.
             protocol: ``"http"`` or ``"grpc"``.
             status: HTTP's or gRPC's.
         """
@@ -100,6 +108,14 @@ class Metrics:
         self._child(self._queued, model).observe(answer.queued)
         self._child(self._computed, model).observe(answer.computed)
         self._child(self._rows, model).observe(answer.rows)
+
+    def cut(self, limit: str) -> None:
+        """Counts a connection that was refused or cut off.
+
+        Args:
+            limit: One of :data:`~.limits.CUTS`.
+        """
+        self._cuts[limit].inc()
 
     def text(self) -> bytes:
         """Returns what Prometheus reads."""

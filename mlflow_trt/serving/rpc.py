@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -29,6 +30,8 @@ from . import access, health, messages, protocol
 from .access import AccessLog
 from .codec import LARGE, Codec
 from .datatypes import ProtocolError, show
+from .ending import Ending
+from .listening import heard_within, is_listening, refuse_new, sockets_at
 from .readiness import ready
 
 if TYPE_CHECKING:
@@ -50,6 +53,12 @@ _LONGEST = 2000
 """Bytes of an error's message: it travels in a header, where a byte may become three, and clients refuse 8 KiB."""
 _RETRY = (("grpc-retry-pushback-ms", "1000"),)
 """What HTTP calls Retry-After; gRPC clients with a retry policy obey it."""
+_HOLD = 0.1
+"""Seconds without a call after which it counts as quiet, where calls are held and not answered."""
+_LONGEST_HOLD = 1.0
+"""Seconds that are waited for that."""
+_FLUSH = 0.05
+"""Seconds until clients know what was just sent."""
 
 Context = Any  # grpc.aio.ServicerContext, whose types are only in a package of stubs
 
@@ -80,19 +89,21 @@ async def start(
     metrics: Metrics | None = None,
     access_log: bool = True,
     exit_on_error: bool = True,
+    ending: Ending | None = None,
 ) -> Server:
     """Serves models over gRPC, from the running event loop.
 
     Args:
         models: By name.
         host: The address to listen on.
-        port: The port.
+        port: The port; 0: any that is free.
         token: The bearer token that calls must have; None: none.
         max_body: Bytes that a message may have.
         timeout: Seconds that a call may take, once its message is there.
         metrics: Where calls are counted.
         access_log: Whether calls that were answered well leave a line in the log.
         exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
+        ending: The server's end; default: it never ends.
 
     Raises:
         StoreError: The address can't be had.
@@ -103,14 +114,23 @@ async def start(
     )
     server = grpc.aio.server(options=options)
     service = Service(
-        models, token=token, timeout=timeout, metrics=metrics, access_log=access_log, exit_on_error=exit_on_error
+        models,
+        token=token,
+        timeout=timeout,
+        metrics=metrics,
+        access_log=access_log,
+        exit_on_error=exit_on_error,
+        ending=ending,
     )
     pool = messages.new_pool()
     health.describe(pool)
     names = [messages.SERVICE, health.SERVICE, health.REFLECTION]
     for name, handlers in (
         (messages.SERVICE, service.handlers()),
-        (health.SERVICE, health.Health(service.serving, lambda: service.refusing, service.seen).handlers()),
+        (
+            health.SERVICE,
+            health.Health(service.serving, lambda: service.refusing, service.seen, service.arrived).handlers(),
+        ),
         (health.REFLECTION, health.reflection_handlers(names, pool, service.admit)),
     ):
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
@@ -125,7 +145,8 @@ async def start(
             "choose another port or host",
         )
     await server.start()
-    return Server(server, service)
+    _logger.info("Listening", extra={"protocol": "grpc", "host": host, "port": bound})
+    return Server(server, service, bound)
 
 
 class Server:
@@ -134,21 +155,72 @@ class Server:
     Args:
         server: gRPC's.
         service: What answers.
+        port: Where it listens.
     """
 
-    def __init__(self, server: grpc.aio.Server, service: Service) -> None:
+    def __init__(self, server: grpc.aio.Server, service: Service, port: int) -> None:
         self._server = server
         self._service = service
+        self.port = port
 
     async def wait_for_termination(self) -> None:
         """Waits until it has stopped."""
         await self._server.wait_for_termination()
 
     async def stop(self, seconds: float) -> None:
-        """Refuses further calls, gives running ones that many seconds, and cancels them."""
-        self._service.refusing = True  # ends the watches of health
-        await self._server.stop(seconds)
-        self._service.close()
+        """Refuses further calls with UNAVAILABLE, waits for running ones, tells all clients to go away, and ends.
+
+        A call that reaches gRPC between its own stop and the client's knowledge of it is CANCELLED there, which clients
+        don't try again. So none may be on its way then: calls are held, after which a client that waits for each answer
+        makes no more, and one that goes on nevertheless is disconnected, which it sees as UNAVAILABLE.
+
+        Args:
+            seconds: How long running calls may take. 0: they are cancelled at once.
+        """
+        service = self._service
+        service.refusing = True  # ends the watches of health too
+        try:
+            await (self._end(seconds) if seconds else self._server.stop(0))
+        finally:
+            service.close()
+
+    async def _end(self, seconds: float) -> None:
+        service = self._service
+        for found in sockets_at(self.port):
+            if is_listening(found):
+                refuse_new(found)
+        end = time.monotonic() + seconds
+        while service.running and time.monotonic() < end:
+            await asyncio.sleep(_FLUSH)
+        held = service.held = asyncio.Event()
+        await self._quiet()
+        await self._disconnect()
+        stopping = asyncio.ensure_future(self._server.stop(max(end - time.monotonic(), 1)))
+        await asyncio.sleep(_FLUSH)
+        held.set()
+        await stopping
+
+    async def _quiet(self) -> None:
+        """Waits until no more calls come, as when each client waits for an answer; but not for long."""
+        end = time.monotonic() + _LONGEST_HOLD
+        quiet = 0
+        while quiet < 2 and time.monotonic() < end:
+            before = self._service.calls
+            await asyncio.sleep(_HOLD)
+            quiet = quiet + 1 if self._service.calls == before else 0
+
+    async def _disconnect(self) -> None:
+        """Disconnects whoever still calls, and waits until gRPC has noticed."""
+        gone = set()
+        for found in sockets_at(self.port):
+            if not is_listening(found) and heard_within(found, 2 * _HOLD):
+                gone.add(found.getpeername())
+                found.shutdown(socket.SHUT_RD)
+        end = time.monotonic() + _LONGEST_HOLD
+        while time.monotonic() < end and any(
+            not is_listening(found) and found.getpeername() in gone for found in sockets_at(self.port)
+        ):
+            await asyncio.sleep(_FLUSH)
 
 
 class Service:
@@ -161,6 +233,7 @@ class Service:
         metrics: Where calls are counted.
         access_log: Whether calls that were answered well leave a line in the log.
         exit_on_error: Whether a model that can't be loaded ends the server.
+        ending: The server's end; default: it never ends.
     """
 
     def __init__(
@@ -172,24 +245,36 @@ class Service:
         metrics: Metrics | None,
         access_log: bool = True,
         exit_on_error: bool = True,
+        ending: Ending | None = None,
     ) -> None:
         self._models = models
         self._authorization = None if token is None else f"Bearer {token}".encode()
         self._timeout = timeout
         self._metrics = metrics
+        self._ending = ending or Ending()
         self._exit_on_error = exit_on_error
         self._log = AccessLog(access_log)
         self._codec = Codec(timeout)
         self.running = 0
         """Inferences that have not been answered."""
+        self.calls = 0
+        """Calls that came."""
         self.refusing = False
-        """Whether the server ends."""
+        """Whether further inferences are refused."""
+        self.held: asyncio.Event | None = None
+        """Until it is set, no further call is answered."""
         if metrics is not None:
             metrics.in_flight["grpc"] = lambda: self.running
 
     def close(self) -> None:
         """Ends what belongs to it."""
         self._codec.close()
+
+    async def arrived(self) -> None:
+        """Counts a call that came, and holds it where calls are held."""
+        self.calls += 1
+        if self.held is not None:
+            await self.held.wait()
 
     def seen(self, route: str, code: StatusCode) -> None:
         """Counts a call that is no inference."""
@@ -198,6 +283,7 @@ class Service:
 
     async def admit(self, context: Context) -> None:
         """Ends a call of reflection that has no valid token, and counts it."""
+        await self.arrived()
         try:
             self.check_token(context)
         except RpcError as error:
@@ -235,6 +321,7 @@ class Service:
         context.set_trailing_metadata(((access.HEADER, identifier),))
         route, code = "unauthorized", StatusCode.CANCELLED
         try:
+            await self.arrived()
             if method not in _OPEN:
                 self.check_token(context)
             route = method
@@ -254,8 +341,13 @@ class Service:
         name, code, route = "", StatusCode.CANCELLED, "unauthorized"
         identifier = access.request_id(_metadata(context, access.HEADER))
         context.set_trailing_metadata(((access.HEADER, identifier),))
-        self.running += 1
+        refused = self.refusing
+        self.running += not refused
         try:
+            await self.arrived()
+            if refused:
+                route = "ModelInfer"
+                raise RpcError(StatusCode.UNAVAILABLE, "The server is ending.")
             self.check_token(context)
             route = "ModelInfer"
             left = context.time_remaining()
@@ -280,7 +372,7 @@ class Service:
             await _abort(context, error, identifier)
             raise
         finally:
-            self.running -= 1
+            self.running -= not refused
             served = name if name in self._models else None
             self._answered(context, "ModelInfer", code, identifier, begin, route, served)
 
@@ -334,7 +426,8 @@ class Service:
         return {"ready": self._ready()}
 
     def _ready(self) -> bool:
-        return ready((model.status() for model in self._models.values()), self._exit_on_error)
+        statuses = (model.status() for model in self._models.values())
+        return not self._ending.draining and ready(statuses, self._exit_on_error)
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
         try:

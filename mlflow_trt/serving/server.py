@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -13,14 +15,18 @@ from typing import Any
 
 from ..errors import SettingError, TrtError
 from . import logs
+from .ending import Ending
 from .fronts import Fronts
-from .listening import bind, http_server, new_loop, settle, tune_process
+from .limits import RANGES, Limits, check_number, check_secret
+from .listening import affordable, bind, new_loop, refuse_new, settle, tune_process
 from .models import Model, Options
 
 _logger = logging.getLogger(__name__)
 
 _LOOK = 0.05
 """Seconds between looks at whether the first versions are loaded."""
+_SETTLE = 0.1
+"""Seconds that the last connections have to be accepted, once the system takes no more."""
 
 
 def serve(
@@ -36,6 +42,8 @@ def serve(
     token: str | None = None,
     webhook_secret: str | None = None,
     http_processes: int = 0,
+    drain: float = 5.0,
+    limits: Limits | None = None,
     exit_on_error: bool = True,
     access_log: bool = True,
     log_level: str = "info",
@@ -48,8 +56,9 @@ def serve(
         models: A model URI, or several by the name that clients call them. ``models:/name@alias`` is watched: a version
             that gets the alias is loaded, checked and warmed in the background and takes over between two requests.
         host: The address to listen on.
-        port: Of HTTP: the Open Inference Protocol v2, MLflow's ``/invocations``, ``/metrics``.
-        grpc_port: Of the same protocol over gRPC; None: no gRPC.
+        port: Of HTTP: the Open Inference Protocol v2, MLflow's ``/invocations``, ``/metrics``. 0: any that is free; the
+            log says which.
+        grpc_port: Of the same protocol over gRPC, likewise; None: no gRPC.
         options: How versions are loaded: backend, devices, batching, queue.
         interval: Seconds between two looks at an alias.
         timeout: Seconds that a request may take, and that running requests get when the server ends.
@@ -59,30 +68,42 @@ def serve(
             looked at at once.
         http_processes: How many processes of their own speak HTTP. 0: this one does, which answers a single client
             soonest; several read the requests of many clients at once.
+        drain: Seconds between SIGTERM and the end in which the server says that it is not ready, and still answers
+            everything: who sends it requests needs a while to learn of it. Ctrl-C, or a second signal, ends it at once.
+        limits: What HTTP connections may take.
         exit_on_error: Whether a model that can't be loaded at the start ends the server. If not, the others are served,
             ``/v2/models/NAME/ready`` tells which those are, and what failed is tried again as a moved alias is.
         access_log: Whether requests that were answered well leave a line in the log; refused ones always do.
         log_level: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
 
     Raises:
-        SettingError: A name or setting can't be honoured, or a package is missing.
+        SettingError: A name or setting can't be honoured, a secret is empty, or a package is missing.
         StoreError: The port is taken.
         TrtError: A model could not be loaded in the first place.
     """
+    options = options or Options()
+    limits = limits or Limits()
+    given = {**locals(), **vars(options)}
     with logs.captured(log_level):
         try:
+            for name in RANGES.keys() & given.keys():
+                check_number(name, given[name])
+            check_secret("The bearer token", token)
+            check_secret("The webhook's secret", webhook_secret)
             _serve(
                 _named(models),
                 host=host,
                 port=port,
                 grpc_port=grpc_port,
-                options=options or Options(),
+                options=options,
                 interval=interval,
                 timeout=timeout,
                 max_body=max_body,
                 token=token,
                 webhook_secret=webhook_secret,
                 http_processes=http_processes,
+                drain=drain,
+                limits=limits,
                 exit_on_error=exit_on_error,
                 access_log=access_log,
                 log_level=log_level,
@@ -108,6 +129,8 @@ def _serve(
     token: str | None,
     webhook_secret: str | None,
     http_processes: int,
+    drain: float,
+    limits: Limits,
     exit_on_error: bool,
     access_log: bool,
     log_level: str,
@@ -117,9 +140,10 @@ def _serve(
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
         from .app import Application
+        from .connection import HttpServer
         from .metrics import Metrics
 
-        if grpc_port:
+        if grpc_port is not None:
             from . import rpc
     except ImportError as error:
         raise SettingError(
@@ -136,24 +160,31 @@ def _serve(
         "token": token,
         "max_body": max_body,
         "timeout": timeout,
+        "body_timeout": limits.body_timeout,
         "webhook_secret": webhook_secret,
         "access_log": access_log,
         "exit_on_error": exit_on_error,
     }
+    ending = Ending()
     listening = bind(host, port)
     http: _Here | Fronts
+    limits = _share(limits, max(http_processes, 1))
     if http_processes:
         device = next(iter(devices), None)
-        http = Fronts(http_processes, listening, served, metrics, {**settings, "log_level": log_level}, device)
+        told = {**settings, "limits": dataclasses.asdict(limits), "log_level": log_level}
+        http = Fronts(http_processes, listening, served, metrics, told, device)
     else:
-        app = Application(served, metrics, **settings)
+        app = Application(served, metrics, ending=ending, **settings)
         metrics.in_flight["http"] = lambda: app.running
-        http = _Here(app, listening, timeout)
-    of_grpc = {key: value for key, value in settings.items() if key != "webhook_secret"}
-    grpc = partial(rpc.start, served, host, grpc_port, metrics=metrics, **of_grpc) if grpc_port else None
+        http = _Here(app, HttpServer(app, limits, timeout, ending, metrics), listening)
+    of_grpc = {key: value for key, value in settings.items() if key not in ("webhook_secret", "body_timeout")}
+    grpc = None
+    if grpc_port is not None:
+        grpc = partial(rpc.start, served, host, grpc_port, metrics=metrics, ending=ending, **of_grpc)
+    _logger.info("Listening", extra={"protocol": "http", "host": host, "port": listening.getsockname()[1]})
     loop = new_loop()
     try:
-        failure = loop.run_until_complete(_run(http, served, grpc, timeout, exit_on_error))
+        failure = loop.run_until_complete(_run(http, served, grpc, timeout, ending, drain, exit_on_error))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -162,19 +193,33 @@ def _serve(
         raise failure
 
 
+def _share(limits: Limits, processes: int) -> Limits:
+    """What of the limits each process has."""
+    return dataclasses.replace(
+        limits,
+        max_connections=affordable(-(-limits.max_connections // processes)),
+        max_unsent=max(limits.max_unsent // processes, 1 << 10),
+    )
+
+
 class _Here:
     """HTTP in this process, as :class:`~.fronts.Fronts` is HTTP in others."""
 
-    def __init__(self, app: Any, listening: socket.socket, timeout: float) -> None:
+    def __init__(self, app: Any, server: Any, listening: socket.socket) -> None:
         self.app = app
-        self._server = http_server(app, timeout)
+        self._server = server
         self._listening = listening
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._server.serve([self._listening]))
 
+    def drain(self) -> None:
+        self._server.guard.drain()
+
     async def stop(self, seconds: float) -> None:
+        refuse_new(self._listening)
+        await asyncio.sleep(_SETTLE)
         self._server.should_exit = True
         if self._task is not None:
             await self._task
@@ -182,12 +227,24 @@ class _Here:
 
 
 async def _run(
-    http: Any, models: Mapping[str, Model], start_grpc: Any, timeout: float, exit_on_error: bool
+    http: Any,
+    models: Mapping[str, Model],
+    start_grpc: Any,
+    timeout: float,
+    ending: Ending,
+    drain: float,
+    exit_on_error: bool,
 ) -> TrtError | None:
     """Runs until a signal, or until a model fails that nothing serves in place of."""
-    ended = asyncio.Event()
+    ended, at_once = asyncio.Event(), asyncio.Event()
+
+    def end(number: int) -> None:
+        if ended.is_set() or number == signal.SIGINT:
+            at_once.set()
+        ended.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
     for model in models.values():
         model.start()
     first = asyncio.create_task(_first_versions(ended, models, exit_on_error))
@@ -198,6 +255,12 @@ async def _run(
         await http.start()
         stops.append(http.stop)
         await ended.wait()
+        ending.draining = True
+        http.drain()
+        if not first.done() or first.result() is None:
+            _logger.info("Draining", extra={"seconds": drain})
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(at_once.wait(), drain)
     finally:
         _logger.info("Ending")
         await asyncio.gather(*(stop(timeout) for stop in stops))

@@ -199,6 +199,25 @@ def test_the_server_takes_the_arguments():
         assert context.params["grpc_port"] == (8081 if options else None)
 
 
+@pytest.mark.parametrize(
+    "arguments", [(), ("--drain", "20"), ("--timeout=120.5", "--max-queue", "64"), ("--drain=0", "--timeout", "1")]
+)
+def test_the_pod_has_time_to_drain_and_to_answer(arguments):
+    cli_serve = pytest.importorskip("mlflow_trt.cli_serve")
+    predictor = of(arguments=arguments)["spec"]["predictor"]
+    [container] = predictor["containers"]
+    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    said = cli_serve.serve.make_context("serve", container["args"][1:]).params
+    assert predictor["terminationGracePeriodSeconds"] > int(seconds) + said["drain"] + said["timeout"]
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "-1", "1e9"])
+def test_a_time_that_is_none_is_refused(value):
+    with pytest.raises(SettingError):
+        of(arguments=("--drain", value))
+
+
 def test_kubernetes_expands_nothing_in_the_uri():
     service = yaml.safe_load(export_kserve("s3://bucket/$(HOME)", IMAGE, name="m"))
 

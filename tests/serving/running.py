@@ -88,8 +88,8 @@ def served(
         process.wait()
 
 
-def wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + READY_SECONDS
+def wait(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = READY_SECONDS) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(requests.RequestException):
             if requests.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5).status_code == 200:

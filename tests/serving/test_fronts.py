@@ -24,8 +24,8 @@ import standin
 from interfaces import interface, tensor
 
 WIDE = 16 << 10
-SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning",
-    "access_log": False, "exit_on_error": True}  # fmt: skip
+SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning"}
+SETTINGS.update(body_timeout=30.0, limits={}, access_log=False, exit_on_error=True)
 FACE = interface([tensor("x", ("n", WIDE))], [tensor("y", ("n", 1))])
 
 

@@ -1,0 +1,401 @@
+"""What a client may do with a connection, and for how long: real sockets, real clients, a server of its own.
+
+The server's models are stand-ins (``light.py``); the deadlines are short, so that waiting for them is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from .light import light, until
+from .running import Served
+
+pytestmark = [pytest.mark.xdist_group("connections"), pytest.mark.timeout(180)]
+
+BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
+ANSWER = [10.0]
+SHORT = ("--header-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2", "--write-timeout", "1")
+
+
+@pytest.fixture(scope="module", params=[(), ("--http-processes", "1")], ids=["one process", "fronts"])
+def server(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    models = ("--model=m=/light/0/1", f"--model=wide=/light/0/{4 << 20}", "--model=slow=/light/1500/1")
+    with light(tmp_path_factory.mktemp("light"), *models, *SHORT, *request.param) as found:
+        yield found
+
+
+def connect(server: Served) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.settimeout(20)
+    return connection
+
+
+def head(*lines: str, path: str = "/v2/models/m/infer", length: int = len(BODY)) -> bytes:
+    return "\r\n".join((f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {length}", *lines, "", "")).encode()
+
+
+def response(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Reads one response, and nothing of the next."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = connection.recv(1)
+        assert byte, f"closed after {head!r}"
+        head += byte
+    status, *lines = head.decode().split("\r\n")[:-2]
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    body = b""
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(int(headers["content-length"]) - len(body))
+    return int(status.split()[1]), headers, body
+
+
+def data(body: bytes) -> list[float]:
+    return json.loads(body)["outputs"][0]["data"]
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server closes the connection, in whatever way."""
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def metrics(server: Served) -> dict[str, float]:
+    lines = [line for line in server.get("/metrics").text.splitlines() if line[0] != "#"]
+    return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def cuts(server: Served, limit: str) -> float:
+    return metrics(server)[f'mlflow_trt_cut_connections_total{{limit="{limit}"}}']
+
+
+# --- offers to switch to HTTP/2 ---
+
+OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000], ids=["at once", "in sevens", "bytewise"])
+def test_an_offer_of_http2_is_ignored_and_the_connection_goes_on(server, pieces):
+    with connect(server) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(3):
+            sent = head(*OFFER) + BODY
+            size = -(-len(sent) // pieces)
+            for begin in range(0, len(sent), size):
+                connection.sendall(sent[begin : begin + size])
+            status, headers, body = response(connection)
+            assert (status, data(body)) == (200, ANSWER)
+            assert "upgrade" not in headers
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n" + "\r\n".join(OFFER).encode() + b"\r\n\r\n")
+        assert response(connection)[0] == 200
+
+
+def test_an_offer_with_a_chunked_body_and_pipelined_requests(server):
+    chunked = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    chunked += "\r\n".join(OFFER).encode() + b"\r\n\r\n%x\r\n" % 10 + BODY[:10] + b"\r\n"
+    chunked += b"%x\r\n" % (len(BODY) - 10) + BODY[10:] + b"\r\n0\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall((chunked + head(*OFFER) + BODY) * 2)
+        for _ in range(4):
+            status, _, body = response(connection)
+            assert (status, data(body)) == (200, ANSWER)
+
+
+def test_an_offer_does_not_keep_a_connection_that_is_to_be_closed(server):
+    with connect(server) as connection:
+        connection.sendall(head("Connection: Upgrade, HTTP2-Settings, close", *OFFER[1:]) + BODY)
+        status, headers, body = response(connection)
+        assert (status, data(body), headers["connection"]) == (200, ANSWER, "close")
+        assert is_closed(connection)
+
+
+def test_connect_is_refused(server):
+    with connect(server) as connection:
+        connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n")
+        assert response(connection)[0] == 405
+
+
+def test_curl_may_offer_http2(server):
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    url = f"{server.url}/v2/models/m/infer"
+    command = ["curl", "-sS", "--http2", "--data-binary", "@-", url, "--next", "-sS", "--http2", url, "-d", BODY]
+    done = subprocess.run([*command, "--max-time", "20"], input=BODY, capture_output=True, timeout=60)
+    assert done.stdout.count(b'"data":[10.0]') == 2, done
+
+
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+
+public class Ask {
+    public static void main(String[] arguments) throws Exception {
+        HttpClient client = HttpClient.newHttpClient();
+        for (int i = 0; i < 4; i++) {
+            HttpRequest request = HttpRequest.newBuilder(URI.create(arguments[0]))
+                .POST(HttpRequest.BodyPublishers.ofString(arguments[1])).build();
+            HttpResponse<String> response = client.send(request, HttpResponse.BodyHandlers.ofString());
+            System.out.println(response.statusCode() + " " + response.body());
+        }
+    }
+}
+"""
+
+
+def test_javas_own_client_works_as_it_is(server, tmp_path):
+    if shutil.which("java") is None:
+        pytest.skip("needs Java 11 or later")
+    source = tmp_path / "Ask.java"
+    source.write_text(JAVA)
+    command = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", str(source)]
+    done = subprocess.run(
+        [*command, f"{server.url}/v2/models/m/infer", BODY.decode()], capture_output=True, text=True, timeout=120
+    )
+    if "not found in module" in done.stderr or "jdk.compiler" in done.stderr:
+        pytest.skip("needs Java with its compiler")
+    assert done.stdout.count("200 {") == done.stdout.count('"data":[10.0]') == 4, done
+
+
+# --- sizes ---
+
+
+def test_an_endless_header_is_refused_at_once(server):
+    before = cuts(server, "header_bytes")
+    with connect(server) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nX: ")
+        begin = time.monotonic()
+        with contextlib.suppress(OSError):
+            for _ in range(150):
+                connection.sendall(b"y" * (1 << 20))
+        assert server.get("/v2/health/live").elapsed.total_seconds() < 1
+        assert time.monotonic() - begin < 10
+        assert is_closed(connection)
+    until(lambda: cuts(server, "header_bytes") == before + 1)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /" + b"y" * (80 << 10),
+        b"GET / HTTP/1.1\r\nX: " + b"y" * (80 << 10),
+        b"GET / HTTP/1.1\r\nX: " + b"y" * (80 << 10) + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"y" * (80 << 10),
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * (16 << 10),
+        b"\r\n" * (40 << 10),
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"y" * (80 << 10),
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: " + b"y" * (600 << 10),
+    ],
+    ids=["path", "value", "whole", "name", "many", "empty lines", "chunk's extension", "trailer"],
+)
+def test_whatever_is_no_body_has_a_limit(server, sent):
+    with connect(server) as connection:
+        for begin in range(0, len(sent), 10_000):
+            connection.sendall(sent[begin : begin + 10_000])
+            time.sleep(0.002)
+        status, headers, body = response(connection)
+        assert (status, headers["connection"]) == (431, "close")
+        assert "65,536 bytes" in json.loads(body)["error"]
+        assert is_closed(connection)
+
+
+def test_large_headers_within_the_limit_and_tiny_chunks_are_answered(server):
+    with connect(server) as connection:
+        connection.sendall(head(f"X: {'y' * (60 << 10)}") + BODY)
+        assert response(connection)[0] == 200
+        chunked = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        padded = b" " * (32 << 10) + BODY
+        connection.sendall(chunked + b"".join(b"1\r\n%c\r\n" % byte for byte in padded) + b"0\r\n\r\n")
+        status, _, body = response(connection)
+        assert (status, data(body)) == (200, ANSWER)
+
+
+def test_what_is_refused_before_it_is_read_has_its_line_and_is_counted(server):
+    refused = 'mlflow_trt_other_requests_total{protocol="http",route="refused",status="431"}'
+    before = metrics(server).get(refused, 0)
+    with connect(server) as connection:
+        connection.sendall(head("X-Request-ID: too-long", "X: " + "a" * (65 << 10)))
+        status, headers, _ = response(connection)
+    assert status == 431
+    line = next(line for line in map(json.loads, server.lines()) if line.get("request_id") == headers["x-request-id"])
+    found = [line[key] for key in ("logger", "protocol", "method", "path", "status", "client")]
+    assert found == ["mlflow_trt.access", "http", "POST", "/v2/models/m/infer", 431, "127.0.0.1"]
+    until(lambda: metrics(server).get(refused, 0) == before + 1)
+
+
+def test_an_answer_that_is_under_way_is_given_before_what_follows_is_refused(server):
+    with connect(server) as connection:
+        connection.sendall(head(path="/v2/models/slow/infer") + BODY)
+        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * (600 << 10))
+        status, headers, body = response(connection)
+        assert (status, data(body), headers["connection"]) == (200, ANSWER, "close")
+        assert is_closed(connection)
+
+
+# --- deadlines ---
+
+
+@pytest.mark.parametrize("dripping", [False, True])
+def test_half_a_header_is_not_waited_for(server, dripping):
+    before = cuts(server, "header_time")
+    with connect(server) as connection:
+        begin = time.monotonic()
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nX: ")
+        connection.settimeout(0.1)
+        received = b""
+        while time.monotonic() - begin < 10:
+            with contextlib.suppress(socket.timeout):
+                received = connection.recv(1000)
+                break
+            if dripping:
+                connection.sendall(b"y")
+        assert 0.9 < time.monotonic() - begin < 5
+        assert received.startswith(b"HTTP/1.1 408 ")
+        connection.settimeout(5)
+        assert is_closed(connection)
+    until(lambda: cuts(server, "header_time") == before + 1)
+    until(lambda: any("connections_cut" in line for line in server.lines()))
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["nothing of it", "some of it"])
+def test_a_body_that_stands_still_gets_408(server, begun):
+    with connect(server) as connection:
+        connection.sendall(head(length=1000) + (BODY if begun else b""))
+        begin = time.monotonic()
+        status, headers, _ = response(connection)
+        assert (status, headers["connection"]) == (408, "close")
+        assert 0.9 < time.monotonic() - begin < 5
+    lines = server.get("/metrics").text
+    assert 'mlflow_trt_requests_total{model="m",protocol="http",status="408"}' in lines
+
+
+def test_a_body_that_takes_longer_but_comes_is_read(server):
+    """A megabyte in each second: as slow as is allowed, and three times the deadline."""
+    body = BODY + b" " * (4 << 20)
+    with connect(server) as connection:
+        connection.sendall(head(length=len(body)))
+        begin = time.monotonic()
+        for start in range(0, len(body), 1 << 18):
+            connection.sendall(body[start : start + (1 << 18)])
+            time.sleep(0.15)
+        assert time.monotonic() - begin > 2
+        assert response(connection)[0] == 200
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+def test_an_idle_connection_is_closed(server, used):
+    with connect(server) as connection:
+        if used:
+            connection.sendall(head() + BODY)
+            assert response(connection)[0] == 200
+        begin = time.monotonic()
+        assert connection.recv(1) == b""
+        assert 1.5 < time.monotonic() - begin < 8
+
+
+def test_a_body_that_nobody_reads_does_not_keep_a_connection_open(server):
+    with connect(server) as connection:
+        connection.sendall(head(path="/v2/models/nobody/infer", length=1 << 20))
+        assert response(connection)[0] == 404
+        begin = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - begin < 15:
+                connection.sendall(b" ")
+                time.sleep(0.1)
+        assert time.monotonic() - begin < 10
+
+
+def test_clients_that_do_not_read_are_cut_off(server):
+    before = cuts(server, "write_time")
+    with contextlib.ExitStack() as clients:
+        opened = [clients.enter_context(connect(server)) for _ in range(4)]
+        binary = BODY[:-1] + b',"parameters":{"binary_data_output":true}}'
+        for connection in opened:
+            connection.sendall(head(path="/v2/models/wide/infer", length=len(binary)) + binary)
+        until(lambda: cuts(server, "write_time") == before + 4)
+        for connection in opened:
+            assert is_closed(connection)
+    assert server.alive()
+
+
+def test_a_client_that_reads_slowly_gets_everything(server):
+    binary = BODY[:-1] + b',"parameters":{"binary_data_output":true}}'
+    with connect(server) as connection:
+        connection.sendall(head(path="/v2/models/wide/infer", length=len(binary)) + binary)
+        received = 0
+        begin = time.monotonic()
+        while received < 16 << 20:
+            found = connection.recv(1 << 19)
+            assert found
+            received += len(found)
+            time.sleep(len(found) / (4 << 20))
+        assert time.monotonic() - begin > 3
+
+
+# --- counts ---
+
+
+def test_answers_that_nobody_takes_are_bounded_together(tmp_path):
+    models = (f"--model=wide=/light/0/{4 << 20}",)
+    with light(tmp_path, *models, "--max-unsent", "40", "--write-timeout", "60") as server:
+        binary = BODY[:-1] + b',"parameters":{"binary_data_output":true}}'
+        with contextlib.ExitStack() as clients:
+            for _ in range(8):
+                connection = clients.enter_context(connect(server))
+                connection.sendall(head(path="/v2/models/wide/infer", length=len(binary)) + binary)
+            until(lambda: cuts(server, "unsent_bytes") >= 5)
+        assert server.alive()
+
+
+@pytest.mark.parametrize("options", [(), ("--http-processes", "1")], ids=["one process", "fronts"])
+def test_more_connections_than_the_limit_get_a_clear_answer_and_probes_still_theirs(tmp_path, options):
+    with light(tmp_path, "--max-connections", "20", *options) as server, contextlib.ExitStack() as clients:
+        for _ in range(120):
+            clients.enter_context(connect(server))
+        for _ in range(3):
+            found = server.post("/v2/models/m/infer", BODY)
+            assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+            assert "20 connections" in found.json()["error"]
+            probe = server.get("/v2/health/live")
+            assert (probe.status_code, probe.headers["connection"]) == (200, "close")
+            assert server.get("/v2/health/ready").status_code == 200
+        until(lambda: any("connections_cut" in line for line in server.lines()))
+        clients.close()
+        until(lambda: server.post("/v2/models/m/infer", BODY).status_code == 200)
+        assert cuts(server, "connections") >= 3
+
+
+def test_few_descriptors_lower_the_limit(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    script = tmp_path / "few.sh"
+    script.write_text('ulimit -n 200\nexec "$@"\n')
+    with light(tmp_path, through=("sh", str(script))) as server, contextlib.ExitStack() as clients:
+        assert any("few_descriptors" in line for line in server.lines())
+        for _ in range(300):
+            clients.enter_context(connect(server))
+        for _ in range(3):
+            assert server.get("/v2/health/live").status_code == 200
+            assert server.post("/v2/models/m/infer", BODY).status_code == 503
+    assert (soft, hard) == resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def test_requests_over_many_connections_leave_nothing_behind(server):
+    with requests.Session() as session:
+        for _ in range(50):
+            assert session.post(f"{server.url}/v2/models/m/infer", BODY, timeout=20).status_code == 200
+    for _ in range(20):
+        assert server.post("/v2/models/m/infer", BODY).status_code == 200
