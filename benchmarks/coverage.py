@@ -29,6 +29,8 @@ from .context import ROOT
 from .machine import describe, label
 
 PRECISIONS = ("fp16", "own")
+RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings")
+"""Packages whose version is TensorRT-RTX's; the first is missing where only what it installs was."""
 OUTCOMES = ("right", "built", "refused", "wrong", "failed", "not measured")
 """built: without a GPU. failed: with an error that is none of ours, or none at all before the time was up."""
 
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = time.monotonic() + options.budget
     rows: list[dict[str, Any]] = []
     report = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine, "rows": rows}
-    stem = f"{report['date']}-{label(machine)}-coverage-{machine['versions'].get('tensorrt-rtx', 'none')}"
+    release = next((machine["versions"][name] for name in RTX if name in machine["versions"]), "none")
+    stem = f"{report['date']}-{label(machine)}-coverage-{release}"
     options.out.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         jobs = [pool.submit(apart, name, min(options.timeout, 1e6), end, options.compare) for name in names]

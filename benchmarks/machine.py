@@ -22,6 +22,7 @@ PACKAGES = (
     "torch-tensorrt-rtx",
     "torch-tensorrt",
     "tensorrt-rtx",
+    "tensorrt-rtx-cu13-bindings",
     "tensorrt",
     "cuda-core",
     "cuda-bindings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,8 @@ def may_overflow(node: Node) -> bool:
         if current in seen or current.op != "call_function":
             continue
         seen.add(current)
-        if any(type(v) is float and abs(v) > 6e4 for v in pytree.tree_leaves((current.args, current.kwargs))):
+        numbers = pytree.tree_leaves((current.args, current.kwargs))
+        if any(type(v) is float and 6e4 < abs(v) < math.inf for v in numbers):  # infinity stays what it is
             return True
         todo += current.all_input_nodes
     return False

@@ -61,6 +61,7 @@ from .structure import Output, output_node
 
 _WRITTEN_OUT = {
     "baddbmm": rewrites.biased_product,
+    "scaled_dot_product_attention": rewrites.masked_attention,
     "slice_scatter": rewrites.joined,
     "select_scatter": rewrites.joined,
 }

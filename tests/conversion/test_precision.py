@@ -58,7 +58,7 @@ def test_attention_with_masks_norms_and_positions(dtype):
     _, half = prepared(model, [Input((3, 8), "int64"), Input((3, 8), "int64")], dtype)
     (actual,) = run(half.program, ids, mask)
     assert relative(actual, model(ids, mask)) < (5e-3 if dtype == torch.float16 else 4e-2)
-    assert dtypes_of(half.program, "linear", "scaled_dot_product_attention") == {dtype}
+    assert dtypes_of(half.program, "linear", "softmax") == {dtype}
     assert half.kept == ("matmul",)  # the angles
 
 
@@ -168,6 +168,54 @@ def test_a_biased_batch_product_is_written_out(scaled):
 
 def _float32_baddbmm(added, left, right, *, beta=1, alpha=1):
     return (beta * added.float() + alpha * torch.bmm(left.float(), right.float())).to(added.dtype)
+
+
+def _additive(nothing):
+    return lambda mask: torch.zeros(mask.shape).masked_fill(~mask, nothing)
+
+
+MASKS = {
+    "bool": lambda mask: mask,
+    "of float32's minimum": _additive(torch.finfo(torch.float32).min),
+    "of infinity": _additive(-torch.inf),
+    "of both dimensions": lambda mask: mask[0, 0],
+}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("scale", [None, 0.2])
+def test_attention_with_a_mask_is_taken_apart(kind, dtype, scale):
+    """Keys of each row are hidden, and of one row all of them."""
+
+    class Masked(nn.Module):
+        def forward(self, query, key, value, mask):
+            mask = MASKS[kind](mask)
+            return nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+
+    random = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(3, 2, 5, width, generator=random) for width in (8, 8, 6)]  # values may have another width
+    mask = torch.rand(3, 1, 5, 5, generator=random) > 0.4
+    mask[1, 0, 2] = False
+    inputs = [*(Input(((1, 3, 8), *t.shape[1:])) for t in tensors), Input(((1, 3, 8), 1, 5, 5), "bool")]
+
+    program, new = prepared(Masked(), inputs, dtype)
+
+    assert not dtypes_of(new.program, "scaled_dot_product_attention")
+    (actual,) = run(new.program, *tensors, mask)
+    assert relative(actual, run(program, *tensors, mask)) < {None: 1e-6, torch.float16: 3e-3}.get(dtype, 3e-2)
+    if kind in ("bool", "of infinity"):
+        assert not actual[1, :, 2].any()
+
+
+def test_attention_without_a_mask_stays_whole():
+    class Whole(nn.Module):
+        def forward(self, query, key, value):
+            attend = nn.functional.scaled_dot_product_attention
+            return attend(query, key, value) + attend(query, key, value, is_causal=True)
+
+    _, new = prepared(Whole(), [Input(((1, 3, 8), 2, 5, 8))] * 3, torch.float16)
+    assert dtypes_of(new.program, "scaled_dot_product_attention") == {torch.float16}
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
