@@ -44,9 +44,9 @@ STEADY = {
     **dict.fromkeys(("efficientnet_b0", "efficientnet_v2_s"), (0.25, 0.06)),
     **dict.fromkeys(("tf_efficientnet_lite0", "inception_v4", "xception41"), (1.0, 0.05)),
 }
-"""Those that with random weights multiply rounding errors from layer to layer, as no trained network does: PyTorch's own
-float16 answers would be off by up to a fifth. The spread of each layer's answers, and the bias of each batch norm,
-with which they are not (:func:`calibrate`)."""
+"""Those that with random weights multiply rounding errors from layer to layer, as no trained network does (PyTorch's
+own float16 answers are off by up to a fifth), and the spread of each layer's answers and the bias of each batch norm
+with which they don't (:func:`calibrate`)."""
 
 NAMES = (
     *(f"torchvision/{name}" for name in (*TORCHVISION, *SEGMENTATION)),

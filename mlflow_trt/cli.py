@@ -91,6 +91,14 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             help="A setting of Torch-TensorRT, such as optimization_level=5; repeatable.",
         ),
         click.option("--omit-program", is_flag=True, help="Leave the exported program out of the model."),
+        click.option(
+            "--measure-timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=300.0,  # flavor.MEASURE_TIMEOUT, which would import MLflow
+            show_default=True,
+            metavar="SECONDS",
+            help="How long measuring on this machine's GPU may take.",
+        ),
     ]
 
     @functools.wraps(command)
@@ -127,7 +135,14 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_conversion
 @terminal.json_option
-def convert(source: str, output: Path, omit_program: bool, as_json: bool, conversion: dict[str, Any]) -> None:
+def convert(
+    source: str,
+    output: Path,
+    omit_program: bool,
+    measure_timeout: float,
+    as_json: bool,
+    conversion: dict[str, Any],
+) -> None:
     """Convert a PyTorch model to a TensorRT engine.
 
     SOURCE is a file that torch.export.save wrote (.pt2), or module:attribute, a model or a function that returns one.
@@ -145,7 +160,13 @@ def convert(source: str, output: Path, omit_program: bool, as_json: bool, conver
             record = plan.record.model_copy(update={"file": plan.record.file.model_copy(update={"path": output.name})})
             manifest = plan.manifest.model_copy(update={"plans": (record,)})
         else:
-            mlflow_trt.save_model(specs.load_source(source), output, program=_program(omit_program), **conversion)
+            mlflow_trt.save_model(
+                specs.load_source(source),
+                output,
+                program=_program(omit_program),
+                measure_timeout=measure_timeout,
+                **conversion,
+            )
             manifest = mlflow_trt.inspect(output)
         if as_json:
             terminal.show_json(stdout, {"output": str(output), "manifest": json.loads(manifest.to_json())})
@@ -168,6 +189,7 @@ def log(
     register: str | None,
     aliases: tuple[str, ...],
     omit_program: bool,
+    measure_timeout: float,
     as_json: bool,
     conversion: dict[str, Any],
 ) -> None:
@@ -185,7 +207,12 @@ def log(
     with terminal.results() as stdout:
         model = Path(source) if specs.is_engine_or_folder(source) else specs.load_source(source)
         info = mlflow_trt.log_model(
-            model, name, registered_model_name=register, program=_program(omit_program), **conversion
+            model,
+            name,
+            registered_model_name=register,
+            program=_program(omit_program),
+            measure_timeout=measure_timeout,
+            **conversion,
         )
         registered = None
         if register:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from manifests import H100, MANIFEST, MEASURED
 
 import mlflow_trt
-from mlflow_trt import manifest
+from mlflow_trt import cli, flavor, manifest
 from mlflow_trt.cli import main
 from mlflow_trt.manifest import Latency, Parity
 
@@ -252,6 +252,7 @@ def test_an_expected_error_is_a_message_with_status_1_and_no_traceback(folder, a
         ("convert", "m:n"),
         ("convert", "m:n", "-o", "no/such/folder/out.engine"),
         ("log", "m:n", "--alias", "champion"),
+        ("log", "m:n", "--measure-timeout", "0"),
         ("benchmark", "m", "--runs", "0"),
         ("benchmark", "m", "--backend", "onnx"),
     ],
@@ -261,6 +262,12 @@ def test_wrong_usage_is_status_2(arguments):
 
     assert result.exit_code == 2
     assert "Usage: " in result.stderr
+
+
+def test_measuring_may_take_as_long_as_by_the_api():
+    for command in (cli.convert, cli.log):
+        (option,) = [o for o in command.params if o.name == "measure_timeout"]
+        assert option.default == flavor.MEASURE_TIMEOUT
 
 
 def test_help_names_every_command_and_imports_neither_mlflow_nor_torch():

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from ..errors import ConversionError, UnsupportedOperatorError
+from ..errors import ConversionError
+from . import refusals
 from .network import Network, look
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -159,34 +160,8 @@ class _Watch:
     def explain(self, error: Exception) -> ConversionError:
         """Makes one error of what upstream hides: 2.11 fails with a NameError, 2.14 with "returned None"."""
         if self.missing:
-            count = f"{len(self.missing)} operator" + "s" * (len(self.missing) != 1)
-            listed = "\n".join(f"  {operator}{self.places.get(operator, '')}" for operator in self.missing)
-            hint = (
-                f"; {', '.join(self.static_only)}: has a converter that is not declared for dynamic sizes, so give the "
-                "inputs fixed sizes, or try assume_dynamic_shape_support=True and look at the parity check"
-                if self.static_only
-                else ""
-            )
-            if any("scaled_dot_product" in operator for operator in self.missing):
-                hint += "; try decompose_attention=True, which takes attention apart"
-            return UnsupportedOperatorError(
-                f"The model has {count} that Torch-TensorRT cannot convert:\n{listed}",
-                "operators with a converter: an engine is the whole model (require_full_compilation), so none can be "
-                "left to PyTorch",
-                "replace these operators, register a converter "
-                "(torch_tensorrt.dynamo.conversion.dynamo_tensorrt_converter), or move them out of the model, before "
-                f"or after the engine{hint}",
-                self.missing,
-            )
-        cause = self.error or error
-        where = f" at {self.node}" if self.node else ""
-        said = "".join(f"\n  TensorRT: {message}" for message in dict.fromkeys(self.messages[-6:]))
-        return ConversionError(
-            f"TensorRT could not build the engine{where}: {type(cause).__name__}: {str(cause)[:600]}{said}",
-            "a network that TensorRT accepts",
-            "see the messages above; a smaller model, fewer dynamic dimensions, or another Torch-TensorRT release may "
-            "tell more",
-        )
+            return refusals.unsupported(self.missing, self.places, self.static_only)
+        return refusals.not_built(self.error or error, self.node, self.messages)
 
 
 class _Messages(logging.Handler):

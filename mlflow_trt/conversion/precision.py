@@ -60,6 +60,8 @@ from .regions import written_out
 from .structure import Output, output_node
 
 _WRITTEN_OUT = {
+    "add": rewrites.biased_linear,
+    "addmm": rewrites.biased_linear,
     "baddbmm": rewrites.biased_product,
     "scaled_dot_product_attention": rewrites.masked_attention,
     "slice_scatter": rewrites.joined,
@@ -229,6 +231,7 @@ class _Rewriter:
             replaced = _WRITTEN_OUT[name](self._call, node, mapped_args, mapped_kwargs)
             if replaced is not None:
                 self.nodes[node] = replaced
+                self._note_kept(node, name, mapped_args)
                 return
         try:
             value = self._evaluate(node.target, mapped_args, mapped_kwargs)

@@ -29,6 +29,34 @@ def biased_product(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[
     return call(node, aten.add.Tensor, product, added)
 
 
+def biased_linear(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+    """``x @ y + bias`` as a linear layer: addmm, or the sum of a product that nothing else reads, and a vector.
+
+    As a product and a sum TensorRT-RTX 1.6 can't build it at fixed sizes, where slices of it are read on (GPT-2's
+    attention): Myelin takes the size of the sum for that of the bias.
+
+    Returns:
+        None where it is anything else: the operation then stays as it is.
+    """
+    if any(kwargs.get(factor, 1) != 1 for factor in ("alpha", "beta")):
+        return None
+    if node.target is aten.addmm.default:
+        bias, x, y = args[:3]
+    else:
+        terms = [n for n in args[:2] if isinstance(n, Node)]
+        products = [n for n in terms if n.target in (aten.mm.default, aten.matmul.default)]
+        if len(terms) != 2 or len(products) != 1:
+            return None
+        place = args.index(products[0])
+        if len(node.args[place].users) != 1:  # type: ignore[union-attr]
+            return None
+        (x, y), bias = products[0].args[:2], args[1 - place]
+    rank = [n.meta["val"].dim() if isinstance(n, Node) else 0 for n in (x, y, bias)]
+    if rank[0] < 2 or rank[1:] != [2, 1]:
+        return None
+    return call(node, aten.linear.default, x, call(node, aten.transpose.int, y, 0, 1), bias)
+
+
 def affine(call: Call, args: Sequence[Any]) -> tuple[Any, ...]:
     """A batch norm's arguments with a weight and a bias: Torch-TensorRT's stand-ins for these are always float32."""
     x, weight, bias, mean, variance, *rest = args
@@ -42,9 +70,9 @@ def masked_attention(call: Call, node: Node, args: Sequence[Any], kwargs: Mappin
     """Attention with a mask, as products and a softmax.
 
     TensorRT-RTX 1.4 and 1.6 compile for minutes, at the first call, what comes of their attention layer together with
-    how a causal model of transformers makes its mask (GPT-2, Llama; an H200). In parts it takes a second, and BERT is as
-    fast (0.8 to 1.05 times the time, 128 tokens, batches of 1 to 16). A row with all its keys masked answers zeros, as
-    PyTorch's.
+    how a causal model of transformers makes its mask (GPT-2, Llama; an H200). In parts it takes a second, and BERT is
+    as fast (0.8 to 1.05 times the time, 128 tokens, batches of 1 to 16). A row with all its keys masked answers zeros,
+    as PyTorch's.
 
     Returns:
         None where there is no mask, or the heads of query and key differ: attention then stays whole.

@@ -127,7 +127,12 @@ def test_refit(trt):
     from torch_tensorrt.dynamo.utils import prepare_inputs
 
     x = torch.randn(2, 3, 8, 8)
-    plan = mlflow_trt.convert(Cnn(), [x], precision="fp32", immutable_weights=False)
+    try:
+        plan = mlflow_trt.convert(Cnn(), [x], precision="fp32", immutable_weights=False)
+    except mlflow_trt.errors.ConversionError as error:
+        if "CUDA error 222" not in str(error):
+            raise
+        pytest.skip("this driver is too old for what this release compiles")
     assert plan.record.refittable
     engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(plan.serialized)
     assert engine.refittable

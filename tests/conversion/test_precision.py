@@ -174,6 +174,50 @@ def _additive(nothing):
     return lambda mask: torch.zeros(mask.shape).masked_fill(~mask, nothing)
 
 
+BIASED = {
+    "addmm": lambda x, w, b: torch.addmm(b, x, w),
+    "mm": lambda x, w, b: torch.mm(x, w) + b,
+    "@": lambda x, w, b: b + x[None] @ w,
+}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.parametrize("kind", BIASED)
+def test_a_product_and_a_vector_are_a_linear_layer(kind, dtype):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return BIASED[kind](x, self.w, self.b)
+
+    x = torch.randn(3, 6)
+    program, new = prepared(Biased().eval(), [Input(((1, 3, 8), 6))], dtype)
+
+    assert dtypes_of(new.program, "linear") == {dtype or torch.float32}
+    (actual,) = run(new.program, x)
+    assert relative(actual, run(program, x)) < (2e-3 if dtype else 1e-6)
+
+
+def test_other_sums_of_products_stay():
+    def function(x):
+        product = x @ x.T
+        return (
+            product + x[0, 0],
+            product * 2,
+            torch.add(x @ x[0], x[:, 0]),
+            torch.addmm(x[0, :4], x, x.T[:, :4], beta=2),
+        )
+
+    x = torch.randn(4, 4)
+    program, new = prepared(Function(function), [Input((4, 4))], None)
+
+    assert not dtypes_of(new.program, "linear")
+    for actual, expected in zip(run(new.program, x), run(program, x)):
+        assert relative(actual, expected) < 1e-6
+
+
 MASKS = {
     "bool": lambda mask: mask,
     "of float32's minimum": _additive(torch.finfo(torch.float32).min),
