@@ -51,6 +51,14 @@ def describe() -> dict[str, Any]:
     }
 
 
+def introduction(command: str) -> str:
+    """The first lines of a results file: what was run, and on what machine."""
+    found = describe()
+    cores = f"{found['cores']} cores, {found['cpu']}, {found['ram_gib']} GiB, {found['gpu'] or 'no GPU'}"
+    load = f"load before: {found['load_before']}" if found["load_before"] is not None else "load not known"
+    return f"`{command}`\n\n{cores}; {found['os']}, Python {found['python']}; {load}.\n"
+
+
 def label(machine: dict[str, Any]) -> str:
     """A short name for files: the GPU, or ``cpu-2core``."""
     name = machine["gpu"] or f"cpu-{machine['cores']}core"

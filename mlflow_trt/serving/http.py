@@ -21,6 +21,9 @@ Body = Union[bytes, bytearray, memoryview]
 PROBES = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
 """Paths that probes ask for; they need no token, and are answered when there are too many connections."""
 
+REFUSED = "mlflow_trt.refused"
+"""Where in a request's state its connection leaves status and message of a refusal that it has sent itself."""
+
 _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
 _SMALL = 1024
