@@ -3,17 +3,22 @@
 ``python -m benchmarks.ending [--runs 25]``. Needs no GPU: the reference backend answers. HTTP and gRPC, each with HTTP
 in the engines' process and in two of its own: so many runs each. A run starts a server, has clients ask without a
 pause, sends SIGTERM, and compares what the clients got with the server's log. Exit status 1 if a request was lost.
+
+Servers are forked from a process that has imported PyTorch, which would be most of the time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import multiprocessing.process
+import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +26,7 @@ from pathlib import Path
 
 from .askers import Askers
 from .machine import introduction
-from .served import end, free_port, wait_until
+from .served import READY_SECONDS, free_port
 
 NAME = "m"
 SHIFT = 1.0
@@ -30,6 +35,10 @@ HTTP = {"HTTP, JSON": 2, "HTTP, binary": 2, "HTTP, a connection each": 2, "/invo
 GRPC = {"gRPC": 3, "gRPC, calls in flight": 1}
 CLIENTS = {"HTTP": HTTP, "gRPC": GRPC}
 PROCESSES = {"one process": (), "two HTTP processes": ("--http-processes", "2")}
+
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["mlflow.pyfunc", "torch", "mlflow_trt.serving.app", "mlflow_trt.serving.connection"])
 
 
 @dataclass
@@ -52,12 +61,12 @@ def run(folder: Path, work: Path, kinds: dict[str, int], options: Sequence[str])
     """Runs one server to its end."""
     port, grpc_port = free_port(), free_port()
     log = work / f"serve-{port}.log"
-    command = [sys.executable, "-m", "mlflow_trt", "serve", "--model", f"{NAME}={folder}", "--backend", "reference"]
+    command = ["serve", "--model", f"{NAME}={folder}", "--backend", "reference"]
     command += ["--port", str(port), "--grpc-port", str(grpc_port), "--drain", str(DRAIN), *options]
-    with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output)
+    server = _FORKED.Process(target=_serve, args=(command, log))
+    server.start()
     try:
-        wait_until(f"http://127.0.0.1:{port}/v2/health/ready", server, log)
+        _ready(f"http://127.0.0.1:{port}/v2/health/ready", server, log)
         askers = Askers((port, grpc_port), NAME, "", {"": SHIFT}, kinds)
         until = time.monotonic() + 60
         enough = 10 * sum(kinds.values())
@@ -66,14 +75,35 @@ def run(folder: Path, work: Path, kinds: dict[str, int], options: Sequence[str])
         time.sleep(random.uniform(0, 0.5))  # somewhere between two requests
         before = askers.asked.answered.total()
         askers.ending.set()
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(120)
+        server.terminate()  # SIGTERM
+        server.join(120)
+        status = server.exitcode
         askers.join(60)
     finally:
-        end(server)
+        server.kill()
     lost = askers.asked.lost(log.read_text(errors="replace").splitlines())
     answered = askers.asked.answered.total()
     return Row(1, answered, answered - before, askers.asked.refused.total(), bool(lost), status != 0, lost)
+
+
+def _serve(arguments: Sequence[str], log: Path) -> None:
+    """``mlflow-trt`` with a log, in a process of its own."""
+    from mlflow_trt import cli
+
+    with log.open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    cli.main(arguments)
+
+
+def _ready(url: str, server: multiprocessing.process.BaseProcess, log: Path) -> None:
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until and server.is_alive():
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+            if response.status == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"The server did not become ready:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def main(arguments: list[str] | None = None) -> int:
