@@ -52,10 +52,11 @@ def describe() -> dict[str, Any]:
 
 
 def introduction(command: str) -> str:
-    """The first lines of a results file: what was run, and on what machine."""
+    """The first lines of a results file: what is run, on what machine, and how busy that is at the moment."""
     found = describe()
     cores = f"{found['cores']} cores, {found['cpu']}, {found['ram_gib']} GiB, {found['gpu'] or 'no GPU'}"
-    load = f"load before: {found['load_before']}" if found["load_before"] is not None else "load not known"
+    nice = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
+    load = f"load before: {found['load_before']}" + (f" (this ran with nice {nice})" if nice else "")
     return f"`{command}`\n\n{cores}; {found['os']}, Python {found['python']}; {load}.\n"
 
 

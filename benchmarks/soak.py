@@ -325,14 +325,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 5 <= options.seconds <= 86_400:
         parser.error("--seconds must be 5 to 86400")
-    with tempfile.TemporaryDirectory(prefix="mlflow-trt-soak-") as work:
+    head = introduction(f"python -m benchmarks.soak --seconds {options.seconds:g}")
+    with (
+        tempfile.TemporaryDirectory(prefix="mlflow-trt-soak-") as work,
+        contextlib.redirect_stdout(sys.stderr),  # MLflow prints where its runs are
+    ):
         os.environ["MLFLOW_TRT_CACHE"] = f"{work}/cache"
         found = soak(options.seconds, Path(work))
-    print(introduction(f"python -m benchmarks.soak --seconds {options.seconds:g}"))
+    print(head)
     print("| what | found | as it should be |\n| --- | --- | --- |")
     for what, (value, right) in found.verdicts().items():
         print(f"| {what} | {value} | {'yes' if right else '**no**'} |")
     print(f"\nBad clients: {dict(found.bad)}. The alias moved {found.moves} times, the registry was away once.")
+    print(f"Load of the machine at the end: {os.getloadavg()[0]:.1f}.")
     for failure in (found.probes_failed + found.lost())[:10]:
         print(f"- {failure}")
     return 0 if all(right for _, right in found.verdicts().values()) else 1
