@@ -103,7 +103,7 @@ class Askers:
 
     def fail(self, kind: str, identifier: str, error: object) -> None:
         """Notes a request that failed."""
-        self.asked.failures.append(f"{kind}, {identifier}: {type(error).__name__}: {error}"[:200])
+        self.asked.failures.append(f"{kind}, {identifier}: {error if isinstance(error, str) else repr(error)}"[:200])
 
     def refuse(self, kind: str, identifier: str, error: object) -> None:
         """Notes a request that the server did not take; while it does not end, that is a failure."""
@@ -172,7 +172,7 @@ def _grpc(askers: Askers, kind: str, identifiers: Iterator[str]) -> Iterator[str
                     if askers.ending.is_set():
                         return
                 else:
-                    askers.fail(kind, identifier, error.code())
+                    askers.fail(kind, identifier, f"{error.code().name}: {error.details()}")
             else:
                 askers.check(kind, *_scores(answer))
             yield identifier
@@ -191,7 +191,7 @@ def _calls(askers: Askers, kind: str, identifiers: Iterator[str]) -> Iterator[st
         elif code is grpc.StatusCode.UNAVAILABLE:
             askers.refuse(kind, identifier, call.details())
         else:
-            askers.fail(kind, identifier, code)
+            askers.fail(kind, identifier, f"{code.name}: {call.details()}")
         del waiting[identifier]
 
     with grpc.insecure_channel(f"127.0.0.1:{askers.ports[1]}") as channel:

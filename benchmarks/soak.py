@@ -340,6 +340,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Load of the machine at the end: {os.getloadavg()[0]:.1f}.")
     for failure in (found.probes_failed + found.lost())[:10]:
         print(f"- {failure}")
+    for line in [line for line in found.lines if '"level": "error"' in line or '"status": "CANCELLED"' in line][:10]:
+        print(f"- {line}")
     return 0 if all(right for _, right in found.verdicts().values()) else 1
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("grpc", reason="one of the clients speaks gRPC")
 from benchmarks import ending, soak
 from benchmarks.askers import KINDS, Asked
 
-pytestmark = [pytest.mark.xdist_group("ending"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.xdist_group("ending"), pytest.mark.timeout(600)]
 
 LATER = {"probes, 99th percentile", "memory, last quarter ÷ second"}
 """What seconds on a machine that does other things too say nothing of."""
