@@ -228,10 +228,13 @@ def _probe(found: Found, port: int) -> None:
 def use_of(pid: int) -> tuple[float, float]:
     """Resident bytes and open descriptors of a process and its children."""
     memory = descriptors = 0
-    folder = Path(f"/proc/{pid}")
-    for each in [pid, *(int(child) for task in folder.glob("task/*/children") for child in task.read_text().split())]:
-        with contextlib.suppress(OSError):  # it has just ended
-            memory += int((Path(f"/proc/{each}") / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    found = [pid]
+    with contextlib.suppress(OSError):  # a thread, or below a child, has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    for each in found:
+        with contextlib.suppress(OSError):
+            memory += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             descriptors += len(os.listdir(f"/proc/{each}/fd"))
     return float(memory), float(descriptors)
 
