@@ -7,6 +7,7 @@ import hmac
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Union
 
 from .gathering import Gathered
@@ -57,7 +58,7 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
     media: str = "application/json"
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Bytes of the body."""
         return sum(memoryview(part).nbytes for part in self.parts)

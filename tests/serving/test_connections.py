@@ -238,7 +238,7 @@ def test_what_is_refused_before_it_is_read_has_its_line_and_is_counted(server):
         connection.sendall(head("X-Request-ID: too-long", "X: " + "a" * (65 << 10)))
         status, headers, _ = response(connection)
     assert status == 431
-    (line,) = lines_of(server, headers["x-request-id"])
+    (line,) = until(lambda: lines_of(server, headers["x-request-id"]))
     found = [line[key] for key in ("logger", "protocol", "method", "path", "status", "client")]
     assert found == ["mlflow_trt.access", "http", "POST", "/v2/models/m/infer", 431, "127.0.0.1"]
     until(lambda: metrics(server).get(refused, 0) == before + 1)
