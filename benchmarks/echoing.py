@@ -43,7 +43,7 @@ def echo(context: Context) -> Measurement:
 
     tune_process()  # the client's own: mapping and unmapping its buffers would be most of what is seen
     measurement = Measurement(notes=["One client on one connection; requests prepared, answers read and dropped."])
-    folder = _model(context)
+    folder = model(context)
     with contextlib.ExitStack() as servers:
         ours = servers.enter_context(serving(folder, "echo", context.work, "--backend", "reference"))
         theirs = servers.enter_context(_mlflow(folder, context.work))
@@ -77,7 +77,8 @@ def echo(context: Context) -> Measurement:
     return measurement
 
 
-def _model(context: Context) -> Path:
+def model(context: Context) -> Path:
+    """Logs the echo, once; returns its folder."""
     folder = context.work / "models" / "echo"
     if not folder.exists():
         import torch

@@ -51,6 +51,15 @@ def describe() -> dict[str, Any]:
     }
 
 
+def introduction(command: str) -> str:
+    """The first lines of a results file: what is run, on what machine, and how busy that is at the moment."""
+    found = describe()
+    cores = f"{found['cores']} cores, {found['cpu']}, {found['ram_gib']} GiB, {found['gpu'] or 'no GPU'}"
+    nice = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
+    load = f"load before: {found['load_before']}" + (f" (this ran with nice {nice})" if nice else "")
+    return f"`{command}`\n\n{cores}; {found['os']}, Python {found['python']}; {load}.\n"
+
+
 def label(machine: dict[str, Any]) -> str:
     """A short name for files: the GPU, or ``cpu-2core``."""
     name = machine["gpu"] or f"cpu-{machine['cores']}core"

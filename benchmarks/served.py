@@ -79,7 +79,14 @@ def _used(folder: Path) -> float:
 
 
 @contextlib.contextmanager
-def serving(uri: str | Path, name: str, work: Path, *options: str, env: Mapping[str, str] = {}) -> Iterator[Server]:
+def serving(
+    uri: str | Path,
+    name: str,
+    work: Path,
+    *options: str,
+    env: Mapping[str, str] = {},
+    checkout: Path | None = None,
+) -> Iterator[Server]:
     """Runs ``mlflow-trt serve`` and waits until it is ready.
 
     Args:
@@ -88,12 +95,15 @@ def serving(uri: str | Path, name: str, work: Path, *options: str, env: Mapping[
         work: Where its log goes.
         options: Further options of the command.
         env: Environment variables to set.
+        checkout: The repository whose package it is; default: what is installed.
     """
+    if checkout is not None:
+        env = {**env, "PYTHONPATH": str(checkout)}
     port = free_port()
     log = work / f"serve-{port}.log"
     command = [sys.executable, "-m", "mlflow_trt", "serve", "--model", f"{name}={uri}", "--port", str(port), *options]
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **env})
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **env}, cwd=checkout)
     try:
         wait_until(f"http://127.0.0.1:{port}/v2/health/ready", process, log)
         yield Server(port, process.pid, log)

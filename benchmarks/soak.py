@@ -3,7 +3,7 @@
 ``python -m benchmarks.soak [--seconds 600]``. Needs no GPU: the reference backend answers. Good clients ask over HTTP
 (JSON, binary tensors, MLflow's ``/invocations``) and gRPC, and check every answer. Others are slow, huge, malformed,
 leave, or have a wrong token. Meanwhile the alias moves, and MLflow's server is killed and started again. At the end the
-server gets SIGTERM. Exit status 1 if something was not as it should be.
+server gets SIGTERM while the good clients still ask. Exit status 1 if something was not as it should be.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .served import READY_SECONDS, Connection, answer_of, end, free_port, http_request, infer_request, wait_until
+from .askers import KINDS, Asked, Askers
+from .machine import introduction
+from .served import READY_SECONDS, end, free_port, http_request, wait_until
 
 TOKEN = "soak"
 NAME = "soak"
@@ -41,16 +41,19 @@ PROBE = 0.2
 """Seconds that a probe may take, at the 99th percentile."""
 GROWTH = 1.10
 HUGE = 24 << 20
-X = np.arange(8, dtype=np.float32).reshape(2, 4)
+"""Bytes of a body."""
+DRAIN = 2.0
 
 
 @dataclass
 class Found:
     """What was seen; threads only append to it."""
 
-    good: Counter[str] = field(default_factory=Counter)
+    good: Asked = field(default_factory=Asked)
+    at_sigterm: int = 0
+    """Right answers until then."""
     bad: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
+    probes_failed: list[str] = field(default_factory=list)
     probes: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     descriptors: list[float] = field(default_factory=list)
@@ -64,15 +67,24 @@ class Found:
         p99 = statistics.quantiles(self.probes, n=100)[98] if len(self.probes) > 1 else float("inf")
         memory, descriptors = growth(self.memory), growth(self.descriptors)
         unreadable = [line for line in self.lines if not _is_object(line)]
+        answered, lost = self.good.answered, self.lost()
+        kinds = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(answered.items()))
+        late = answered.total() - self.at_sigterm
         return {
-            "good clients that failed": (f"{len(self.failures)} of {self.good.total():,}", not self.failures),
-            "every kind of good client was answered": (str(dict(self.good)), len(self.good) == len(GOOD)),
+            "requests of good clients that were lost": (f"{len(lost)} of {answered.total():,}", not lost),
+            "right answers, by kind of client": (kinds, len(answered) == len(KINDS)),
+            "right answers after SIGTERM": (f"{late:,}", late > 0),
+            "probes that failed": (f"{len(self.probes_failed)} of {len(self.probes):,}", not self.probes_failed),
             "probes, 99th percentile": (f"{p99 * 1000:.0f} ms of {len(self.probes):,}", p99 < PROBE),
             "memory, last quarter ÷ second": (f"{memory:.2f}", memory <= GROWTH),
             "descriptors, last quarter ÷ second": (f"{descriptors:.2f}", descriptors <= GROWTH),
             "lines of the log that are not JSON": (f"{len(unreadable)} of {len(self.lines):,}", not unreadable),
             "exit status after SIGTERM": (str(self.status), self.status == 0),
         }
+
+    def lost(self) -> list[str]:
+        """The good clients' requests that were."""
+        return self.good.lost(self.lines)
 
 
 def growth(samples: list[float]) -> float:
@@ -93,7 +105,8 @@ def soak(seconds: float, work: Path) -> Found:
         token.write_text(TOKEN)
         log = work / "serve.log"
         command = [sys.executable, "-m", "mlflow_trt", "serve", f"models:/{NAME}@champion", "--backend", "reference"]
-        command += ["--port", str(port), "--grpc-port", str(grpc_port), "--token-file", str(token), "--interval", "0.5"]
+        command += ["--port", str(port), "--grpc-port", str(grpc_port), "--token-file", str(token)]
+        command += ["--interval", "0.5", "--drain", str(DRAIN)]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": registry.uri}
         with log.open("w") as output:
             server = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -120,7 +133,7 @@ def _run(
         return run
 
     def sample() -> None:
-        memory, descriptors = _use(server.pid)
+        memory, descriptors = use_of(server.pid)
         found.memory.append(memory)
         found.descriptors.append(descriptors)
 
@@ -130,12 +143,13 @@ def _run(
         found.bad[name] += 1
 
     tasks = [again(lambda: _probe(found, port), 0.02), again(sample, max(seconds / 200, 0.05))]
-    tasks += [_good(found, name, make, (port, grpc_port), ending) for name, make in GOOD.items()]
     for name, behave in BAD.items():
-        tasks.append(again(lambda name=name, behave=behave: bad(name, behave), max(seconds / 100, 0.2)))
+        tasks.append(again(lambda name=name, behave=behave: bad(name, behave), min(max(seconds / 100, 0.2), 1)))
     threads = [threading.Thread(target=task, daemon=True) for task in tasks]
     for thread in threads:
         thread.start()
+    askers = Askers((port, grpc_port), NAME, TOKEN, SHIFTS, dict.fromkeys(KINDS, 1))
+    found.good = askers.asked
     for turn in range(8):
         ending.wait(max(begin + seconds * (turn + 1) / 9 - time.monotonic(), 0))
         if turn == 3:
@@ -150,97 +164,15 @@ def _run(
     ending.set()
     for thread in threads:
         thread.join(60)
+    found.at_sigterm = found.good.answered.total()
+    askers.ending.set()
     server.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         found.status = server.wait(90)
+    askers.join(90)
 
 
-# --- clients ---
-
-
-def _good(
-    found: Found,
-    name: str,
-    make: Callable[[int, int], Callable[[], tuple[str, np.ndarray]]],
-    ports: tuple[int, int],
-    ending: threading.Event,
-) -> Callable[[], None]:
-    """A client that asks rightly, and looks at every answer."""
-
-    def run() -> None:
-        try:
-            ask = make(*ports)
-        except Exception as error:
-            found.failures.append(f"{name}: {type(error).__name__}: {error}"[:200])
-            return
-        while not ending.wait(0.01) and len(found.failures) < 100:
-            try:
-                version, scores = ask()
-                wanted = [SHIFTS[version]] if version else SHIFTS.values()
-                if not any(np.array_equal(scores.reshape(2, 3), X[:, :3] * 2 + shift) for shift in wanted):
-                    found.failures.append(f"{name}: version {version} answered {scores.tolist()}")
-                found.good[name] += 1
-            except Exception as error:
-                found.failures.append(f"{name}: {type(error).__name__}: {error}"[:200])
-
-    return run
-
-
-def _asking(port: int, request: bytes, read: Callable[[bytes, bytes], tuple[str, np.ndarray]]) -> Any:
-    connection = Connection(port)
-
-    def ask() -> tuple[str, np.ndarray]:
-        status, head, body = connection.ask(request)
-        if status != 200:
-            raise RuntimeError(f"{status}: {body[:100]!r}")
-        return read(head, body)
-
-    return ask
-
-
-def _json(port: int, grpc_port: int) -> Any:
-    def read(head: bytes, body: bytes) -> tuple[str, np.ndarray]:
-        content = json.loads(body)
-        return content["model_version"], np.array(content["outputs"][0]["data"], np.float32)
-
-    entry = {"name": "x", "datatype": "FP32", "shape": [2, 4], "data": X.ravel().tolist()}
-    body = json.dumps({"inputs": [entry]}).encode()
-    return _asking(port, _authorized(http_request(f"/v2/models/{NAME}/infer", {}, body)), read)
-
-
-def _binary(port: int, grpc_port: int) -> Any:
-    return _asking(port, _authorized(infer_request(NAME, {"x": X}, "y")), answer_of)
-
-
-def _invocations(port: int, grpc_port: int) -> Any:
-    def read(head: bytes, body: bytes) -> tuple[str, np.ndarray]:
-        return "", np.array(json.loads(body)["predictions"]["y"], np.float32)
-
-    body = json.dumps({"inputs": {"x": X.tolist()}}).encode()
-    request = http_request("/invocations", {"Content-Type": "application/json"}, body)
-    return _asking(port, _authorized(request), read)
-
-
-def _grpc(port: int, grpc_port: int) -> Any:
-    import grpc
-
-    from mlflow_trt.serving import messages
-
-    message = messages.ModelInferRequest(model_name=NAME, raw_input_contents=[X.tobytes()])
-    message.inputs.add(name="x", datatype="FP32", shape=X.shape)
-    data, channel = message.SerializeToString(), grpc.insecure_channel(f"127.0.0.1:{grpc_port}")
-    infer = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
-
-    def ask() -> tuple[str, np.ndarray]:
-        answer = infer(data, timeout=60, metadata=(("authorization", f"Bearer {TOKEN}"),))
-        response = messages.ModelInferResponse.FromString(answer)
-        return response.model_version, np.frombuffer(response.raw_output_contents[0], np.float32)
-
-    return ask
-
-
-def _authorized(request: bytes) -> bytes:
-    return request.replace(b"\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n".encode(), 1)
+# --- bad clients ---
 
 
 def _slow(port: int) -> None:
@@ -270,13 +202,16 @@ def _stranger(port: int) -> None:
     _send(port, http_request(f"/v2/models/{NAME}/infer", {"Authorization": "Bearer wrong"}, b"{}"))
 
 
+def _authorized(request: bytes) -> bytes:
+    return request.replace(b"\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n".encode(), 1)
+
+
 def _send(port: int, request: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(request)
         connection.recv(1 << 16)
 
 
-GOOD = {"HTTP, JSON": _json, "HTTP, binary": _binary, "/invocations": _invocations, "gRPC": _grpc}
 BAD = {"slow": _slow, "huge": _huge, "malformed": _malformed, "leaving": _leaving, "wrong token": _stranger}
 
 
@@ -286,15 +221,22 @@ def _probe(found: Found, port: int) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=30) as response:
             response.read()
     except OSError as error:
-        found.failures.append(f"probe: {error}")
+        found.probes_failed.append(f"probe: {error}")
     found.probes.append(time.perf_counter() - begin)
 
 
-def _use(pid: int) -> tuple[float, float]:
-    """Resident bytes and open descriptors of a process."""
-    folder = Path(f"/proc/{pid}")
-    pages = int((folder / "statm").read_text().split()[1])
-    return float(pages * os.sysconf("SC_PAGE_SIZE")), float(len(os.listdir(folder / "fd")))
+def use_of(pid: int) -> tuple[float, float]:
+    """Resident bytes and open descriptors of a process and its children."""
+    memory = descriptors = 0
+    found = [pid]
+    with contextlib.suppress(OSError):  # a thread, or below a child, has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    for each in found:
+        with contextlib.suppress(OSError):
+            memory += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            descriptors += len(os.listdir(f"/proc/{each}/fd"))
+    return float(memory), float(descriptors)
 
 
 def _is_object(line: str) -> bool:
@@ -386,15 +328,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 5 <= options.seconds <= 86_400:
         parser.error("--seconds must be 5 to 86400")
-    with tempfile.TemporaryDirectory(prefix="mlflow-trt-soak-") as work:
+    head = introduction(f"python -m benchmarks.soak --seconds {options.seconds:g}")
+    with (
+        tempfile.TemporaryDirectory(prefix="mlflow-trt-soak-") as work,
+        contextlib.redirect_stdout(sys.stderr),  # MLflow prints where its runs are
+    ):
         os.environ["MLFLOW_TRT_CACHE"] = f"{work}/cache"
         found = soak(options.seconds, Path(work))
+    print(head)
     print("| what | found | as it should be |\n| --- | --- | --- |")
     for what, (value, right) in found.verdicts().items():
         print(f"| {what} | {value} | {'yes' if right else '**no**'} |")
     print(f"\nBad clients: {dict(found.bad)}. The alias moved {found.moves} times, the registry was away once.")
-    for failure in found.failures[:10]:
+    print(f"Load of the machine at the end: {os.getloadavg()[0]:.1f}.")
+    for failure in (found.probes_failed + found.lost())[:10]:
         print(f"- {failure}")
+    for line in [line for line in found.lines if '"level": "error"' in line or '"status": "CANCELLED"' in line][:10]:
+        print(f"- {line}")
     return 0 if all(right for _, right in found.verdicts().values()) else 1
 
 

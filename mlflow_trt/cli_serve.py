@@ -57,7 +57,13 @@ def _option(flag: str, name: str, default: float | None, text: str, unit: float 
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @_option("--port", "port", 8000, "Of HTTP; 0: any that is free, which the log names.")
 @_option("--grpc-port", "grpc_port", None, "Of gRPC; 0: any that is free; without it there is none.")
-@click.option("--backend", type=click.Choice(["tensorrt", "reference"]), default="tensorrt", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt", "reference"]),
+    default="tensorrt",
+    show_default=True,
+    help="What runs the models; reference: PyTorch, on the CPU.",
+)
 @click.option("--device", "devices", default="0", show_default=True, help="Indices of the GPUs: 0,1")
 @_option("--max-contexts", "max_contexts", 2, "Calls that run at once on each GPU.")
 @_option("--memory-limit", "memory_limit", None, "Bytes of GPU memory for contexts, per GPU and version.")
@@ -66,8 +72,8 @@ def _option(flag: str, name: str, default: float | None, text: str, unit: float 
 @_option("--max-queue", "max_queue", 256, "Requests that may wait; further ones get 503.")
 @_option("--http-processes", "http_processes", 0, "Processes that speak HTTP; 0: the server's own.")
 @_option("--interval", "interval", 5.0, "Seconds between two looks at an alias.")
-@_option("--timeout", "timeout", 60.0, "Seconds that a request may take.")
-@_option("--drain", "drain", 5.0, "Seconds after SIGTERM in which requests are still taken.")
+@_option("--timeout", "timeout", 60.0, "Seconds that a request may take, once its body is there.")
+@_option("--drain", "drain", 5.0, "Seconds after SIGTERM in which requests are taken; not after Ctrl-C.")
 @_option("--max-body", "max_body", 256, "MiB that a request's body may have.", _MEGA)
 @_option("--max-header", "max_header", _LIMITS.max_header >> 10, "KiB that a request's headers may have.", 1 << 10)
 @_option("--max-connections", "max_connections", _LIMITS.max_connections, "HTTP connections that may be open.")
@@ -98,13 +104,14 @@ def _option(flag: str, name: str, default: float | None, text: str, unit: float 
     "--access-log/--no-access-log",
     default=True,
     show_default=True,
-    help="A line in the log for each request; refused ones have theirs in any case.",
+    help="A line in the log for each request. Without it refused ones have theirs, at most 20 in a second.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="The least that is logged, as JSON lines on standard error.",
 )
 def serve(
     model_uri: str | None,

@@ -1,7 +1,12 @@
-"""What each request leaves in the log: one JSON line, with an id that the client knows too."""
+"""What each request leaves in the log: one JSON line, with an id that the client knows too.
+
+Where only refused requests leave one, a client that is refused again and again must not fill the disk: of many in a
+second the rest are counted.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import re
@@ -19,6 +24,9 @@ _made = itertools.count(1)
 _prefix = secrets.token_hex(8)
 _SHOWN = 200
 """Characters of a path."""
+_MOST = 20
+"""Lines of refused requests in a second, where others leave none."""
+_SECOND = 1.0
 _logger = logging.getLogger(NAME)
 
 
@@ -31,11 +39,14 @@ class AccessLog:
     """Writes the lines.
 
     Args:
-        enabled: Whether requests that were answered well leave one. Refused and failed ones always do.
+        enabled: Whether requests that were answered well leave one. If not, refused and failed ones still do, at most
+            20 in a second, and one line tells how many more there were.
     """
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
+        self._refused = 0
+        """In this second."""
 
     def answered(
         self,
@@ -65,7 +76,7 @@ class AccessLog:
             quiet: Whether it asks all the time, as probes do: answered well it leaves a line at the level debug only.
             more: Further fields.
         """
-        if not refused and not self._enabled:
+        if not self._enabled and (not refused or self._is_flood()):
             return
         level, number = ("warning", 30) if refused else ("debug", 10) if quiet else ("info", 20)
         if _logger.isEnabledFor(number):
@@ -80,3 +91,16 @@ class AccessLog:
                 "seconds": round(seconds, 6),
             }
             logs.write(level, NAME, f"{method} {path} {status}", {**fields, **more})
+
+    def _is_flood(self) -> bool:
+        """Counts a refused request, and answers whether its line is left out."""
+        self._refused += 1
+        if self._refused == 1:
+            asyncio.get_running_loop().call_later(_SECOND, self._end_second)
+        return self._refused > _MOST
+
+    def _end_second(self) -> None:
+        more, self._refused = self._refused - _MOST, 0
+        if more > 0:
+            extra = {"event": "refusals_not_logged", "count": more}
+            _logger.warning("%d more requests were refused within a second", more, extra=extra)

@@ -25,6 +25,7 @@ from .datatypes import NAMES
 from .ending import Ending
 from .http import (
     PROBES,
+    REFUSED,
     Body,
     ClientGone,
     Headers,
@@ -80,9 +81,23 @@ class Call:
         self.model: Model | None = None
         self.version: str | None = None
 
-    async def body(self) -> Body:
-        """The request's body, decoded."""
-        return await read_body(self.receive, self.headers, self.app.max_body, self.app.body_timeout)
+    async def body(self, most: int | None = None) -> Body:
+        """The request's body, decoded.
+
+        Args:
+            most: Bytes that it may have; default: as many as any.
+
+        Raises:
+            HttpError: It is too large or too slow, or its connection has refused what came of it.
+        """
+        app = self.app
+        try:
+            return await read_body(self.receive, self.headers, most or app.max_body, app.body_timeout)
+        except ClientGone:
+            refused = self.scope.get("state", {}).get(REFUSED)
+            if refused is None:
+                raise
+            raise HttpError(*refused) from None  # which is answered already, and only counted and logged here
 
     def served(self) -> Model:
         """The model that the path names."""
@@ -265,9 +280,9 @@ class Application:
         return await self._scoring.answer(call.scope, body)
 
     async def _webhook(self, call: Call) -> Response:
-        most = min(_LARGEST_DELIVERY, self.max_body)
-        body = bytes(await read_body(call.receive, call.headers, most, self.body_timeout))
+        body = bytes(await call.body(min(_LARGEST_DELIVERY, self.max_body)))
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in call.scope["headers"]}
+        assert self._webhook_secret is not None
         if not webhook.verify_webhook(body, headers, self._webhook_secret):
             raise HttpError(401, "The delivery is not signed with this server's secret, or is too old.")
         name = webhook.registered_model(body)

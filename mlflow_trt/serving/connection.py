@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from . import access
 from .ending import Ending
 from .guard import Guard, Refusal
-from .http import PROBES
+from .http import PROBES, REFUSED
 from .limits import LEAST, Limits
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ class Connection(HttpToolsProtocol):
         """Whether it is beyond the limit of connections."""
         self._doing = ""
         self._cycle: Any = None
+        self._before: Any = None
+        """The request before the one that came last."""
+        self._last: Any = None
+        """The one after whose answer the connection ends, because the server does."""
         self._since = 0.0
         self._outstanding = 0
         self._resumed = False
@@ -122,9 +126,10 @@ class Connection(HttpToolsProtocol):
         self._head = 0
         if self._over and self.url.partition(b"?")[0] not in _PROBES:
             self._stop(self._guard.too_many())
+        self._before = self.cycle
         super().on_headers_complete()
         if self._over or self._guard.ending.draining:
-            self.cycle.keep_alive = False
+            self._end_after(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """httptools'."""
@@ -137,6 +142,7 @@ class Connection(HttpToolsProtocol):
             return
         self._head = 0
         super().on_message_complete()
+        self.cycle.more_body = False  # also where it was answered before
 
     def _feed(self, data: bytes | memoryview) -> None:
         """Has what came parsed, as if no client had ever offered to switch to another protocol.
@@ -188,16 +194,29 @@ class Connection(HttpToolsProtocol):
         self._refused = True
         if self.transport.is_closing():
             return
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # it is broken, and has not begun
+            self.cycle = self._before
         cycle = self.cycle
         identifier = access.request_id(self._given(access.HEADER.encode()))
-        if cycle is None or cycle.response_complete:
+        broken = cycle is not None and cycle.more_body  # itself, and not what follows it
+        if not broken:
             self._tell_of(status, identifier)  # of others the application tells
-        else:
-            if self.pipeline or cycle.response_started or not cycle.more_body:
-                cycle.keep_alive = False  # earlier requests get their answers
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or not broken:
+                cycle.keep_alive = False  # what came before gets its answer
                 return
-            cycle.disconnected = True  # the request itself is broken: nobody waits for its answer
+            cycle.scope["state"][REFUSED] = (status, message)
+            cycle.disconnected = True  # nobody waits for its answer
             cycle.message_event.set()
+        if not (broken and cycle.response_complete):
+            self._write_refusal(status, message, identifier)
+        self.flow.resume_reading()
+        with contextlib.suppress(OSError, NotImplementedError):
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER, self.transport.close)
+
+    def _write_refusal(self, status: int, message: str, identifier: str) -> None:
         content = json.dumps({"error": message}).encode()
         headers = [
             *self.server_state.default_headers,
@@ -210,10 +229,6 @@ class Connection(HttpToolsProtocol):
             headers.append((b"retry-after", b"1"))
         head = STATUS_LINE[status] + b"".join(b"%s: %s\r\n" % header for header in headers)
         self.transport.write(head + b"\r\n" + content)
-        self.flow.resume_reading()
-        with contextlib.suppress(OSError, NotImplementedError):
-            self.transport.write_eof()
-        self.loop.call_later(_LINGER, self.transport.close)
 
     def _tell_of(self, status: int, identifier: str) -> None:
         """Has a refused request counted, and leave its line in the log."""
@@ -233,10 +248,16 @@ class Connection(HttpToolsProtocol):
         return None if value is None else value.decode("latin-1")
 
     def announce_end(self) -> None:
-        """Has the answers that have not begun say that the connection ends."""
-        for cycle in (self.cycle, *(cycle for cycle, _ in self.pipeline)):
-            if cycle is not None and not cycle.response_started:
-                cycle.keep_alive = False
+        """Has the last answer, if it has not begun, say that the connection ends."""
+        if self.cycle is not None and not self.cycle.response_started:
+            self._end_after(self.cycle)
+
+    def _end_after(self, cycle: Any) -> None:
+        """Ends the connection after an answer; not after an earlier request's any more, which would lose this one."""
+        if self._last is not None and not self._last.response_started:
+            self._last.keep_alive = True
+        self._last = cycle if cycle.keep_alive else None
+        cycle.keep_alive = False
 
     def shutdown(self) -> None:
         """uvicorn's: ends the connection once it has answered.

@@ -7,6 +7,7 @@ import hmac
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Union
 
 from .gathering import Gathered
@@ -20,6 +21,9 @@ Body = Union[bytes, bytearray, memoryview]
 
 PROBES = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
 """Paths that probes ask for; they need no token, and are answered when there are too many connections."""
+
+REFUSED = "mlflow_trt.refused"
+"""Where in a request's state its connection leaves status and message of a refusal that it has sent itself."""
 
 _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
@@ -54,7 +58,7 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
     media: str = "application/json"
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Bytes of the body."""
         return sum(memoryview(part).nbytes for part in self.parts)

@@ -6,18 +6,21 @@ library prints, the traceback of a thread. A pipe takes the place of the file de
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import faulthandler
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from json.encoder import encode_basestring_ascii
 from typing import Any, TextIO
 
 OTHERS = "stderr"
@@ -30,6 +33,11 @@ _LONGEST = 1 << 16
 _ENDING = 1.0
 """Seconds that the last lines may take: a child process of somebody else's may hold the pipe open."""
 _logger = logging.getLogger(__name__)
+_LATER = 0.02
+"""Seconds that a request's line may wait for others."""
+_waiting: list[str] = []
+_second = (0, "1970-01-01T00:00:00")
+"""A moment, and how it is written."""
 _original: TextIO | None = None
 """Standard error, while a pipe has its place."""
 
@@ -83,7 +91,7 @@ def configure(level: str) -> None:
 
 
 def write(level: str, logger: str, message: str, fields: dict[str, Any]) -> None:
-    """Writes a line without :mod:`logging`'s detours, for the one that each request leaves.
+    """Writes a line without the detours of :mod:`logging` and :mod:`json`, for the one that each request leaves.
 
     Args:
         level: In lower case.
@@ -91,10 +99,27 @@ def write(level: str, logger: str, message: str, fields: dict[str, Any]) -> None
         message: For people.
         fields: What JSON can hold.
     """
-    line = json.dumps({**_head(time.time(), level, logger, message), **fields}) + "\n"
+    head = _head(time.time(), level, logger, message)
+    line = (
+        "{" + ", ".join([f'"{key}": {_value(each)}' for part in (head, fields) for key, each in part.items()]) + "}\n"
+    )
+    try:
+        if not _waiting:
+            asyncio.get_running_loop().call_later(_LATER, flush)
+    except RuntimeError:
+        _waiting.append(line)
+        flush()
+    else:
+        _waiting.append(line)
+
+
+def flush() -> None:
+    """Writes the lines of requests that wait to be written together: each alone takes as long as making it."""
+    lines = "".join(_waiting)
+    _waiting.clear()
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
         out = stream()
-        out.write(line)
+        out.write(lines)
         out.flush()
 
 
@@ -118,6 +143,7 @@ def captured(level: str) -> Iterator[None]:
                 stack.callback(setattr, found, "propagate", found.propagate)
                 found.handlers = [handler for handler in found.handlers if not _prints(handler)]
                 found.propagate = True
+        stack.callback(flush)
         logging.captureWarnings(True)
         stack.callback(logging.captureWarnings, False)
         stack.callback(setattr, sys, "excepthook", sys.excepthook)
@@ -207,6 +233,24 @@ def _unraisable(args: Any) -> None:
     _logger.error("%s: %r", args.err_msg or "Ignored", args.object, exc_info=error)
 
 
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    plain = type(value) is int or (type(value) is float and math.isfinite(value))
+    return repr(value) if plain else json.dumps(value)
+
+
 def _head(created: float, level: str, logger: str, message: str) -> dict[str, object]:
-    moment = datetime.datetime.fromtimestamp(created, datetime.UTC)
-    return {"time": moment.isoformat("T", "milliseconds"), "level": level, "logger": logger, "message": message}
+    return {"time": _moment(created), "level": level, "logger": logger, "message": message}
+
+
+def _moment(created: float) -> str:
+    """A time in UTC; what it has in common with the last one's is not written anew."""
+    global _second
+    milliseconds = int(created * 1000)
+    number, text = _second
+    if number != milliseconds // 1000:
+        number = milliseconds // 1000
+        text = datetime.datetime.fromtimestamp(number, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _second = number, text
+    return f"{text}.{milliseconds % 1000:03d}+00:00"

@@ -15,6 +15,8 @@ import json
 import time
 from collections.abc import Mapping
 
+from ..errors import SettingError
+
 EVENTS = ("model_version_alias.created", "model_version_alias.deleted", "model_version.created")
 """The events by which a followed model can come to mean another version."""
 
@@ -26,7 +28,7 @@ LONGEST = 300.0
 """Seconds that a delivery may be old, or ahead of this machine's clock: an older one may be a copy that was kept."""
 
 
-def verify_webhook(body: bytes, headers: Mapping[str, str], secret: str | None, *, now: float | None = None) -> bool:
+def verify_webhook(body: bytes, headers: Mapping[str, str], secret: str, *, now: float | None = None) -> bool:
     """Whether a delivery comes from who knows the secret, and lately.
 
     Within those five minutes a copy is taken again. It can only have the server look at its aliases.
@@ -34,11 +36,14 @@ def verify_webhook(body: bytes, headers: Mapping[str, str], secret: str | None, 
     Args:
         body: The request's body, as it came.
         headers: Its headers; their names in any case.
-        secret: The webhook's. None: nobody signs, and every delivery is taken.
+        secret: The webhook's.
         now: Seconds since 1970; default: the clock's.
+
+    Raises:
+        SettingError: The secret is missing or empty: anybody could sign with it.
     """
-    if secret is None:
-        return True
+    if not secret or not secret.strip():
+        raise SettingError("The webhook's secret is empty.", "the secret that MLflow signs with", "give one")
     given = {name.lower(): value for name, value in headers.items()}
     signature, timestamp, delivery = (given.get(name, "") for name in (SIGNATURE, TIMESTAMP, DELIVERY))
     # Digits only: float() would take "nan", which is neither too old nor too new.

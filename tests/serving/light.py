@@ -116,11 +116,13 @@ def light(
         process.wait()
 
 
-def until(condition: Any, seconds: float = 20) -> None:
+def until(condition: Any, seconds: float = 20) -> Any:
+    """Waits until a condition is true, and returns what it answered."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "it did not become true"
         time.sleep(0.05)
+    return found
 
 
 if __name__ == "__main__":

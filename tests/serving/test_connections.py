@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.xdist_group("connections"), pytest.mark.timeout(180)]
 
 BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
 ANSWER = [10.0]
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 SHORT = ("--header-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2", "--write-timeout", "1")
 
 
@@ -73,6 +75,11 @@ def is_closed(connection: socket.socket) -> bool:
     except OSError:
         pass
     return True
+
+
+def lines_of(server: Served, identifier: str) -> list[dict[str, Any]]:
+    """What the access log has of a request."""
+    return [line for line in map(json.loads, server.lines()) if line.get("request_id") == identifier]
 
 
 def metrics(server: Served) -> dict[str, float]:
@@ -231,19 +238,68 @@ def test_what_is_refused_before_it_is_read_has_its_line_and_is_counted(server):
         connection.sendall(head("X-Request-ID: too-long", "X: " + "a" * (65 << 10)))
         status, headers, _ = response(connection)
     assert status == 431
-    line = next(line for line in map(json.loads, server.lines()) if line.get("request_id") == headers["x-request-id"])
+    (line,) = until(lambda: lines_of(server, headers["x-request-id"]))
     found = [line[key] for key in ("logger", "protocol", "method", "path", "status", "client")]
     assert found == ["mlflow_trt.access", "http", "POST", "/v2/models/m/infer", 431, "127.0.0.1"]
     until(lambda: metrics(server).get(refused, 0) == before + 1)
 
 
+def test_many_refused_requests_leave_few_lines_and_their_number(server):
+    time.sleep(1.1)  # what other tests did is counted by then
+    before = len(server.lines())
+    for number in range(200):
+        with connect(server) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nX-Request-ID: flood-%d\r\nA: b\r\nBroken\r\n\r\n" % number)
+            assert response(connection)[0] == 400
+
+    def found() -> tuple[int, int]:
+        lines = list(map(json.loads, server.lines()[before:]))
+        shown = sum(line.get("request_id", "").startswith("flood-") for line in lines)
+        return shown, sum(line["count"] for line in lines if line.get("event") == "refusals_not_logged")
+
+    until(lambda: sum(found()) == 200)
+    assert 20 <= found()[0] < 200
+
+
 def test_an_answer_that_is_under_way_is_given_before_what_follows_is_refused(server):
     with connect(server) as connection:
         connection.sendall(head(path="/v2/models/slow/infer") + BODY)
-        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * (600 << 10))
+        connection.sendall(b"GET / HTTP/1.1\r\nX-Request-ID: behind\r\nX: " + b"y" * (600 << 10))
         status, headers, body = response(connection)
         assert (status, data(body), headers["connection"]) == (200, ANSWER, "close")
         assert is_closed(connection)
+    (line,) = until(lambda: lines_of(server, "behind"))
+    assert (line["status"], line["method"], line["path"]) == (431, "GET", "/")
+
+
+def test_requests_before_a_broken_one_are_answered(server):
+    """The third one's body is broken while the second one waits for the first."""
+    with connect(server) as connection:
+        connection.sendall(head(path="/v2/models/slow/infer") + BODY + head() + BODY)
+        connection.sendall(head("Transfer-Encoding: chunked", "X-Request-ID: third").replace(LENGTH, b"") + b"nonsense")
+        begin = time.monotonic()
+        assert [response(connection)[0], response(connection)[0]] == [200, 200]
+        assert is_closed(connection)
+        assert time.monotonic() - begin < 10
+    (line,) = until(lambda: lines_of(server, "third"))
+    assert (line["status"], line["path"]) == (400, "/v2/models/m/infer")
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer", "/invocations", "/v2/nothing/else"])
+def test_a_body_whose_rest_is_broken_is_logged_and_counted_as_it_was_answered(server, path):
+    identifier = f"broken{path.replace('/', '-')}"
+    with connect(server) as connection:
+        request = head("Transfer-Encoding: chunked", f"X-Request-ID: {identifier}", path=path).replace(LENGTH, b"")
+        connection.sendall(request + b"2\r\n{}\r\n")
+        time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            connection.sendall(b"nonsense")
+        status, headers, _ = response(connection)
+        assert headers["x-request-id"] == identifier
+        assert connection.recv(1) == b""  # one answer, not two
+    (line,) = until(lambda: lines_of(server, identifier))
+    assert line["status"] == status
+    assert not any('status="499"' in key for key in metrics(server))
 
 
 # --- deadlines ---

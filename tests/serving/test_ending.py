@@ -198,6 +198,30 @@ def test_idle_grpc_clients_are_told_to_go_away(tmp_path):
 
 
 @WAYS
+@pytest.mark.parametrize("before", [True, False], ids=["sent before", "sent while it drains"])
+def test_pipelined_requests_are_all_answered(tmp_path, options, before):
+    """The last answer says that the connection ends, and none before it."""
+    request = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+    with light(tmp_path, "--model=m=/light/300/1", "--drain", "3", *options) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.settimeout(20)
+            if before:
+                connection.sendall(request * 3)
+                time.sleep(0.1)
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: server.get("/v2/health/ready").status_code == 503, 2)
+            if not before:
+                connection.sendall(request * 3)
+            received = b""
+            while found := connection.recv(1 << 16):
+                received += found
+        answers = received.split(b"HTTP/1.1 ")[1:]
+        assert [answer[:3] for answer in answers] == [b"200"] * 3
+        assert [b"connection: close" in answer for answer in answers] == [False, False, True]
+        assert server.process.wait(30) == 0
+
+
+@WAYS
 def test_a_client_that_has_connected_is_still_answered(tmp_path, options):
     with light(tmp_path, "--drain", "0", *options) as server:
         connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
