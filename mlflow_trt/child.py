@@ -21,9 +21,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import errors
-from .errors import TrtError
-
 Say = Callable[[Mapping[str, Any]], None]
 
 
@@ -75,7 +72,7 @@ def run(
     with (folder / f"{module.rpartition('.')[2]}.stderr").open("w+b") as stderr:
         log = Path(stderr.name)
         child = subprocess.Popen(
-            [sys.executable, "-m", module, str(folder)],
+            _command(module, folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -134,6 +131,10 @@ def package_on_path(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def _command(module: str, folder: Path) -> list[str]:
+    return [sys.executable, "-m", module, str(folder)]
+
+
 def _read(child: subprocess.Popen[bytes], lines: queue.Queue[bytes | None]) -> None:
     assert child.stdout is not None
     for line in child.stdout:
@@ -149,6 +150,8 @@ def _next(lines: queue.Queue[bytes | None], deadline: float | None) -> bytes | N
 
 def _failure(error: dict[str, Any] | None, status: int, tail: str) -> Exception:
     if error and "type" in error:
+        from . import errors
+
         arguments: Iterable[Any] = (tuple(a) if isinstance(a, list) else a for a in error["arguments"])
         return getattr(errors, error["type"])(*arguments)  # type: ignore[no-any-return]
     if error and "os" in error:
@@ -190,7 +193,8 @@ def _end_with_parent() -> None:
 
 def _describe(error: BaseException) -> dict[str, Any]:
     """An error as JSON: our own by class and parts, any other by its words."""
-    if isinstance(error, TrtError):
+    errors = sys.modules.get(f"{__package__}.errors")  # if the work never needed them, this is none of them
+    if errors and isinstance(error, errors.TrtError):
         kind, arguments = error.__reduce__()
         assert isinstance(kind, type)
         return {"type": kind.__name__, "arguments": list(arguments)}

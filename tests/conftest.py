@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import servers
+import warm
 from servers import BUCKET, Server
 
 # PyTorch takes all cores in each of pytest-xdist's workers and their children, and idle threads of OpenMP spin.
@@ -66,6 +67,23 @@ def _quiet_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, Path], list[str]]]:
+    """Children of this process that build start warm; yields the command line of those that do not."""
+    from mlflow_trt import child
+
+    fresh = child._command
+    with warm.builders(tmp_path_factory.mktemp("warm"), fresh) as command, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "_command", command)
+        yield fresh
+
+
+@pytest.fixture
+def fresh_builders(_warm_builders: Callable[[str, Path], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building children import for themselves, as a user's do."""
+    monkeypatch.setattr("mlflow_trt.child._command", _warm_builders)
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SettingError
-
 if TYPE_CHECKING:
     from .core import convert as convert
 
@@ -30,6 +28,8 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
+            from ..errors import SettingError
+
             raise SettingError(
                 "torch is not installed, and converting needs it.",
                 "the conversion extra",

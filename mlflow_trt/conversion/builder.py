@@ -12,13 +12,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
-from ..errors import ConversionError
-from . import refusals
 from .network import Network, look
+
+if TYPE_CHECKING:
+    from ..errors import ConversionError
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 ProgressListener = Callable[[str, str, int], None]
@@ -159,6 +160,9 @@ class _Watch:
 
     def explain(self, error: Exception) -> ConversionError:
         """Makes one error of what upstream hides: 2.11 fails with a NameError, 2.14 with "returned None"."""
+        # Not at the top: errors bring all of MLflow, seconds that the building child does not need to build.
+        from . import refusals
+
         if self.missing:
             return refusals.unsupported(self.missing, self.places, self.static_only)
         return refusals.not_built(self.error or error, self.node, self.messages)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..manifest import Census
+if TYPE_CHECKING:
+    from ..manifest import Census
 
 # The layers that carry a network's arithmetic.
 _ARITHMETIC = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "ATTENTION_OUTPUT"}
@@ -26,6 +27,8 @@ class Network:
     """Binding, dtype and shape (-1: dynamic)."""
 
     def census(self) -> Census:
+        from ..manifest import Census
+
         return Census(layers=self.layers, weight_bytes=self.weight_bytes, tf32=self.tf32)
 
 

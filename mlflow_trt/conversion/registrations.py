@@ -22,14 +22,13 @@ def modules_of(program: ExportedProgram) -> list[str]:
     Raises:
         UnsupportedOperatorError: No module that another process could import registers one of them.
     """
-    found = [_MODELOPT] if _MODELOPT in sys.modules else []
+    found: list[str] = []
     for node in _nodes(program):
         target = node.target
         if not isinstance(target, torch._ops.OpOverload) or target.namespace in _TORCHS_OWN:
             continue
-        if target.namespace == "tensorrt" and found[:1] == [_MODELOPT]:
-            continue
-        module = _registering(target)
+        quantizes = target.namespace == "tensorrt" and _MODELOPT in sys.modules
+        module = _MODELOPT if quantizes else _registering(target)
         if module is None or module == "__main__":
             raise UnsupportedOperatorError(
                 f"{node.name} is an operator of its own, {target}, and was registered "

@@ -23,6 +23,8 @@ from mlflow_trt.errors import ConversionError, SettingError
 
 from .models import Cnn
 
+pytestmark = pytest.mark.usefixtures("fresh_builders")
+
 CONVERT = """
 import mlflow_trt, torch
 from mlflow_trt.errors import ConversionError
