@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import migrated
 import pytest
 import servers
 import warm
@@ -31,6 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("servers"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # What takes long comes first, so that at the end no worker is alone with it.
+        items.sort(key=lambda item: not any(map(item.get_closest_marker, ("slow", "xdist_group"))))
 
 
 def _no_gpu() -> str | None:
@@ -66,6 +70,14 @@ def _quiet_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", "/dev/null")
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrated_databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+    """New databases of MLflow need no migration."""
+    own = tmp_path_factory.getbasetemp()
+    with migrated.databases(own if worker_id == "master" else own.parent):
         yield
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import migrated
 import pytest
 
 READY_SECONDS = 90
@@ -86,6 +87,8 @@ def tracking_server(
     folder.mkdir(parents=True, exist_ok=True)
     files = None if artifacts else folder / "artifacts"
     destination = artifacts or str(files)
+    if database is None:
+        migrated.copy(folder / "mlflow.db")
     where = (
         ["--serve-artifacts", "--artifacts-destination", destination]
         if proxied

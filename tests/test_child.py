@@ -13,13 +13,13 @@ from mlflow_trt.errors import SettingError
 WORK = """
 import os, signal, sys, time
 from mlflow_trt.child import serve
-from mlflow_trt.errors import SettingError
 
 def work(folder, say):
     what = (folder / "what").read_text()
     print("noise on standard output")
     say({"doing": what})
     if what == "refuse":
+        from mlflow_trt.errors import SettingError  # it brings MLflow, so no other case waits for it
         raise SettingError("found", "expected", "remedy")
     if what == "fail":
         raise ValueError("a reason")

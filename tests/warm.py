@@ -157,10 +157,8 @@ def _become(request: dict, streams: list[int]) -> NoReturn:
     os.chdir(request["folder"])
     tempfile.tempdir = None
     sys.argv = [request["module"], request["job"]]
-    sys.stdout, sys.stderr = (
-        os.fdopen(1, "w", buffering=1, closefd=False),
-        os.fdopen(2, "w", buffering=1, closefd=False),
-    )
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
     del sys.modules[request["module"]]
     status = 1
     try:

@@ -80,6 +80,7 @@ def masked_attention(call: Call, node: Node, args: Sequence[Any], kwargs: Mappin
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, args)), **kwargs}
     query, key, value, mask = (given.get(name) for name in names[:4])
+    assert query is not None
     width = query.meta["val"].shape[-1]
     if mask is None or given.get("is_causal") or given.get("dropout_p") or given.get("enable_gqa"):
         return None
