@@ -169,6 +169,7 @@ def test_interrupted(tmp_path):
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for what it runs aside
     )
     child = wait_for_builder(parent.pid)
     parent.send_signal(signal.SIGINT)
