@@ -28,9 +28,9 @@ def run(*arguments: str, **env: str | None):
 
 
 def failed_with(found) -> str:
-    """Why the server did not start, as the last line of its log says."""
+    """Why the server did not start, as the last line of its own in the log says."""
     assert found.exit_code == 1, found.output
-    line = json.loads(found.output.splitlines()[-1])
+    line = [line for line in map(json.loads, found.output.splitlines()) if "event" in line][-1]
     assert (line["event"], line["error_type"]) == ("failed", "SettingError")
     return line["message"]
 
