@@ -36,7 +36,7 @@ def biased_linear(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[s
     attention): Myelin takes the size of the sum for that of the bias.
 
     Returns:
-        None where it is anything else: the operation then stays as it is.
+        None where it is anything else, or of several dtypes: the operation then stays as it is.
     """
     if any(kwargs.get(factor, 1) != 1 for factor in ("alpha", "beta")):
         return None
@@ -51,8 +51,12 @@ def biased_linear(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[s
         if len(node.args[place].users) != 1:  # type: ignore[union-attr]
             return None
         (x, y), bias = products[0].args[:2], args[1 - place]
-    rank = [n.meta["val"].dim() if isinstance(n, Node) else 0 for n in (x, y, bias)]
-    if rank[0] < 2 or rank[1:] != [2, 1]:
+    values = [n.meta["val"] for n in (x, y, bias)]
+    if not all(isinstance(value, torch.Tensor) for value in values):  # a size of the input
+        return None
+    if values[0].dim() < 2 or [value.dim() for value in values[1:]] != [2, 1]:
+        return None
+    if len({value.dtype for value in values}) > 1:  # as a sum they promote
         return None
     return call(node, aten.linear.default, x, call(node, aten.transpose.int, y, 0, 1), bias)
 
@@ -70,12 +74,12 @@ def masked_attention(call: Call, node: Node, args: Sequence[Any], kwargs: Mappin
     """Attention with a mask, as products and a softmax.
 
     TensorRT-RTX 1.4 and 1.6 compile for minutes, at the first call, what comes of their attention layer together with
-    how a causal model of transformers makes its mask (GPT-2, Llama; an H200). In parts it takes a second, and BERT is
-    as fast (0.8 to 1.05 times the time, 128 tokens, batches of 1 to 16). A row with all its keys masked answers zeros,
-    as PyTorch's.
+    how a causal model of transformers makes its mask (GPT-2, Llama). In parts they do not. A row with all its keys
+    masked answers zeros, as PyTorch's.
 
     Returns:
-        None where there is no mask, or the heads of query and key differ: attention then stays whole.
+        None where there is no mask, the heads of query and key differ, or the scale has no root: attention then stays
+        whole.
     """
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, args)), **kwargs}
@@ -86,8 +90,11 @@ def masked_attention(call: Call, node: Node, args: Sequence[Any], kwargs: Mappin
         return None
     if type(width) is not int:
         return None
+    scale = given["scale"] if given.get("scale") is not None else 1 / math.sqrt(width)
+    if not isinstance(scale, int | float) or scale < 0:
+        return None
     # Half of the scale on each side, as PyTorch does: a product of unscaled halves may overflow.
-    scale = math.sqrt(given.get("scale") or 1 / math.sqrt(width))
+    scale = math.sqrt(scale)
     keys = call(node, aten.transpose.int, call(node, aten.mul.Scalar, key, scale), -2, -1)
     scores = call(node, aten.matmul.default, call(node, aten.mul.Scalar, query, scale), keys)
     lowest = torch.finfo(scores.meta["val"].dtype).min

@@ -200,6 +200,27 @@ def test_a_product_and_a_vector_are_a_linear_layer(kind, dtype):
     assert relative(actual, run(program, x)) < (2e-3 if dtype else 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_product_in_half_precision_and_a_vector_in_float32_stay(dtype):
+    """As under autocast: the sum is float32, and a linear layer has one dtype."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                product = x @ self.w
+            return product + self.b
+
+    x = torch.randn(3, 6)
+    program, new = prepared(Mixed().eval(), [Input(((1, 3, 8), 6))], dtype)
+
+    (actual,) = run(new.program, x)
+    assert relative(actual, run(program, x)) < 2e-2
+
+
 def test_other_sums_of_products_stay():
     def function(x):
         product = x @ x.T
@@ -250,6 +271,21 @@ def test_attention_with_a_mask_is_taken_apart(kind, dtype, scale):
     assert relative(actual, run(program, *tensors, mask)) < {None: 1e-6, torch.float16: 3e-3}.get(dtype, 3e-2)
     if kind in ("bool", "of infinity"):
         assert not actual[1, :, 2].any()
+
+
+def test_a_product_and_a_size_stay():
+    x = torch.randn(3, 4)
+    program, new = prepared(Function(lambda x: x @ x[0:1].T + x.shape[0]), [Input(((1, 3, 8), 4))], torch.float16)
+    assert relative(run(new.program, x)[0], run(program, x)) < 3e-3
+
+
+def test_attention_with_a_scale_that_has_no_root_stays_whole():
+    class Negative(nn.Module):
+        def forward(self, query, mask):
+            return nn.functional.scaled_dot_product_attention(query, query, query, mask, scale=-0.5)
+
+    _, new = prepared(Negative(), [Input(((1, 3, 8), 2, 5, 8)), Input((5, 5), "bool")], torch.float16)
+    assert dtypes_of(new.program, "scaled_dot_product_attention") == {torch.float16}
 
 
 def test_attention_without_a_mask_stays_whole():
