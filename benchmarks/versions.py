@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .context import Context
+from .context import ROOT, Context
 from .echoing import model
 from .machine import introduction
 from .served import Connection, http_request, infer_request, load, serving
@@ -27,7 +27,6 @@ from .timing import Rounds, interleave, median, ratio
 CLIENTS = 64
 MOST = 1.03
 PER_SECOND = "per second"
-ROOT = Path(__file__).parent.parent
 
 
 def compare(other: Path, rounds: int, work: Path) -> dict[str, tuple[str, Rounds, Rounds]]:

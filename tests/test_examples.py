@@ -168,8 +168,11 @@ def test_seed_key_parameters(tmp_path):
 
 @pytest.mark.slow
 def test_seed_refittable(tmp_path):
-    text = run("seeds/refittable.py", tmp_path)
-    if "This GPU's driver does not take" in text:
+    try:
+        text = run("seeds/refittable.py", tmp_path)
+    except AssertionError as error:
+        if "This GPU's driver does not take" not in str(error):
+            raise
         pytest.skip("this driver is too old for what this release compiles")
     if HAS_GPU:
         assert "Refittable, as the manifest says: True" in text
