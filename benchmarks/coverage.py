@@ -56,12 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe()
     end = time.monotonic() + options.budget
     rows: list[dict[str, Any]] = []
-    report = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine, "rows": rows}
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    report = {"date": date, "machine": machine, "jobs": options.jobs, "rows": rows}
     release = next((machine["versions"][name] for name in RTX if name in machine["versions"]), "none")
-    stem = f"{report['date']}-{label(machine)}-coverage-{release}"
+    stem = f"{date}-{label(machine)}-coverage-{release}{'-compared' if options.compare else ''}"
+    threads = max(1, machine["cores"] // options.jobs)
     options.out.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        jobs = [pool.submit(apart, name, min(options.timeout, 1e6), end, options.compare) for name in names]
+        jobs = [pool.submit(apart, name, min(options.timeout, 1e6), end, options.compare, threads) for name in names]
         for job in concurrent.futures.as_completed(jobs):
             for row in job.result():
                 rows.append(row)
@@ -73,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(row["outcome"] in ("wrong", "failed") for row in rows))
 
 
-def apart(name: str, timeout: float, end: float, compare: bool) -> list[dict[str, Any]]:
-    """Runs one architecture in a process of its own; a row for each precision."""
+def apart(name: str, timeout: float, end: float, compare: bool, threads: int) -> list[dict[str, Any]]:
+    """Runs one architecture in a process of its own, PyTorch with so many threads; a row for each precision."""
     begin = time.monotonic()
     left = min(timeout, end - begin)
     if left < 20:
@@ -83,7 +85,10 @@ def apart(name: str, timeout: float, end: float, compare: bool) -> list[dict[str
         path = Path(folder) / "rows.jsonl"
         path.touch()
         command = [sys.executable, "-m", "benchmarks.coverage", name, "--one", str(path)]
-        environment = {**os.environ, "MLFLOW_TRT_CACHE": folder, "TMPDIR": folder, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {
+            **os.environ, "MLFLOW_TRT_CACHE": folder, "TMPDIR": folder, "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_NUM_THREADS": str(threads),
+        }  # fmt: skip
         try:
             done = subprocess.run(
                 [*command, *(["--compare"] if compare else [])],
@@ -106,10 +111,7 @@ def one(name: str, path: Path, compare: bool) -> None:
     """Saves an architecture in each precision, writes what came of it, and ends the process."""
     import warnings
 
-    import torch
-
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 8))
     from .architectures import make
 
     for precision in PRECISIONS:
@@ -140,7 +142,7 @@ def save(name: str, architecture: Any, precision: str, compare: bool) -> dict[st
                 program="omit",
             )  # fmt: skip
         except ParityError as error:
-            return row(name, precision, "wrong", why=words(error), seconds=time.monotonic() - begin)
+            return row(name, precision, "wrong", why=words(error, 1500), seconds=time.monotonic() - begin)
         except TrtError as error:
             return row(name, precision, "refused", why=words(error), seconds=time.monotonic() - begin)
         except Exception as error:
@@ -208,9 +210,9 @@ def compared(architecture: Any, precision: str, batches: tuple[int, int, int]) -
     return found
 
 
-def words(error: BaseException) -> str:
+def words(error: BaseException, most: int = 300) -> str:
     """The beginning of a message, in one line."""
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:most]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -227,10 +229,12 @@ def table(report: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    jobs = report["jobs"]
+    at_a_time = "one at a time" if jobs == 1 else f"{jobs} at a time, so times are those of a busy machine"
     lines = [
         f"# Coverage, {report['date']}", "",
         f"{machine['gpu'] or 'no GPU'}, {machine['cores']} cores of {machine['cpu']}; {versions}. Printed by"
-        " `python -m benchmarks.coverage`.", "", summary(report["rows"]).replace("\n", "\n\n"), "",
+        f" `python -m benchmarks.coverage`; {at_a_time}.", "", summary(report["rows"]).replace("\n", "\n\n"), "",
         "| architecture | precision | outcome | seconds to save | relative error | p50 ms | torch.compile ms"
         " | Torch-TensorRT as documented, relative error | why |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

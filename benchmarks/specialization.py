@@ -12,6 +12,7 @@ called with its shapes in turn, in these ways:
 * ``one context``: it is given each shape in turn;
 * ``shared cache``: a context for each shape, all with one runtime cache object;
 * ``own contexts``: a context and a cache for each shape, the kernels handed on as bytes;
+* ``after EAGER``: the same, but handed on is what contexts with ``EAGER`` compiled at the shapes before;
 * ``opened anew``: the same without caches, engine and contexts opened and closed again and again for some seconds.
 
 A call is wrong if its relative L2 error is above 3 %. Then the time of a call at each shape, a CUDA graph on the GPU
@@ -36,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 
 WRONG = 0.03
 STRATEGIES = ("NONE", "EAGER", "LAZY")
-WAYS = ("one context", "shared cache", "own contexts")
+WAYS = ("one context", "shared cache", "own contexts", "after EAGER")
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,10 @@ def call_in_turn(trt: Any, network: Network, way: str, strategy: str) -> list[fl
         errors.append(relative_error(opened.call(inputs, wanted), wanted))
         if way == "own contexts":
             saved = bytes(memoryview(opened.cache.serialize()))
+        elif way == "after EAGER":
+            eager = Opened(trt, engine, "EAGER", saved=saved)
+            eager.call(inputs, wanted)
+            saved = bytes(memoryview(eager.cache.serialize()))
     return errors
 
 

@@ -123,7 +123,8 @@ class Core:
         if self.is_rtx:
             config = self._make_config(self._trt, key.specialized)
             if self.kernels is not None:
-                cache = self.kernels.attach(self.loaded, config, key._replace(on_gpu=False))
+                shapes = key._replace(on_gpu=False)
+                cache = self.kernels.attach(self.loaded, config, shapes, key.specialized)
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)

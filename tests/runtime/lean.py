@@ -54,6 +54,7 @@ def _install(release: str, found: Path, refused: Path) -> None:
 def run(release: str, code: str) -> subprocess.CompletedProcess[str]:
     """Runs Python where a release is installed, with this package and the tests' helpers."""
     path = [str(p) for p in (folder(release), _ROOT, _ROOT / "tests", Path(__file__).parent)]
+    path += filter(None, [os.environ.get("PYTHONPATH")])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
 

@@ -240,6 +240,8 @@ class Engine:
         """How many contexts with specialized kernels there have been."""
         self.fault = lambda number, answers: answers
         """What the context with specialized kernels of this number makes of its answers."""
+        self.misled = False
+        """Whether a context without specialized kernels ran with such ones in its cache."""
         self.capturable = True
 
     def get_tensor_name(self, index):
@@ -303,15 +305,15 @@ class Config:
 
 
 class Cache:
-    """Holds the shapes that were compiled for."""
+    """Holds the shapes that were compiled for, and how."""
 
     def __init__(self):
         self.content = b""
         self.first = None
         """The shapes of the first run of whatever uses this object."""
 
-    def compile(self, shapes):
-        found = repr(sorted(shapes.items())).encode()
+    def compile(self, shapes, specialized):
+        found = (b"specialized" if specialized else b"") + repr(sorted(shapes.items())).encode()
         if found not in self.content:
             self.content = (self.content or b"kernels") + found
 
@@ -416,7 +418,8 @@ class Context:
         owner = self.config.cache or self
         owner.first = owner.first or shapes
         if self.config.cache:
-            self.config.cache.compile(shapes)
+            self.config.cache.compile(shapes, specialized=self.number is not None)
+            self.engine.misled |= self.number is None and b"specialized" in self.config.cache.content
         answers = self.engine.compute(given)
         if self.number is not None:
             answers = self.engine.fault(self.number, answers)

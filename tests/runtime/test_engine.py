@@ -476,6 +476,24 @@ def test_compiled_kernels_are_kept_for_the_next_process(tmp_path, module, monkey
         assert engine.runtime_cache() == content
 
 
+def test_contexts_that_judge_begin_without_specialized_kernels(tmp_path, module, monkeypatch):
+    """In this process, and from the bytes that it leaves to the next one."""
+    monkeypatch.setenv("MLFLOW_TRT_CACHE", str(tmp_path / "cache"))
+    made = write_plan(tmp_path)
+    for _ in range(2):
+        with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
+            for n in (1, 4, 2):
+                engine.predict({"x": rows(n)})
+    assert [engine.specialized for engine in module.engines] == [3, 3]
+    assert [engine.misled for engine in module.engines] == [False, False]
+
+
+def test_kernels_of_both_kinds_are_told_apart():
+    for caches in ({False: b"plain", True: b"special"}, {False: b"plain"}, {True: b"special"}):
+        assert compiled.unpacked(compiled.packed(caches)) == caches
+    assert compiled.unpacked(b"as earlier versions wrote it") == {True: b"as earlier versions wrote it"}
+
+
 @pytest.mark.parametrize("memory_limit", [None, 1])
 def test_a_batch_of_one_spoils_no_larger_one(tmp_path, module, memory_limit):
     """Whatever the order, and whether or not there is room for a context per size."""
@@ -565,12 +583,12 @@ def test_a_refused_cache_is_as_if_it_were_not_there(tmp_path, module, monkeypatc
     made = write_plan(tmp_path, runtime_cache=file)
     kernels.write(kernels.path_for(made.file.sha256, made.release, host()), b"of another driver")
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
-        assert engine.runtime_cache() == shipped
+        assert compiled.unpacked(engine.runtime_cache()) == {True: shipped}
     (tmp_path / "plans/p/runtime-cache.bin").write_bytes(b"damaged")
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
         assert engine.runtime_cache() is None
         engine.predict({"x": rows(1)})
-        assert engine.runtime_cache().startswith(b"kernels")
+        assert set(compiled.unpacked(engine.runtime_cache())) == {False, True}
 
 
 def test_a_cache_folder_that_cant_be_written_fails_no_call(tmp_path, module, monkeypatch):
