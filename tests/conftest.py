@@ -83,10 +83,16 @@ def _migrated_databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, Path], list[str]]]:
-    """Children of this process that build start warm; yields the command line of those that do not."""
+    """Children of this process that build start warm; yields the command line of those that do not.
+
+    Where there is a GPU hardly any do, and what CUDA starts at import does not survive a fork.
+    """
     from mlflow_trt import child
 
     fresh = child._command
+    if _no_gpu() is None:
+        yield fresh
+        return
     with warm.builders(tmp_path_factory.mktemp("warm"), fresh) as command, pytest.MonkeyPatch.context() as patch:
         patch.setattr(child, "_command", command)
         yield fresh

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import TrtError
 from ..manifest import Interface, Tensor
+from . import cuda
 from .compiled import Kernels, RuntimeCache
 from .cuda import Block, Stream
 from .dtypes import storage
@@ -64,6 +65,10 @@ class Slot:
         except TrtError:
             self.stream.close()
             raise
+
+    def fill(self, byte: int) -> None:
+        """Fills the scratch memory, in the stream's order."""
+        cuda.fill(self.scratch.pointer, byte, self.scratch.nbytes, self.stream)
 
     def close(self) -> None:
         """Gives both back; the stream's work must be done."""

@@ -1,7 +1,7 @@
 """Lanes on the GPU: an execution context bound to one shape, with all that one call at that shape needs.
 
 A :class:`HostLane` serves arrays in host memory. Inputs lie side by side in one page-locked block and in one block on
-the GPU, outputs in two more, so that a call is one copy in, the engine, one copy out, and from the second call on one
+the GPU, outputs in two more, so that a run is one copy in, the engine, one copy out, and from the second on one
 launch of a CUDA graph that holds all three. Inputs that are page-locked where they lie go to the GPU from there, before
 a second graph that holds the rest. A :class:`DeviceLane` serves tensors that are on the GPU already and binds their
 memory.
@@ -35,6 +35,7 @@ _logger = logging.getLogger(__name__)
 
 NAN = 0xFF
 """A byte that, over and over, is NaN in every floating dtype."""
+ZERO = 0
 
 _WORTH_A_COPY = 32 << 10
 """Bytes that a call of CUDA's should fetch on average; an estimate. Smaller rows are put together first."""
@@ -46,6 +47,7 @@ class HostLane:
     def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
         self.bound = BoundContext(core, slot, key, context)
         self._core = core
+        self._slot = slot
         self.context_bytes = 0
         """What the context itself takes, once that was seen."""
         self._stream = slot.stream
@@ -56,8 +58,10 @@ class HostLane:
         self._ran = False
         self.on_trial = False
         """Whether specialized kernels are still to be tried at its shape."""
-        self.poison = False
-        """Whether all memory that the next runs write is filled with NaN before."""
+        self.fill: int | None = None
+        """The byte that scratch memory is filled with before the next runs, and the outputs with NaN; None: they are as
+        the last run left them."""
+        self._clears = False
         self.in_bytes = self.out_bytes = 0
         try:
             self._lay_out(core, key)
@@ -100,8 +104,9 @@ class HostLane:
         else:
             for target, source, size in copies:
                 cuda.to_device(target, source, size, self._stream)
-        if self.poison:
-            self._poison()
+        if self.fill is not None:
+            self._slot.fill(self.fill)
+            cuda.fill(self._device_out.pointer, NAN, self._device_out.nbytes, self._stream)
         self._launch(copies is None)
         (error,) = cuda.stream_synchronize(self._raw)
         if error != SUCCESS:
@@ -111,9 +116,10 @@ class HostLane:
             return self._read_data_dependent()
         return [decode(view) for decode, view in self._outputs]
 
-    def _poison(self) -> None:
-        for block in (self.bound.slot.scratch, self._device_out):
-            cuda.fill(block.pointer, NAN, block.nbytes, self._stream)
+    def clear_first(self) -> None:
+        """Has scratch memory cleared before every run from now on."""
+        self._clears = True
+        self._drop_graphs()
 
     def capturable(self) -> bool:
         """Asks TensorRT whether this context's work can be captured; to be asked after it has run once."""
@@ -208,6 +214,8 @@ class HostLane:
     def _enqueue(self, block: bool) -> None:
         if block and self.in_bytes:
             cuda.to_device(self._device_in.pointer, self._pinned_in.pointer, self.in_bytes, self._stream)
+        if self._clears:
+            self._slot.fill(ZERO)
         self.bound.enqueue()
         if self.out_bytes:
             cuda.to_host(self._pinned_out.pointer, self._device_out.pointer, self.out_bytes, self._stream)
@@ -235,14 +243,18 @@ class HostLane:
 
     def _drop(self) -> None:
         _synchronize_quietly(self._stream)
-        while self._graphs:
-            cuda.destroy_graph(self._graphs.popitem()[1])
+        self._drop_graphs()
         # The views go first: they point into the blocks.
         self._inputs, self._outputs, self._targets = [], [], []
         for block in self._blocks:
             block.free()
         self._blocks = []
         self.in_bytes = self.out_bytes = 0
+
+
+    def _drop_graphs(self) -> None:
+        while self._graphs:
+            cuda.destroy_graph(self._graphs.popitem()[1])
 
 
 class DeviceLane:
@@ -253,14 +265,16 @@ class DeviceLane:
     def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
         self._core = core
         self.bound = BoundContext(core, slot, key, context)
+        self._slot = slot
         self.stream = slot.stream
         self.spare = slot.scratch.pointer
         """An address for what needs one and holds nothing."""
         self.context_bytes = 0
         self.on_trial = False
         """Whether specialized kernels are still to be tried at its shape."""
-        self.poison = False
-        """Whether all memory that the next runs write is filled with NaN before."""
+        self.fill: int | None = None
+        """As a :class:`HostLane` has it."""
+        self._clears = False
 
     @property
     def nbytes(self) -> int:
@@ -280,13 +294,18 @@ class DeviceLane:
         for binding, pointer in zip(self._core.outputs, outputs):
             if pointer:
                 self.bound.bind(binding, pointer)
-        if self.poison:
+        if self.fill is not None:
+            self._slot.fill(self.fill)
             self._poison(outputs)
+        if self._clears:
+            self._slot.fill(ZERO)
         self.bound.enqueue()
 
+    def clear_first(self) -> None:
+        """Has scratch memory cleared before every run from now on."""
+        self._clears = True
+
     def _poison(self, outputs: Sequence[int]) -> None:
-        scratch = self.bound.slot.scratch
-        cuda.fill(scratch.pointer, NAN, scratch.nbytes, self.stream)
         for binding, shape, pointer in zip(self._core.outputs, self.bound.output_shapes, outputs):
             if pointer and shape is not None and (size := nbytes(binding.storage, shape)):
                 cuda.fill(pointer, NAN, size, self.stream)

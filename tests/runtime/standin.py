@@ -242,6 +242,8 @@ class Engine:
         """What the context with specialized kernels of this number makes of its answers."""
         self.misled = False
         """Whether a context without specialized kernels ran with such ones in its cache."""
+        self.reads_leftovers = False
+        """Whether what scratch memory holds before a run is multiplied by zero and added."""
         self.capturable = True
 
     def get_tensor_name(self, index):
@@ -423,6 +425,10 @@ class Context:
         answers = self.engine.compute(given)
         if self.number is not None:
             answers = self.engine.fault(self.number, answers)
+        if self.engine.reads_leftovers:
+            left = (ctypes.c_ubyte * self.engine.device_memory_size_v2).from_address(self.scratch)
+            rest = np.frombuffer(left, np.float32).sum() * 0
+            answers = {name: answer if answer is None else answer + rest for name, answer in answers.items()}
         for name, answer in answers.items():
             if answer is None:  # its kernel wrote nothing
                 continue

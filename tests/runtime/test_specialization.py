@@ -79,6 +79,32 @@ def test_inputs_that_cannot_tell_leave_the_trial_to_a_later_call(engine, module,
     assert strategy(engine, module) == "EAGER"
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_kernels_that_read_what_nobody_wrote_find_no_nan(engine, module, wrong):
+    """Nor one that another call, or a trial, left in scratch memory."""
+    module.engines[0].reads_leftovers = True
+    if wrong:
+        module.engines[0].fault = lambda number, answers: first_row_only(answers)
+    check(engine, rows(4))
+    assert strategy(engine, module) == ("NONE" if wrong else "EAGER")
+    check(engine, rows(2))
+    check(engine, rows(4))
+    for slot in engine._pool._slots:
+        if slot.resource is not None:
+            slot.resource.fill(0xFF)
+    check(engine, rows(4))
+    engine.predict({"x": np.full((4, 3), np.nan, np.float32)})
+    check(engine, rows(4))
+
+
+def test_scratch_memory_is_left_alone_where_nobody_reads_it(engine, module, monkeypatch):
+    check(engine, rows(4))
+    filled = []
+    monkeypatch.setattr("mlflow_trt.runtime.bound.Slot.fill", lambda slot, byte: filled.append(byte))
+    check(engine, rows(4))
+    assert not filled
+
+
 def test_a_context_that_can_not_be_made_is_done_without(engine, module, monkeypatch):
     real = standin.Engine.create_execution_context
 

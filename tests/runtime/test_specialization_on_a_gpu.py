@@ -1,4 +1,4 @@
-"""Specialized kernels on a real GPU: depthwise convolutions in float32, where some are wrong at random."""
+"""Kernels on a real GPU: float32 convolutions where specialized ones are wrong at random, or read what nobody wrote."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,16 @@ TIMES = 4
 """Engines that are opened; of bare contexts two of six were wrong (``benchmarks/specialization.py``)."""
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+@pytest.fixture(scope="module", params=["tf_efficientnet_lite0", "res2net50_26w_4s"])
+def model(tmp_path_factory, request):
     pytest.importorskip("timm")
     from benchmarks.architectures import make
 
-    folder = tmp_path_factory.mktemp("lite0")
-    module = make("timm/tf_efficientnet_lite0").module
+    folder = tmp_path_factory.mktemp(request.param)
+    module = make(f"timm/{request.param}").module
+    size = 96 if "lite0" in request.param else 64
     manifest = plan.write(
-        [mlflow_trt.convert(module, [mlflow_trt.Input(((1, 2, 8), 3, 96, 96))], precision="fp32")], folder
+        [mlflow_trt.convert(module, [mlflow_trt.Input(((1, 2, 8), 3, size, size))], precision="fp32")], folder
     )
     return folder, manifest
 
