@@ -251,7 +251,6 @@ class HostLane:
         self._blocks = []
         self.in_bytes = self.out_bytes = 0
 
-
     def _drop_graphs(self) -> None:
         while self._graphs:
             cuda.destroy_graph(self._graphs.popitem()[1])
