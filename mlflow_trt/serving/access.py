@@ -11,6 +11,7 @@ import itertools
 import logging
 import re
 import secrets
+from functools import lru_cache
 from typing import Any
 
 from . import logs
@@ -33,6 +34,13 @@ _logger = logging.getLogger(NAME)
 def request_id(given: str | None) -> str:
     """The id of a request: the client's, if it gave one of 1 to 128 visible ASCII characters, or else a new one."""
     return given if given is not None and _ID.fullmatch(given) else f"{_prefix}-{next(_made):x}"
+
+
+@lru_cache(maxsize=256)
+def _shared(level: str, protocol: str, method: str, path: str, status: int | str, client: Any) -> str:
+    """What the lines of like requests share."""
+    message = {"level": level, "logger": NAME, "message": f"{method} {path} {status}", "protocol": protocol}
+    return logs.members({**message, "method": method, "path": path, "status": status, "client": client})
 
 
 class AccessLog:
@@ -81,16 +89,8 @@ class AccessLog:
         level, number = ("warning", 30) if refused else ("debug", 10) if quiet else ("info", 20)
         if _logger.isEnabledFor(number):
             path = path if len(path) <= _SHOWN else path[:_SHOWN] + "…"
-            fields = {
-                "protocol": protocol,
-                "method": method,
-                "path": path,
-                "status": status,
-                "request_id": request_id,
-                "client": client,
-                "seconds": round(seconds, 6),
-            }
-            logs.write(level, NAME, f"{method} {path} {status}", {**fields, **more})
+            own = {"request_id": request_id, "seconds": round(seconds, 6), **more}
+            logs.write(_shared(level, protocol, method, path, status, client), own)
 
     def _is_flood(self) -> bool:
         """Counts a refused request, and answers whether its line is left out."""

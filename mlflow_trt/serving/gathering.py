@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SMALL = 4 << 20
+SMALL = 16 << 20
 """Bytes: less is joined in about a millisecond."""
 
 

@@ -168,7 +168,9 @@ def encoding_of(response: Response, accepted: str | None) -> str | None:
     without a thought; they get compressed text, but tensors as they are: compressing floats takes far longer than
     sending them.
     """
-    wanted = [part.partition(";")[0].strip().lower() for part in (accepted or "").split(",")]
+    if accepted is None:
+        return None
+    wanted = [part.partition(";")[0].strip().lower() for part in accepted.split(",")]
     encoding = next((name for name in wanted if name in _ENCODINGS), None)
     if encoding is None or response.length < _SMALL or (len(wanted) > 1 and response.media != "application/json"):
         return None
@@ -188,12 +190,12 @@ async def respond(send: Send, response: Response) -> None:
     headers.append((b"content-type", response.media.encode()))
     headers.append((b"content-length", str(response.length).encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    parts = response.parts
+    parts = response.parts or [b""]
     if response.length <= 1 << 16 and len(parts) > 1:
         parts = [b"".join(parts)]  # one packet
-    for part in parts:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    last = len(parts) - 1
+    for number, part in enumerate(parts):
+        await send({"type": "http.response.body", "body": part, "more_body": number < last})
 
 
 async def _next(receive: Receive) -> Message:

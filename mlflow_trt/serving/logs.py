@@ -47,7 +47,12 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record."""
-        fields = _head(record.created, record.levelname.lower(), record.name, record.getMessage())
+        fields = {
+            "time": _moment(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         fields.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
@@ -90,19 +95,23 @@ def configure(level: str) -> None:
         logger.setLevel(level.upper())
 
 
-def write(level: str, logger: str, message: str, fields: dict[str, Any]) -> None:
+def members(fields: dict[str, Any]) -> str:
+    """The members of a JSON object, without its braces.
+
+    Args:
+        fields: What JSON can hold.
+    """
+    return ", ".join([f'"{key}": {_value(each)}' for key, each in fields.items()])
+
+
+def write(shared: str, fields: dict[str, Any]) -> None:
     """Writes a line without the detours of :mod:`logging` and :mod:`json`, for the one that each request leaves.
 
     Args:
-        level: In lower case.
-        logger: Its name.
-        message: For people.
-        fields: What JSON can hold.
+        shared: What :func:`members` made of that which many lines share: level, logger and message at least.
+        fields: What is this line's own.
     """
-    head = _head(time.time(), level, logger, message)
-    line = (
-        "{" + ", ".join([f'"{key}": {_value(each)}' for part in (head, fields) for key, each in part.items()]) + "}\n"
-    )
+    line = f'{{"time": "{_moment(time.time())}", {shared}, {members(fields)}}}\n'
     try:
         if not _waiting:
             asyncio.get_running_loop().call_later(_LATER, flush)
@@ -238,10 +247,6 @@ def _value(value: object) -> str:
         return encode_basestring_ascii(value)
     plain = type(value) is int or (type(value) is float and math.isfinite(value))
     return repr(value) if plain else json.dumps(value)
-
-
-def _head(created: float, level: str, logger: str, message: str) -> dict[str, object]:
-    return {"time": _moment(created), "level": level, "logger": logger, "message": message}
 
 
 def _moment(created: float) -> str:
