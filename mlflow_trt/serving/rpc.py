@@ -31,6 +31,7 @@ from .access import AccessLog
 from .codec import LARGE, Codec
 from .datatypes import ProtocolError, show
 from .ending import Ending
+from .limits import Limits
 from .listening import heard_within, is_listening, refuse_new, sockets_at
 from .readiness import ready
 
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+PENDING = 1 << 16
+"""Calls that gRPC keeps until they are looked at, in 14 KiB each if they are small. Of up to twice as many it ends some
+at random as CANCELLED, and beyond that all."""
+IDLE = 10
+"""How many times as long as one of HTTP a connection may be idle: gRPC's clients keep theirs, and log an end."""
 _INT32 = 2**31 - 1  # gRPC's own limit of a limit
 _OPEN = frozenset({"ServerLive", "ServerReady"})
 """What probes ask; needs no token."""
@@ -90,6 +96,7 @@ async def start(
     access_log: bool = True,
     exit_on_error: bool = True,
     ending: Ending | None = None,
+    limits: Limits | None = None,
 ) -> Server:
     """Serves models over gRPC, from the running event loop.
 
@@ -104,13 +111,26 @@ async def start(
         access_log: Whether calls that were answered well leave a line in the log.
         exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
         ending: The server's end; default: it never ends.
+        limits: What connections may take; gRPC reads of it how many there may be, and how long they may be idle, take
+            for their beginning, and leave a ping unanswered.
 
     Raises:
         StoreError: The address can't be had.
     """
+    limits = limits or Limits()
     options = (
         ("grpc.max_receive_message_length", min(max_body, _INT32)),
         ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, unnoticed
+        # By itself gRPC begins at 1000 to end some, and ends all that it kept for 30 s, as CANCELLED.
+        ("grpc.server.max_pending_requests", PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING),
+        ("grpc.server_max_unrequested_time_in_server", _INT32),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.header_timeout)),
+        ("grpc.max_connection_idle_ms", _milliseconds(IDLE * limits.idle_timeout)),
+        # Who does not answer these pings is gone, and what waits for it may go too.
+        ("grpc.keepalive_time_ms", _milliseconds(limits.idle_timeout)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(limits.write_timeout)),
     )
     server = grpc.aio.server(options=options)
     service = Service(
@@ -477,6 +497,10 @@ class Service:
         kind, _, token = (_metadata(context, "authorization") or "").partition(" ")
         if not hmac.compare_digest(f"{kind.title()} {token.strip()}".encode(), self._authorization):
             raise RpcError(StatusCode.UNAUTHENTICATED, "A valid bearer token is needed.")
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(int(seconds * 1000), 1), _INT32)
 
 
 def _code(error: Exception) -> StatusCode:

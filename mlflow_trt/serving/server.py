@@ -168,19 +168,19 @@ def _serve(
     ending = Ending()
     listening = bind(host, port)
     http: _Here | Fronts
-    limits = _share(limits, max(http_processes, 1))
+    each = _share(limits, max(http_processes, 1))
     if http_processes:
         device = next(iter(devices), None)
-        told = {**settings, "limits": dataclasses.asdict(limits), "log_level": log_level}
+        told = {**settings, "limits": dataclasses.asdict(each), "log_level": log_level}
         http = Fronts(http_processes, listening, served, metrics, told, device)
     else:
         app = Application(served, metrics, ending=ending, **settings)
         metrics.in_flight["http"] = lambda: app.running
-        http = _Here(app, HttpServer(app, limits, timeout, ending, metrics), listening)
+        http = _Here(app, HttpServer(app, each, timeout, ending, metrics), listening)
     of_grpc = {key: value for key, value in settings.items() if key not in ("webhook_secret", "body_timeout")}
     grpc = None
     if grpc_port is not None:
-        grpc = partial(rpc.start, served, host, grpc_port, metrics=metrics, ending=ending, **of_grpc)
+        grpc = partial(rpc.start, served, host, grpc_port, metrics=metrics, ending=ending, limits=limits, **of_grpc)
     _logger.info("Listening", extra={"protocol": "http", "host": host, "port": listening.getsockname()[1]})
     loop = new_loop()
     try:

@@ -32,8 +32,10 @@ from mlflow_trt.manifest import Interface, Profile, ShapeRange
 from mlflow_trt.runtime.result import Result
 from mlflow_trt.serving import messages, rpc
 from mlflow_trt.serving.batching import Batcher
+from mlflow_trt.serving.limits import Limits
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.models import Model, Options
+from mlflow_trt.serving.rpc import IDLE
 
 from . import echo
 
@@ -573,6 +575,56 @@ def test_a_compressed_body_does_not_fill_the_memory() -> None:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def request_of(model: str) -> bytes:
+    message = messages.ModelInferRequest(model_name=model, raw_input_contents=[bytes(8)])
+    message.inputs.add(name="x", datatype="FP32", shape=(1, 2))
+    return bytes(message.SerializeToString())
+
+
+def test_a_flood_of_calls_is_answered() -> None:
+    """By itself gRPC ends some of over 1000 that nobody has looked at, as CANCELLED, which no client tries again."""
+    data = request_of("float32")
+    with serving(echo.models()) as address, grpc.insecure_channel(address) as channel:
+        infer = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
+        calls = [infer.future(data, timeout=60) for _ in range(4000)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+
+
+def test_connections_have_a_number_and_deadlines() -> None:
+    data = request_of("float32")
+    limits = Limits(max_connections=2, idle_timeout=0.1, header_timeout=0.5)
+    with serving(echo.models(), limits=limits) as address:
+        host, _, port = address.rpartition(":")
+
+        def closed_after(first: bytes) -> float:
+            with socket.create_connection((host, int(port)), timeout=20) as raw:
+                raw.sendall(first)
+                begin = time.monotonic()
+                while raw.recv(1 << 16):
+                    pass
+                return time.monotonic() - begin
+
+        assert closed_after(b"") < 10
+        settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+        assert closed_after(settings) < 10
+        alone = (("grpc.use_local_subchannel_pool", 1),)
+        channels = [grpc.insecure_channel(address, options=alone) for _ in range(3)]
+        try:
+            infer = [channel.unary_unary(f"/{messages.SERVICE}/ModelInfer") for channel in channels]
+            for call in infer[:2]:
+                call(data, timeout=10)
+            with pytest.raises(grpc.RpcError) as caught:
+                infer[2](data, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            channels[2].close()
+            time.sleep(IDLE * limits.idle_timeout + 0.5)  # the others are told that they were idle, and come again
+            for call in infer[:2]:
+                call(data, timeout=10, wait_for_ready=True)
+        finally:
+            for channel in channels:
+                channel.close()
 
 
 def test_a_port_that_is_taken(address: str) -> None:
