@@ -38,7 +38,7 @@ PROCESSES = {"one process": (), "two HTTP processes": ("--http-processes", "2")}
 
 
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["mlflow.pyfunc", "torch", "mlflow_trt.serving.app", "mlflow_trt.serving.connection"])
+_FORKED.set_forkserver_preload(["mlflow.pyfunc", "torch", "mlflow_trt.serving.app", "mlflow_trt.serving.http_server"])
 
 
 @dataclass

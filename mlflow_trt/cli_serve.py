@@ -152,6 +152,7 @@ def serve(
     \b
     Environment variables:
       MLFLOW_TRACKING_URI        where MLflow keeps its models
+      MLFLOW_REGISTRY_URI        where their registry is, if it is elsewhere
       MLFLOW_TRT_TOKEN           the bearer token that requests must have, if no --token-file is given
       MLFLOW_TRT_WEBHOOK_SECRET  what MLflow signs its webhook deliveries with
       MLFLOW_TRT_CACHE           where what was downloaded and compiled is kept

@@ -6,22 +6,16 @@ a large part of the whole. Everything that is no route of ours goes to MLflow's 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
-import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from .. import __version__
-from ..errors import BusyError, TrtError
-from . import access, openapi, protocol, scoring, webhook
+from ..errors import TrtError
+from . import access, protocol, scoring, webhook
 from .access import AccessLog
-from .codec import LARGE, MANY, Codec
-from .datatypes import NAMES
+from .codec import Codec
 from .ending import Ending
 from .http import (
     PROBES,
@@ -40,27 +34,19 @@ from .http import (
     respond,
 )
 from .readiness import ready
+from .routes import FIXED, GONE, OF_MODEL, Handler, counted, status_of
 
 if TYPE_CHECKING:
-    from ..manifest import Interface
-    from .batching import Answer
     from .metrics import Metrics
     from .models import Model, Version
 
 _logger = logging.getLogger(__name__)
 
-EXTENSIONS = ("binary_tensor_data",)
 _QUIET = PROBES | {"/metrics"}
 """What is asked for all the time; answered well, it leaves no line in the log."""
-_GONE = 499
-"""What proxies call a client that closed the connection."""
 _WEBHOOK = "/v2/webhook"
 _LARGEST_DELIVERY = 1 << 20
-_UNNOTICED = 0.05
-"""Seconds: an answer that comes sooner is not worth watching whether the client still waits for it."""
 _RETRY_AFTER = "1"
-
-Handler = Callable[["Call"], Awaitable[Response]]
 
 
 class Call:
@@ -194,7 +180,7 @@ class Application:
 
     def _answered(self, call: Call, response: Response | None) -> None:
         """Counts a request, and leaves its line in the log."""
-        status = response.status if response is not None else _GONE
+        status = response.status if response is not None else GONE
         if not call.counted:
             self.metrics.other(call.route, "http", status)
         scope, path = call.scope, call.scope["path"]
@@ -241,9 +227,9 @@ class Application:
 
     def _find(self, call: Call, path: str) -> Mapping[str, Handler] | None:
         """The handlers of a path by method; None: it is not ours."""
-        if path in _FIXED:
+        if path in FIXED:
             call.route = path
-            return _FIXED[path]
+            return FIXED[path]
         if path == _WEBHOOK and self._webhook_secret is not None:
             call.route = path
             return {"POST": self._webhook}
@@ -261,7 +247,7 @@ class Application:
         if len(rest) >= 2 and rest[0] == "versions":
             call.version, rest = rest[1][:200], rest[2:]
         action = "/".join(rest)
-        handlers = _OF_MODEL.get(action)
+        handlers = OF_MODEL.get(action)
         if handlers is None:
             raise HttpError(404, "There is no such route.")
         call.route = f"/v2/models/*/{action}" if action else "/v2/models/*"
@@ -271,7 +257,7 @@ class Application:
         """What MLflow's own application answers, for the first model."""
         if call.scope["path"] == "/invocations":
             call.model = next(iter(self.models.values()))
-            return await _counted(call, "mlflow", self._pass_on)
+            return await counted(call, "mlflow", self._pass_on)
         response = await self._pass_on(call, await call.body(), call.begin)
         call.route = "unknown_route" if response.status == 404 else "mlflow"
         return response
@@ -292,193 +278,9 @@ class Application:
         return Response(202, [b"{}"])
 
 
-async def _live(call: Call) -> Response:
-    return _json({"live": True})
-
-
-async def _ready(call: Call) -> Response:
-    ready = call.app.ready()
-    return _json({"ready": ready}, 200 if ready else 503)
-
-
-async def _health(call: Call) -> Response:
-    # As MLflow's own: 200 if the model is loaded.
-    return Response(200 if call.app.ready() else 503, [b"\n"])
-
-
-async def _server(call: Call) -> Response:
-    return _json({"name": "mlflow-trt", "version": __version__, "extensions": EXTENSIONS})
-
-
-async def _metrics(call: Call) -> Response:
-    from .metrics import MEDIA
-
-    return Response(200, [await asyncio.to_thread(call.app.metrics.text)], media=MEDIA)
-
-
-async def _openapi(call: Call) -> Response:
-    return _json(openapi.document(list(call.app.models)))
-
-
-async def _metadata(call: Call) -> Response:
-    version = call.current()
-    found = protocol.describe(
-        version.interface,
-        model=call.served().name,
-        versions=[version.version],
-        platform=version.platform,
-        profiles=version.profiles,
-    )
-    # The protocol's metadata may hold more: here, what became of the last promotion.
-    return _json({**found, "status": call.served().status()})
-
-
-async def _model_ready(call: Call) -> Response:
-    try:
-        version = call.current()
-    except BusyError:
-        return _json({"name": call.served().name, "ready": False}, 503)
-    return _json({"name": call.served().name, "version": version.version, "ready": True})
-
-
-async def _infer(call: Call) -> Response:
-    return await _counted(call, "http", _infer_body)
-
-
-async def _counted(call: Call, protocol: str, answer: Callable[[Call, Body, float], Awaitable[Response]]) -> Response:
-    """Reads an inference request's body, has it answered, and counts it; its time begins with its last byte."""
-    call.counted = True
-    status = _GONE
-    begin: float | None = None
-    try:
-        body = await call.body()
-        begin = time.monotonic()
-        response = await answer(call, body, begin)
-        status = response.status
-        return response
-    except Exception as error:
-        if not isinstance(error, ClientGone):
-            status = _status(error)
-        raise
-    finally:
-        seconds = None if begin is None else time.monotonic() - begin
-        call.app.metrics.request(call.served().name, protocol, status, seconds)
-
-
-async def _infer_body(call: Call, body: Body, begin: float) -> Response:
-    model = call.served()
-    interface = call.current().interface
-    request = await _decode(call, body, interface)
-    inputs = protocol.fit(request, interface)
-    seconds = min(call.app.timeout, request.timeout or call.app.timeout)
-    version, future = model.submit(inputs, begin + seconds, here=call.app.only(call.scope.get("client")))
-    answer = future.result() if future.done() else await _wait(call, future)
-    if version.interface is not interface:  # another version took over meanwhile
-        protocol.fit(request, version.interface)
-    texts = None
-    written = protocol.as_json(request, answer.outputs, version.interface)
-    if written and sum(array.size for array in written.values()) > MANY:
-        texts = await call.app.codec.texts(written, {t.name: NAMES[t.dtype] for t in version.interface.outputs})
-    encoded = protocol.encode(
-        request, answer.outputs, version.interface, model=model.name, version=version.version, texts=texts
-    )
-    if encoded.header_length is None:
-        return Response(200, encoded.parts)
-    length = str(encoded.header_length)
-    return Response(200, encoded.parts, {"inference-header-content-length": length}, media="application/octet-stream")
-
-
-async def _decode(call: Call, body: Body, interface: Interface) -> protocol.Request:
-    """Reads a request; what takes long is done elsewhere."""
-    length = call.headers.number("inference-header-content-length")
-    if LARGE < (len(body) if length is None else length) <= len(body):
-        return await call.app.codec.decode(body, length)
-    parsed = protocol.parse(body, length)
-    parsed.check(interface)
-    if parsed.is_slow(LARGE):
-        return await asyncio.to_thread(protocol.read, parsed)
-    return protocol.read(parsed)
-
-
-async def _wait(call: Call, future: Future[Answer]) -> Answer:
-    """Waits for an answer as long as the client does; work that nobody waits for any more is dropped."""
-    await _settled(future, _UNNOTICED)
-    if not future.done():
-        # What follows a body that was read whole is only the end of the connection.
-        gone = asyncio.ensure_future(call.receive())
-        answered = asyncio.ensure_future(_settled(future))
-        try:
-            # The batcher itself ends what is waiting at its deadline; a batch that runs is not cut off.
-            await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not future.done():
-                future.cancel()
-                raise ClientGone
-        finally:
-            gone.cancel()
-            answered.cancel()
-    return future.result()
-
-
-async def _settled(future: Future[Answer], seconds: float = math.inf) -> None:
-    """Waits until a future is done, but not longer.
-
-    What the event loop's own thread sets, as in a front, is seen at once; ``asyncio.wrap_future`` would wake that
-    thread from itself, which takes system calls and turns of the loop.
-    """
-    loop, thread = asyncio.get_running_loop(), threading.get_ident()
-    waiter = loop.create_future()
-
-    def tell() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    def done(_: Future[Answer]) -> None:
-        if threading.get_ident() == thread:
-            tell()
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(tell)
-
-    future.add_done_callback(done)
-    timer = loop.call_later(seconds, tell) if seconds < math.inf else None
-    try:
-        await waiter
-    finally:
-        if timer is not None:
-            timer.cancel()
-
-
-_FIXED: Mapping[str, Mapping[str, Handler]] = {
-    "/v2": {"GET": _server},
-    "/v2/": {"GET": _server},
-    "/v2/health/live": {"GET": _live, "HEAD": _live},
-    "/v2/health/ready": {"GET": _ready, "HEAD": _ready},
-    "/ping": {"GET": _health},
-    "/health": {"GET": _health},
-    "/metrics": {"GET": _metrics},
-    "/openapi.json": {"GET": _openapi},
-}
-_OF_MODEL: Mapping[str, Mapping[str, Handler]] = {
-    "": {"GET": _metadata},
-    "ready": {"GET": _model_ready},
-    "infer": {"POST": _infer},
-}
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    import json
-
-    return Response(status, [json.dumps(content).encode()])
-
-
-def _status(error: Exception) -> int:
-    if isinstance(error, HttpError):
-        return error.status
-    return int(error.get_http_status_code()) if isinstance(error, TrtError) else 500  # type: ignore[no-untyped-call]
-
-
 def _failure(error: Exception, call: Call) -> Response:
     """The protocol's error shape. What is not ours to tell, the client does not get to see."""
-    status = _status(error)
+    status = status_of(error)
     headers = {"retry-after": _RETRY_AFTER} if status == 503 else {}
     if isinstance(error, HttpError):
         message = error.message

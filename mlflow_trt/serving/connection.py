@@ -1,4 +1,4 @@
-"""HTTP connections within limits: uvicorn's protocol and its server.
+"""HTTP connections within limits: uvicorn's protocol.
 
 What is private to uvicorn is touched here and nowhere else. uvicorn itself limits neither the bytes nor the time of a
 request's head, nor the time that a client takes to read; and it takes an offer to switch to HTTP/2 for the end of the
@@ -15,21 +15,15 @@ import json
 import logging
 import struct
 from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from . import access
-from .ending import Ending
 from .guard import Guard, Refusal
 from .http import PROBES, REFUSED
-from .limits import LEAST, Limits
-
-if TYPE_CHECKING:
-    from .metrics import Metrics
+from .limits import LEAST
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +31,6 @@ _LINGER = 1.0
 """Seconds that a refused client may go on sending: closed at once, its system would drop the answer unread."""
 _FIRST = 1.0
 """Seconds that a new connection has for its first request when the server already ends."""
-_BACKLOG = 2048
 _PROBES = frozenset(path.encode() for path in PROBES)
 
 _OFFER = (b"upgrade", b"http2-settings")
@@ -332,67 +325,6 @@ class Connection(HttpToolsProtocol):
     def since(self) -> float:
         """When what it does began, or last moved on."""
         return self._since
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn's server, whose connections have limits, and which leaves signals alone.
-
-    Args:
-        app: The ASGI application.
-        limits: What connections may take.
-        timeout: Seconds that running requests get when the server ends.
-        ending: The server's end.
-        metrics: Where connections that are refused or cut off are counted.
-    """
-
-    def __init__(self, app: Any, limits: Limits, timeout: float, ending: Ending, metrics: Metrics) -> None:
-        self.guard = Guard(limits, ending, metrics)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=partial(Connection, self.guard),  # type: ignore[arg-type]
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=limits.idle_timeout,  # type: ignore[arg-type]
-                timeout_graceful_shutdown=max(int(timeout), 1),
-                backlog=_BACKLOG,
-            )
-        )
-        self.guard.connections = self.server_state.connections  # type: ignore[assignment]
-
-    async def serve(self, sockets: Any = None) -> None:
-        """uvicorn's."""
-        watching = asyncio.ensure_future(self.guard.run())
-        try:
-            await super().serve(sockets)
-        finally:
-            watching.cancel()
-
-    async def shutdown(self, sockets: Any = None) -> None:
-        """uvicorn's."""
-        self.guard.closing = True
-        await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own ends the process by the signal once more: a server that was told to end has not failed."""
-        yield
-
-    def connection(self) -> Connection:
-        """What uvicorn makes for a connection that it accepts itself."""
-        return self.config.http_protocol_class(  # type: ignore[return-value]
-            config=self.config,  # type: ignore[call-arg]
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
-
-    @property
-    def open(self) -> int:
-        """How many connections there are."""
-        return len(self.server_state.connections)
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> Iterator[bytes]:

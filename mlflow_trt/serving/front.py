@@ -319,7 +319,7 @@ class Connections:
 
 async def _run(end: socket.socket, passing: socket.socket, requests: int, answers: int, size: int) -> None:
     from .app import Application
-    from .connection import HttpServer
+    from .http_server import HttpServer
 
     engines = Engines(Arena(requests, size), Arena(answers, size))
     settings = await engines.connect(end)

@@ -140,7 +140,7 @@ def _serve(
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
         from .app import Application
-        from .connection import HttpServer
+        from .http_server import HttpServer
         from .metrics import Metrics
 
         if grpc_port is not None:
