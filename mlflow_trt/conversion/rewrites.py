@@ -107,7 +107,29 @@ def masked_attention(call: Call, node: Node, args: Sequence[Any], kwargs: Mappin
         scores = call(node, aten.clamp.default, call(node, aten.add.Tensor, scores, mask), lowest)
     weights = call(node, aten.softmax.int, scores, -1)
     weights = call(node, aten.where.self, shown, weights, _number(call, weights, 0.0))
-    return call(node, aten.matmul.default, weights, value)
+    return _laid_out(call, node, call(node, aten.matmul.default, weights, value))
+
+
+def _laid_out(call: Call, node: Node, mixed: Node) -> Node:
+    """Attention's answer where all heads of a position lie side by side in memory, as PyTorch's own.
+
+    Only where that is read as a view, which it would not be otherwise (BART).
+    """
+    found = node.meta["val"]
+    if not _viewed(node) or found.dim() != 4:
+        return mixed
+    heads, positions = found.stride()[1:3]
+    if not (type(heads) is type(positions) is int and heads < positions):
+        return mixed
+    beside = call(node, aten.transpose.int, mixed, 1, 2)
+    beside = call(node, aten.clone.default, beside, memory_format=torch.contiguous_format)
+    return call(node, aten.transpose.int, beside, 1, 2)
+
+
+def _viewed(node: Node) -> bool:
+    """Whether a view of a tensor is read, of another order of its dimensions too."""
+    moved = (aten.transpose.int, aten.permute.default)
+    return any(user.target is aten.view.default or (user.target in moved and _viewed(user)) for user in node.users)
 
 
 def _number(call: Call, like: Node, number: float) -> Node:

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="needs the conversion extra")
 
 from torch import nn
 
-from mlflow_trt import Input
+from mlflow_trt import Input, convert
 
 from .models import Attention, Cnn, Function, Islands, Nested, Two
 from .programs import dtypes_of, prepared, relative, run
@@ -271,6 +271,25 @@ def test_attention_with_a_mask_is_taken_apart(kind, dtype, scale):
     assert relative(actual, run(program, *tensors, mask)) < {None: 1e-6, torch.float16: 3e-3}.get(dtype, 3e-2)
     if kind in ("bool", "of infinity"):
         assert not actual[1, :, 2].any()
+
+
+class Beside(nn.Module):
+    """As BART has it: what attention answers is read as a view, with all heads of a position side by side."""
+
+    def forward(self, x, mask):
+        batch, length, _ = x.shape
+        query = x.view(batch, length, 2, 32).transpose(1, 2)
+        mixed = nn.functional.scaled_dot_product_attention(query, query, query, mask)
+        return mixed.transpose(1, 2).contiguous().view(batch, length, -1) + x
+
+
+def test_what_a_view_reads_of_attention_with_a_mask_is_laid_out_as_before():
+    random = torch.Generator().manual_seed(1)
+    given = torch.randn(3, 5, 64, generator=random), torch.rand(3, 1, 5, 5, generator=random) > 0.4
+    inputs = [Input(((1, 3, 8), 5, 64)), Input(((1, 3, 8), 1, 5, 5), "bool")]
+    program, new = prepared(Beside(), inputs, torch.float16)
+    assert relative(run(new.program, *given)[0], run(program, *given)) < 3e-3
+    assert convert(Beside(), inputs).serialized
 
 
 def test_a_product_and_a_size_stay():
