@@ -101,16 +101,16 @@ def open_model(uri: str | Path) -> StoredModel:
     uri = str(uri)
     repository = _repository(uri)
     with _scratch() as scratch:
-        try:
-            text = _download(repository, uri, manifest.FILE_NAME, scratch).read_bytes()
-        except StoreError as error:
-            if _exists(repository, "MLmodel"):
-                raise ManifestError(
-                    f"{uri} has no {manifest.FILE_NAME}.",
-                    "a model that mlflow_trt.log_model wrote",
-                    "log it with mlflow_trt.log_model, or load it with the flavor that wrote it",
-                ) from error
-            raise
+        # Looked for first: what is not there, servers of MLflow 3.10 call an error of theirs, which is asked for again
+        # for minutes.
+        names = _names(repository)
+        if "MLmodel" in names and manifest.FILE_NAME not in names:
+            raise ManifestError(
+                f"{uri} has no {manifest.FILE_NAME}.",
+                "a model that mlflow_trt.log_model wrote",
+                "log it with mlflow_trt.log_model, or load it with the flavor that wrote it",
+            )
+        text = _download(repository, uri, manifest.FILE_NAME, scratch).read_bytes()
         parsed = manifest.parse(text, f"{uri}/{manifest.FILE_NAME}")
         folder = cache.folder() / "models" / hashlib.sha256(text).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,11 +197,12 @@ def _download(repository: Any, uri: str, path: str, scratch: Path) -> Path:
         raise _store_error(f"{uri}/{path}", error) from error
 
 
-def _exists(repository: Any, path: str) -> bool:
+def _names(repository: Any) -> set[str]:
+    """What lies at a model's root; nothing where that can't be read."""
     try:
-        return any(entry.path == path for entry in repository.list_artifacts(None))
+        return {str(entry.path) for entry in repository.list_artifacts(None)}
     except Exception:
-        return False
+        return set()
 
 
 def _store_error(what: str, error: Exception) -> StoreError:

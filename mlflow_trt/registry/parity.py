@@ -284,9 +284,14 @@ def _benchmarked(candidate: Subject, record: PlanRecord) -> Figures | None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    folder = f"mlflow_trt/{candidate.model_id}"
+    path = f"{folder}/benchmark.json"
     try:
-        text = mlflow.artifacts.load_text(f"runs:/{candidate.run_id}/mlflow_trt/{candidate.model_id}/benchmark.json")
-        content: Any = json.loads(text)
+        # Looked for first: what is not there, servers of MLflow 3.10 call an error, which is asked for for minutes.
+        there = mlflow.MlflowClient().list_artifacts(candidate.run_id, folder)
+        if path not in {file.path for file in there}:
+            return None
+        content: Any = json.loads(mlflow.artifacts.load_text(f"runs:/{candidate.run_id}/{path}"))
     except (MlflowException, OSError, ValueError):
         return None
     if content.get("plan", record.file.sha256 if len(candidate.manifest.plans) == 1 else None) != record.file.sha256:
