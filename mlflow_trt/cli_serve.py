@@ -157,37 +157,40 @@ def serve(
       MLFLOW_TRT_WEBHOOK_SECRET  what MLflow signs its webhook deliveries with
       MLFLOW_TRT_CACHE           where what was downloaded and compiled is kept
     """
-    from .serving import server
-    from .serving.models import Options
+    from .serving import logs
 
-    _until_it_ends(
-        server.serve,
-        _models(model_uri, named),
-        host=host,
-        port=port,
-        grpc_port=grpc_port,
-        options=Options(
-            backend=backend,
-            devices=_indices(devices),
-            max_contexts=max_contexts,
-            memory_limit=memory_limit,
-            batching=batching,
-            delay=delay / 1000,
-            max_queue=max_queue,
-            offline_start=offline_start,
-        ),
-        interval=interval,
-        timeout=timeout,
-        max_body=max_body << 20,
-        http_processes=http_processes,
-        token=_token(token_file),
-        webhook_secret=os.environ.get(WEBHOOK_SECRET),
-        drain=drain,
-        limits=Limits(max_header=max_header << 10, max_unsent=max_unsent << 20, **limits),
-        exit_on_error=exit_on_error,
-        access_log=access_log,
-        log_level=log_level,
-    )
+    with logs.captured(log_level):  # imports may warn
+        from .serving import server
+        from .serving.models import Options
+
+        _until_it_ends(
+            server.serve,
+            _models(model_uri, named),
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            options=Options(
+                backend=backend,
+                devices=_indices(devices),
+                max_contexts=max_contexts,
+                memory_limit=memory_limit,
+                batching=batching,
+                delay=delay / 1000,
+                max_queue=max_queue,
+                offline_start=offline_start,
+            ),
+            interval=interval,
+            timeout=timeout,
+            max_body=max_body << 20,
+            http_processes=http_processes,
+            token=_token(token_file),
+            webhook_secret=os.environ.get(WEBHOOK_SECRET),
+            drain=drain,
+            limits=Limits(max_header=max_header << 10, max_unsent=max_unsent << 20, **limits),
+            exit_on_error=exit_on_error,
+            access_log=access_log,
+            log_level=log_level,
+        )
 
 
 def _until_it_ends(serve: Callable[..., None], *args: Any, **kwargs: Any) -> None:

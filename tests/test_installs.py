@@ -53,6 +53,7 @@ def lower_bound(specifiers: SpecifierSet) -> Version:
 def test_the_oldest_releases_that_are_tested_are_the_lower_bounds():
     lines = [line.split("#")[0].strip() for line in (SOURCE / "tests/oldest.txt").read_text().splitlines()]
     pins = {r.name: r.specifier for r in map(Requirement, filter(None, lines))}
+    del pins["starlette"]  # MLflow's
 
     bounds = promised()
 

@@ -6,6 +6,7 @@ built from. The one place in this package where running a model imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -27,7 +28,7 @@ from .structure import leaves
 _logger = logging.getLogger(__name__)
 
 _loading = threading.Lock()
-"""PyTorch's own state while it reads a program is one for all threads."""
+"""PyTorch's own state while it reads a program is one for all threads; before 2.14 also while it runs one."""
 
 
 class ReferenceEngine:
@@ -125,6 +126,8 @@ class _Program:
                 f"pip install 'torch>={built_with.split('+')[0]}'",
             ) from error
         self._torch = torch
+        # Before 2.14 what a call sets for itself meets another thread's: "prior should be empty".
+        self._turn: Any = _loading if _release(torch) < (2, 14) else contextlib.nullcontext()
         self._interface = interface
         try:
             with _loading:
@@ -159,7 +162,7 @@ class _Program:
         ]
         # The export's own spec knows classes that a manifest can't hold: a namedtuple's, a registered container's.
         args, kwargs = pytree.tree_unflatten(values, self._spec)
-        with self._torch.inference_mode():
+        with self._turn, self._torch.inference_mode():
             try:
                 answer = self._module(*args, **kwargs)
             except (AssertionError, IndexError, RuntimeError) as error:
@@ -190,6 +193,10 @@ class _Program:
         array = np.array(value, dtype=dtype)
         # A number that the program computes (a size) is a tensor of one element to an engine.
         return array.reshape((1,) * rank) if array.size == 1 and array.ndim != rank else array
+
+
+def _release(torch: Any) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _refused(error: Exception, shapes: Sequence[tuple[int, ...]]) -> Exception:

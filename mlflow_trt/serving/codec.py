@@ -176,7 +176,7 @@ class Codec:
         self._end, its_end = socket.socketpair()
         with its_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __package__ + ".codec_process", str(its_end.fileno())],
+                [sys.executable, *logs.QUIET, "-m", __package__ + ".codec_process", str(its_end.fileno())],
                 pass_fds=[its_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stderr=logs.descriptor(),

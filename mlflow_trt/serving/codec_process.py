@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,4 +106,5 @@ def main(descriptor: int) -> None:
 
 if __name__ == "__main__":
     with logs.captured("warning"):
+        warnings.resetwarnings()  # ignored until here
         main(int(sys.argv[1]))

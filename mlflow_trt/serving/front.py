@@ -15,6 +15,7 @@ import logging
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -384,4 +385,5 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     with logs.captured("info"):
+        warnings.resetwarnings()  # ignored until here
         main(sys.argv[1:])

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii
 from typing import Any, TextIO
 
+QUIET = ("-W", "ignore")
+"""Python's options for a child with a log of its own: what its imports warn of, its parent has logged already."""
 OTHERS = "stderr"
 """The logger of lines that something else wrote to standard error."""
 

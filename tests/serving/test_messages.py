@@ -41,6 +41,20 @@ def described(descriptor: Any) -> DescriptorProto:
     return without_json_names(found)
 
 
+def filled(fields: dict[str, Any]) -> dict[str, Any]:
+    """A message's fields with messages in its maps, where protobuf before 5 takes no dict."""
+    parameter = messages.message("InferParameter")
+    made: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "parameters":
+            made[name] = {key: parameter(**each) for key, each in value.items()}
+        elif name in ("inputs", "outputs"):
+            made[name] = [filled(each) for each in value]
+        else:
+            made[name] = value
+    return made
+
+
 def all_messages() -> list[str]:
     methods = messages.METHODS.values()
     names = {kind.name for method in methods for kind in (method.input_type, method.output_type)}
@@ -86,7 +100,7 @@ def request(**fields: Any) -> Any:
     """A ModelInferRequest with one FP32 input of two elements, but for what is given."""
     x = {"name": "x", "datatype": "FP32", "shape": [2]}
     raw = [np.float32([1, 2]).tobytes()]
-    return ModelInferRequest(**{"model_name": "m", "inputs": [x], "raw_input_contents": raw, **fields})
+    return ModelInferRequest(**filled({"model_name": "m", "inputs": [x], "raw_input_contents": raw, **fields}))
 
 
 def read(message: Any) -> Request:
@@ -111,7 +125,7 @@ _SERIALIZED = st.lists(
         st.builds(lambda n: {"model_name": n, "id": n}, st.text(max_size=200)),
     ),
     max_size=6,
-).map(lambda parts: b"".join(ModelInferRequest(**part).SerializeToString() for part in parts))
+).map(lambda parts: b"".join(ModelInferRequest(**filled(part)).SerializeToString() for part in parts))
 
 
 @settings(derandomize=True, deadline=None)
