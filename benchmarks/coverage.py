@@ -16,6 +16,7 @@ import concurrent.futures
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -211,8 +212,9 @@ def compared(architecture: Any, precision: str, batches: tuple[int, int, int]) -
 
 
 def words(error: BaseException, most: int = 300) -> str:
-    """The beginning of a message, in one line."""
-    return " ".join(str(error).split())[:most]
+    """The beginning of a message, in one line, without this machine's folders."""
+    text = re.sub(r"/[^\s\"]*/site-packages/", "", str(error).replace(f"{ROOT}/", ""))
+    return " ".join(text.split())[:most]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
