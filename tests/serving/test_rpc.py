@@ -35,7 +35,6 @@ from mlflow_trt.serving.batching import Batcher
 from mlflow_trt.serving.limits import Limits
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.models import Model, Options
-from mlflow_trt.serving.rpc import IDLE
 
 from . import echo
 
@@ -554,7 +553,6 @@ def peak_memory(process: subprocess.Popen[bytes]) -> int:
     return int(found[1]) << 10
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @contextmanager
 def apart(max_body: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The echo in a process of its own, and in uvloop's event loop; gives its address too."""
@@ -571,6 +569,7 @@ def apart(max_body: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         process.stdout.close()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_a_compressed_body_does_not_fill_the_memory() -> None:
     with apart(1 << 20) as (address, process), calling(address) as client:
         small = tensor("x", np.zeros(500_000, np.uint8))
@@ -624,7 +623,7 @@ def test_connections_have_a_number_and_deadlines() -> None:
                 infer[2](data, timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             channels[2].close()
-            time.sleep(IDLE * limits.idle_timeout + 0.5)  # the others are told that they were idle, and come again
+            time.sleep(rpc.IDLE * limits.idle_timeout + 0.5)  # the others are told that they were idle, and come again
             for call in infer[:2]:
                 call(data, timeout=10, wait_for_ready=True)
         finally:
