@@ -47,7 +47,6 @@ class HostLane:
     def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
         self.bound = BoundContext(core, slot, key, context)
         self._core = core
-        self._slot = slot
         self.context_bytes = 0
         """What the context itself takes, once that was seen."""
         self._stream = slot.stream
@@ -105,7 +104,7 @@ class HostLane:
             for target, source, size in copies:
                 cuda.to_device(target, source, size, self._stream)
         if self.fill is not None:
-            self._slot.fill(self.fill)
+            self.bound.slot.fill(self.fill)
             cuda.fill(self._device_out.pointer, NAN, self._device_out.nbytes, self._stream)
         self._launch(copies is None)
         (error,) = cuda.stream_synchronize(self._raw)
@@ -215,7 +214,7 @@ class HostLane:
         if block and self.in_bytes:
             cuda.to_device(self._device_in.pointer, self._pinned_in.pointer, self.in_bytes, self._stream)
         if self._clears:
-            self._slot.fill(ZERO)
+            self.bound.slot.fill(ZERO)
         self.bound.enqueue()
         if self.out_bytes:
             cuda.to_host(self._pinned_out.pointer, self._device_out.pointer, self.out_bytes, self._stream)
@@ -264,7 +263,6 @@ class DeviceLane:
     def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
         self._core = core
         self.bound = BoundContext(core, slot, key, context)
-        self._slot = slot
         self.stream = slot.stream
         self.spare = slot.scratch.pointer
         """An address for what needs one and holds nothing."""
@@ -294,10 +292,10 @@ class DeviceLane:
             if pointer:
                 self.bound.bind(binding, pointer)
         if self.fill is not None:
-            self._slot.fill(self.fill)
+            self.bound.slot.fill(self.fill)
             self._poison(outputs)
         if self._clears:
-            self._slot.fill(ZERO)
+            self.bound.slot.fill(ZERO)
         self.bound.enqueue()
 
     def clear_first(self) -> None:

@@ -27,7 +27,7 @@ from .structure import leaves
 
 _logger = logging.getLogger(__name__)
 
-_loading = threading.Lock()
+_alone = threading.Lock()
 """PyTorch's own state while it reads a program is one for all threads; before 2.14 also while it runs one."""
 
 
@@ -127,10 +127,11 @@ class _Program:
             ) from error
         self._torch = torch
         # Before 2.14 what a call sets for itself meets another thread's: "prior should be empty".
-        self._turn: Any = _loading if _release(torch) < (2, 14) else contextlib.nullcontext()
+        shared = torch.__version__ < (2, 14)  # type: ignore[operator]  # it compares itself with tuples too
+        self._turn: Any = _alone if shared else contextlib.nullcontext()
         self._interface = interface
         try:
-            with _loading:
+            with _alone:
                 exported = torch.export.load(path)
                 self._module: Any = exported.module()
         except Exception as error:
@@ -193,10 +194,6 @@ class _Program:
         array = np.array(value, dtype=dtype)
         # A number that the program computes (a size) is a tensor of one element to an engine.
         return array.reshape((1,) * rank) if array.size == 1 and array.ndim != rank else array
-
-
-def _release(torch: Any) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _refused(error: Exception, shapes: Sequence[tuple[int, ...]]) -> Exception:

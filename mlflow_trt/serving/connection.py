@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +23,6 @@ from . import access
 from .guard import Guard, Refusal
 from .http import PROBES, REFUSED
 from .limits import LEAST
-
-_logger = logging.getLogger(__name__)
 
 _LINGER = 1.0
 """Seconds that a refused client may go on sending: closed at once, its system would drop the answer unread."""
