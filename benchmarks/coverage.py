@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in job.result():
                 rows.append(row)
                 print(f"{row['name']:40} {row['precision']:5} {row['outcome']:13} {row['why'][:110]}", flush=True)
-            rows.sort(key=lambda row: (names.index(row["name"]), row["precision"]))
+            rows.sort(key=lambda row: (NAMES.index(row["name"]), row["precision"]))
             (options.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
             (options.out / f"{stem}.md").write_text(table(report))
     print(summary(rows))
