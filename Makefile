@@ -140,5 +140,5 @@ PYTHON_NEWEST ?= $(call version,$(NEWEST_PYTHON))
 	@$(call need,$(PYTHON_NEWEST),$(NEWEST_PYTHON),PYTHON_NEWEST)
 	@echo "Setting up .venv-light with $$($(PYTHON_NEWEST) --version): the runtime and the server, no torch."
 	@$(PYTHON_NEWEST) -m venv .venv-light
-	@$(call install,.venv-light,-e '.[rtx$(comma)serve]' pytest pytest-timeout pytest-xdist hypothesis filelock packaging)
+	@$(call install,.venv-light,-e '.[rtx$(comma)serve]' pytest pytest-timeout pytest-xdist hypothesis filelock)
 	@touch $@

@@ -8,10 +8,11 @@ fault rare and not impossible: :mod:`mlflow_trt.runtime.specialization` does the
 Kernels for all shapes, by which specialized ones are judged, are kept apart from these: a context that is to have none
 of them must not find any among its bytes.
 
-Bytes have to be loaded, though, at a context's first run; an object that is alive holds kernels that are loaded already
-(the same script prints how long either takes). So contexts of one shape share theirs, also those of several engines of
-one network: a version is ready sooner while its predecessor is served. TensorRT has a lock of its own around all this:
-threads gain nothing.
+Bytes have to be loaded, though, at a context's first run; an object that is alive holds kernels that are loaded already.
+So contexts of one shape share theirs, also those of several engines of one network: a version is ready sooner while its
+predecessor is served. Not with releases before 1.6: there a context that joins an object in use runs with the slower
+kernels for all shapes (1.4.0.76; ``benchmarks/specialization.py`` prints the times of either). TensorRT has a lock of its
+own around all this: threads gain nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import weakref
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from packaging.version import Version
 
 from ..manifest import Interface, Profile
 from .trt import Deserialized, Log
@@ -57,10 +60,20 @@ def network_of(loaded: Deserialized, interface: Interface, profiles: Iterable[Pr
     return hashlib.sha256(repr((parts, interface, tuple(profiles))).encode()).hexdigest()
 
 
-class Kernels:
-    """What has been compiled for the engines of one network. Used under :data:`compiling`."""
+def shares(release: str) -> bool:
+    """Whether contexts of one shape lose nothing by compiling into one cache object, with this TensorRT-RTX."""
+    return Version(release) >= Version("1.6")
 
-    def __init__(self) -> None:
+
+class Kernels:
+    """What has been compiled for the engines of one network. Used under :data:`compiling`.
+
+    Args:
+        shared: Whether contexts of one shape share their cache object.
+    """
+
+    def __init__(self, shared: bool = True) -> None:
+        self._shared = shared
         self._bytes: dict[bool, bytes] = {}
         """By whether they are specialized."""
         self._accepted: dict[tuple[bool, bytes], bool] = {}
@@ -100,7 +113,8 @@ class Kernels:
                     _logger.debug("TensorRT refused a runtime cache: %s", loaded.log.text())
             if not config.set_runtime_cache(cache.raw):
                 return None
-            self._caches[shapes] = cache
+            if self._shared:
+                self._caches[shapes] = cache
             return cache
         except Exception as error:
             _logger.debug("There is no runtime cache: %s", error)
@@ -164,9 +178,14 @@ def unpacked(content: bytes) -> dict[bool, bytes]:
 _networks: weakref.WeakValueDictionary[str, Kernels] = weakref.WeakValueDictionary()
 
 
-def kernels_of(network: str) -> Kernels:
-    """Returns the kernels that the engines of a network share for as long as one of them is loaded."""
-    return _networks.setdefault(network, Kernels())
+def kernels_of(network: str, release: str) -> Kernels:
+    """Returns the kernels that the engines of a network share for as long as one of them is loaded.
+
+    Args:
+        network: As :func:`network_of` names it.
+        release: TensorRT-RTX's.
+    """
+    return _networks.setdefault(network, Kernels(shares(release)))
 
 
 def _serialize(cache: Any) -> bytes:

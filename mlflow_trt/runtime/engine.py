@@ -88,7 +88,7 @@ class TensorRTEngine:
             if core.is_rtx:
                 network = network_of(loaded, self.interface, self.profiles, device)
                 with compiling:
-                    core.kernels = kernels_of(network)
+                    core.kernels = kernels_of(network, loaded.trt.__version__)
                     if runtime_cache:
                         core.kernels.begin(loaded, kernels.candidates(folder, record, saved))
             free, _ = cuda.memory()

@@ -525,6 +525,22 @@ def test_engines_of_one_network_share_the_kernels_of_a_shape(tmp_path, module):
         assert all(f"({n}, 3)".encode() in saved for n in (2, 4)), "what it took over is saved too"
 
 
+def test_contexts_of_an_older_release_have_cache_objects_of_their_own(tmp_path, module, monkeypatch):
+    """TensorRT-RTX 1.4 would run all but the first with its slower kernels."""
+    assert [compiled.shares(release) for release in ("1.4.0.76", "1.6.1.120", "1.10.0.1")] == [False, True, True]
+    monkeypatch.setattr(compiled, "shares", lambda release: False)  # the stand-in and its plan are of a newer one
+    made = write_plan(tmp_path)
+    with (
+        TensorRTEngine(tmp_path, made, AFFINE, host=host()) as first,
+        TensorRTEngine(tmp_path, made, AFFINE, host=host()) as second,
+    ):
+        for engine in (first, second):
+            np.testing.assert_array_equal(engine.predict({"x": rows(4)})["y"], rows(4) * 2 + 1)
+        one, other = caches(module)
+        assert one is not other
+        assert b"specialized" in other.content, "what the first compiled is there as bytes"
+
+
 def test_two_calls_at_once_of_one_shape_share_its_kernels(tmp_path, module):
     with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host(), max_contexts=2) as engine:
         engine.predict({"x": rows(4)})

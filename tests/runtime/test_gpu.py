@@ -20,7 +20,7 @@ import mlflow_trt
 from mlflow_trt import measure, parity, plan, runtime
 from mlflow_trt.errors import CompatibilityError, DeviceError, InputError, PlanError
 from mlflow_trt.manifest import File
-from mlflow_trt.runtime import host, kernels, page_locked
+from mlflow_trt.runtime import compiled, host, kernels, page_locked
 from mlflow_trt.runtime.engine import describe_engine
 from mlflow_trt.runtime.result import Result
 
@@ -211,6 +211,8 @@ def test_two_engines_at_once(cnn):
 
 
 def test_an_engine_is_ready_at_once_beside_another_of_its_network(cnn):
+    if not compiled.shares(cnn[1].plans[0].release):
+        pytest.skip("releases before 1.6 load kernels anew for every context")
     wanted = {n: answer(cnn, images(n))[0] for n in (1, 8, 2)}
 
     def seconds(engine):
@@ -649,7 +651,8 @@ def test_the_runtime_cache_can_be_shipped(cnn, tmp_path):
         _, log = child(cnn, tmp_path)
     finally:
         (folder / "manifest.json").write_text(described.to_json())
-    assert f"Took a runtime cache of {len(content)} bytes" in log
+    for part in compiled.unpacked(content).values():
+        assert f"Took a runtime cache of {len(part)} bytes" in log
 
 
 PEAK = """
