@@ -16,7 +16,6 @@ import concurrent.futures
 import datetime
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -213,7 +212,9 @@ def compared(architecture: Any, precision: str, batches: tuple[int, int, int]) -
 
 def words(error: BaseException, most: int = 300) -> str:
     """The beginning of a message, in one line, without this machine's folders."""
-    text = re.sub(r"/[^\s\"]*/site-packages/", "", str(error).replace(f"{ROOT}/", ""))
+    text = str(error)
+    for folder in sorted(filter(None, {str(ROOT), *sys.path}), key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
     return " ".join(text.split())[:most]
 
 

@@ -8,11 +8,11 @@ fault rare and not impossible: :mod:`mlflow_trt.runtime.specialization` does the
 Kernels for all shapes, by which specialized ones are judged, are kept apart from these: a context that is to have none
 of them must not find any among its bytes.
 
-Bytes have to be loaded, though, at a context's first run; an object that is alive holds kernels that are loaded already.
-So contexts of one shape share theirs, also those of several engines of one network: a version is ready sooner while its
-predecessor is served. Not with releases before 1.6: there a context that joins an object in use runs with the slower
-kernels for all shapes (1.4.0.76; ``benchmarks/specialization.py`` prints the times of either). TensorRT has a lock of its
-own around all this: threads gain nothing.
+Bytes have to be loaded, though, at a context's first run; an object that is alive holds kernels that are loaded
+already. So contexts of one shape share theirs, also those of several engines of one network: a version is ready sooner
+while its predecessor is served. Not with releases before 1.6: there a context that joins an object in use runs with the
+slower kernels for all shapes (1.4.0.76; "joined" in what the same script prints). TensorRT has a lock of its own around
+all this: threads gain nothing.
 """
 
 from __future__ import annotations

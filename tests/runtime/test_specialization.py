@@ -1,5 +1,6 @@
 """Specialized kernels answer only where they agree with the others, on a stand-in for the GPU that has the fault."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -8,6 +9,7 @@ import standin
 from interfaces import host
 from test_engine import AFFINE, affine, rows, write_plan
 
+from mlflow_trt.errors import PlanError
 from mlflow_trt.runtime import specialization
 from mlflow_trt.runtime.engine import TensorRTEngine
 
@@ -95,6 +97,43 @@ def test_kernels_that_read_what_nobody_wrote_find_no_nan(engine, module, wrong):
     check(engine, rows(4))
     engine.predict({"x": np.full((4, 3), np.nan, np.float32)})
     check(engine, rows(4))
+
+
+def unsteady(share):
+    """Computes as ``affine`` does, and now and then other numbers: kernels that do not wait for each other."""
+    runs = itertools.count()
+
+    def compute(given):
+        y = given["x"] * 2 + 1
+        y[-1] += share * next(runs)
+        return {"output0": y, "output1": given["x"].sum(axis=1)}
+
+    return compute
+
+
+def test_an_engine_whose_answers_differ_from_run_to_run_is_refused(engine, module):
+    module.engines[0].compute = unsteady(1.0)
+    with pytest.raises(PlanError, match=r"at \(\(4, 3\),\) differently from one run to the next"):
+        engine.predict({"x": rows(4)})
+    assert engine.memory["lanes"] == 0
+    module.engines[0].compute = unsteady(0.0)
+    check(engine, rows(4))
+
+
+def test_an_engine_that_adds_in_another_order_each_time_is_none(engine, module):
+    module.engines[0].compute = unsteady(1e-6)
+    np.testing.assert_allclose(engine.predict({"x": rows(4)})["y"], rows(4) * 2 + 1, rtol=1e-4)
+
+
+def test_specialized_kernels_whose_answers_differ_from_run_to_run_are_not_used(engine, module):
+    runs = itertools.count()
+
+    def fault(number, answers):
+        return {name: answer + next(runs) for name, answer in answers.items()}
+
+    module.engines[0].fault = fault
+    check(engine, rows(4))
+    assert strategy(engine, module) == "NONE"
 
 
 def test_scratch_memory_is_left_alone_where_nobody_reads_it(engine, module, monkeypatch):

@@ -1,10 +1,11 @@
-"""Kernels on a real GPU: float32 convolutions where specialized ones are wrong at random, or read what nobody wrote."""
+"""Kernels on a real GPU: float32 convolutions where specialized ones are wrong at random, or all are unsteady."""
 
 import numpy as np
 import pytest
 
 import mlflow_trt
 from mlflow_trt import plan, runtime
+from mlflow_trt.errors import PlanError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.xdist_group("gpu")]
 
@@ -29,14 +30,22 @@ def model(tmp_path_factory, request):
 def test_no_answer_of_any_engine_is_wrong(model, monkeypatch, tmp_path):
     folder, manifest = model
     golden = plan.read_golden(folder, manifest.golden)
-    errors = []
+    errors, refused = [], []
     for turn in range(TIMES):
         monkeypatch.setenv("MLFLOW_TRT_CACHE", str(tmp_path / str(turn)))  # each compiles anew
         with runtime.load(folder, manifest) as engine:
             for _, point, inputs, outputs in golden.points():
                 for call in range(3):
-                    found = engine.predict(inputs)
+                    try:
+                        found = engine.predict(inputs)
+                    except PlanError as refusal:
+                        refused.append(refusal.found)
+                        continue
                     for name, wanted in outputs.items():
                         error = np.linalg.norm(found[name] - wanted) / np.linalg.norm(wanted)
                         errors.append((round(float(error), 5), turn, point, call))
     assert max(errors)[0] < 0.02
+    assert len(errors) > len(refused)
+    if "lite0" in folder.name:
+        assert not refused
+    assert all("differently from one run to the next" in found for found in refused), refused
