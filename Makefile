@@ -43,18 +43,18 @@ workers := -n auto --maxprocesses 8 --dist loadgroup
 pytest = $(1)/bin/python tests/releases.py && $(1)/bin/python -m pytest $(2) $(workers)
 
 # The main job from conversion to serving, and what touches MLflow, Torch-TensorRT and TensorRT itself.
-oldest_tests := $(addprefix tests/,test_installs.py test_manifest.py test_store.py test_flavor.py test_cli.py test_plan.py \
-  conversion/test_convert.py conversion/test_settings.py \
-  runtime/test_reference.py runtime/test_load.py runtime/test_interface.py runtime/test_host.py runtime/test_trt.py \
+oldest_tests := $(addprefix tests/,test_installs.py test_store.py plan/test_manifest.py plan/test_files.py flavor/test_save.py \
+  cli/test_main.py conversion/test_convert.py conversion/test_settings.py \
+  engine/test_reference.py engine/test_load.py engine/test_trt.py plan/test_signature.py plan/test_host.py \
   registry/test_promotion.py registry/test_gates.py \
-  serving/test_server.py serving/test_promotion_served.py serving/test_messages.py serving/test_mlflow_serve.py)
+  serving/test_server.py serving/test_promotion_served.py serving/test_protobuf.py serving/test_mlflow_serve.py)
 # A plan is built, described, kept and offered.
-next_tests := $(addprefix tests/,conversion/test_convert.py test_flavor.py test_plan.py \
-  runtime/test_host.py runtime/test_load.py runtime/test_trt.py)
+next_tests := $(addprefix tests/,conversion/test_convert.py flavor/test_save.py plan/test_files.py plan/test_host.py \
+  engine/test_load.py engine/test_trt.py)
 # Without torch and without MLflow's server.
-light_tests := $(addprefix tests/,runtime test_manifest.py test_plan.py test_inputs.py test_parity.py test_errors.py \
-  test_specs.py test_installs.py serving/test_messages.py serving/test_arena.py serving/test_channel.py \
-  registry/test_contract.py registry/test_moves.py)
+light_tests := $(addprefix tests/,plan engine test_inputs.py test_errors.py cli/test_parsing.py test_installs.py \
+  serving/test_protobuf.py serving/test_shared_memory.py serving/test_ipc.py \
+  registry/test_contract.py registry/test_alias_history.py)
 
 .PHONY: demo test test-oldest test-next test-light test-all benchmark wheel clean
 

@@ -208,11 +208,11 @@ def _calls(askers: Askers, kind: str, identifiers: Iterator[str]) -> Iterator[st
 
 
 def _method(askers: Askers, channel: Any) -> tuple[Any, bytes]:
-    from mlflow_trt.serving import messages
+    from mlflow_trt.serving.protocol import protobuf
 
-    message = messages.ModelInferRequest(model_name=askers.model, raw_input_contents=[X.tobytes()])
+    message = protobuf.ModelInferRequest(model_name=askers.model, raw_input_contents=[X.tobytes()])
     message.inputs.add(name="x", datatype="FP32", shape=X.shape)
-    return channel.unary_unary(f"/{messages.SERVICE}/ModelInfer"), message.SerializeToString()
+    return channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer"), message.SerializeToString()
 
 
 def _metadata(askers: Askers, identifier: str) -> tuple[tuple[str, str], ...]:
@@ -220,9 +220,9 @@ def _metadata(askers: Askers, identifier: str) -> tuple[tuple[str, str], ...]:
 
 
 def _scores(answer: bytes) -> tuple[str, np.ndarray]:
-    from mlflow_trt.serving import messages
+    from mlflow_trt.serving.protocol import protobuf
 
-    response = messages.ModelInferResponse.FromString(answer)
+    response = protobuf.ModelInferResponse.FromString(answer)
     return response.model_version, np.frombuffer(response.raw_output_contents[0], np.float32)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_trt import manifest as _manifest
-from mlflow_trt.runtime.host import probe
+from mlflow_trt.plan import manifest as _manifest
+from mlflow_trt.plan.host import probe
 
 
 class BareLoop:

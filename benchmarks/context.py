@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_trt.runtime.host import probe
+from mlflow_trt.plan.host import probe
 
 from .record import NotMeasured
 

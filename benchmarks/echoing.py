@@ -39,7 +39,7 @@ def goal(baseline: str, batch: int) -> str:
 
 def echo(context: Context) -> Measurement:
     """Times the same payload through all of them, in turn."""
-    from mlflow_trt.serving.listening import tune_process
+    from mlflow_trt.serving.http.listening import tune_process
 
     tune_process()  # the client's own: mapping and unmapping its buffers would be most of what is seen
     measurement = Measurement(notes=["One client on one connection; requests prepared, answers read and dropped."])

@@ -38,7 +38,9 @@ PROCESSES = {"one process": (), "two HTTP processes": ("--http-processes", "2")}
 
 
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["mlflow.pyfunc", "torch", "mlflow_trt.serving.app", "mlflow_trt.serving.http_server"])
+_FORKED.set_forkserver_preload(
+    ["mlflow.pyfunc", "torch", "mlflow_trt.serving.http.app", "mlflow_trt.serving.http.server"]
+)
 
 
 @dataclass
@@ -88,7 +90,7 @@ def run(folder: Path, work: Path, kinds: dict[str, int], options: Sequence[str])
 
 def _serve(arguments: Sequence[str], log: Path) -> None:
     """``mlflow-trt`` with a log, in a process of its own."""
-    from mlflow_trt import cli
+    from mlflow_trt.cli import main as cli
 
     with log.open("w") as output:
         os.dup2(output.fileno(), 1)

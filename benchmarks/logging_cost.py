@@ -24,7 +24,8 @@ def log_model(context: Context) -> Measurement:
     import mlflow
 
     import mlflow_trt
-    from mlflow_trt import evidence, plan
+    from mlflow_trt import plan
+    from mlflow_trt.evidence import recorded
 
     name = "mlp" if context.quick else "resnet50"
     work = context.work / "logging"
@@ -45,7 +46,7 @@ def log_model(context: Context) -> Measurement:
     }
 
     def logged() -> None:
-        with _seconds(evidence, "measure") as measuring:
+        with _seconds(recorded, "measure") as measuring:
             begin = time.perf_counter()
             mlflow_trt.log_model(model, name=name, **arguments)
             seconds = time.perf_counter() - begin

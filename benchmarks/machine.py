@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlflow_trt.runtime.host import probe
+from mlflow_trt.plan.host import probe
 
 PACKAGES = (
     "mlflow-trt",

@@ -174,8 +174,8 @@ def convolutions(trt: Any) -> Network:
 
 def stored(folder: Path) -> Network:
     """The first plan of a model's folder, with the golden tensors of min, opt and max."""
-    from mlflow_trt import manifest
-    from mlflow_trt.plan import read_golden
+    from mlflow_trt.plan import manifest
+    from mlflow_trt.plan.files import read_golden
 
     described = manifest.read(folder)
     record = described.plans[0]

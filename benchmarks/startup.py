@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_trt import manifest as _manifest
+from mlflow_trt.plan import manifest as _manifest
 
 from .context import ROOT, Context, arrays, close
 from .record import Measurement
@@ -34,7 +34,7 @@ _NATIVE = """
 import numpy, mlflow_trt
 mlflow_trt.load_model
 step('imports')
-from mlflow_trt.runtime import host
+from mlflow_trt.plan import host
 host.probe()
 step('asking for the GPU')
 engine = mlflow_trt.load_model({folder!r})
@@ -43,7 +43,7 @@ answer = engine.predict(dict(numpy.load({inputs!r})))
 step('the first call')
 """
 _LOADING = """
-import mlflow.pyfunc, mlflow_trt, mlflow_trt.runtime
+import mlflow.pyfunc, mlflow_trt, mlflow_trt.engine
 mlflow_trt.load_model, mlflow_trt.check, mlflow_trt.inspect, mlflow_trt.Input, mlflow_trt.Plan
 """
 # Written when the process ends, after the time was taken: saving is the benchmark's, not the model's.

@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mlflow_trt
-from mlflow_trt.manifest import Census
+from mlflow_trt.plan.manifest import Census
 
 FOLDER = Path(".demo").resolve()
 STORE = f"sqlite:///{FOLDER / 'mlflow.db'}"

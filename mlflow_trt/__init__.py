@@ -13,10 +13,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from .benchmarking import BenchmarkReport as BenchmarkReport
-    from .benchmarking import benchmark as benchmark
     from .conversion import convert as convert
+    from .engine import Engine as Engine
     from .errors import BusyError as BusyError
     from .errors import CompatibilityError as CompatibilityError
     from .errors import ConversionError as ConversionError
@@ -32,25 +33,26 @@ if TYPE_CHECKING:
     from .errors import StoreError as StoreError
     from .errors import TrtError as TrtError
     from .errors import UnsupportedOperatorError as UnsupportedOperatorError
-    from .flavor import log_model as log_model
-    from .flavor import save_model as save_model
+    from .evidence.benchmark import BenchmarkReport as BenchmarkReport
+    from .evidence.benchmark import benchmark as benchmark
+    from .flavor.inspection import check as check
+    from .flavor.inspection import inspect as inspect
+    from .flavor.load import load_model as load_model
+    from .flavor.save import log_model as log_model
+    from .flavor.save import save_model as save_model
     from .inputs import Input as Input
-    from .inspection import check as check
-    from .inspection import inspect as inspect
-    from .loading import load_model as load_model
-    from .manifest import Host as Host
-    from .manifest import Manifest as Manifest
-    from .manifest import Tolerance as Tolerance
-    from .plan import Plan as Plan
+    from .plan.files import Plan as Plan
+    from .plan.manifest import Host as Host
+    from .plan.manifest import Manifest as Manifest
+    from .plan.manifest import Tolerance as Tolerance
     from .registry import check_fleet as check_fleet
     from .registry import check_upgrade as check_upgrade
     from .registry import promote as promote
     from .registry import rollback as rollback
-    from .runtime import Engine as Engine
     from .serving.server import serve as serve
 
 _HOMES = {
-    "benchmarking": ("benchmark", "BenchmarkReport"),
+    "evidence.benchmark": ("benchmark", "BenchmarkReport"),
     "conversion": ("convert",),
     "errors": (
         "BusyError",
@@ -69,21 +71,19 @@ _HOMES = {
         "TrtError",
         "UnsupportedOperatorError",
     ),
-    "flavor": ("log_model", "save_model"),
+    "flavor.save": ("log_model", "save_model"),
     "inputs": ("Input",),
-    "inspection": ("check", "inspect"),
-    "loading": ("load_model", "_load_pyfunc"),
-    "manifest": ("Host", "Manifest", "Tolerance"),
+    "flavor.inspection": ("check", "inspect"),
+    "flavor.load": ("load_model", "_load_pyfunc"),
+    "plan.manifest": ("Host", "Manifest", "Tolerance"),
     "plan": ("Plan",),
     "registry": ("check_fleet", "check_upgrade", "promote", "rollback"),
-    "runtime": ("Engine",),
+    "engine": ("Engine",),
     "serving.server": ("serve",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(name for name in _HOME if not name.startswith("_"))
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m mlflow_trt`` is ``mlflow-trt``."""
 
-from .cli import main
+from .cli.main import main
 
 main(prog_name="mlflow-trt")

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from . import cache, manifest
+from . import cache
 from .errors import ManifestError, PlanError, StoreError
-from .manifest import File, Manifest
-from .plan import verify
+from .plan import manifest
+from .plan.files import verify
+from .plan.manifest import File, Manifest
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _no_gpu() -> str | None:
     """Why GPU tests can't run here; None if they can."""
-    from mlflow_trt.runtime import host
+    from mlflow_trt.plan import host
 
     found = host.probe()
     if found.gpu is None:
@@ -87,21 +87,21 @@ def _warm_builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
 
     Where there is a GPU hardly any do, and what CUDA starts at import does not survive a fork.
     """
-    from mlflow_trt import child
+    from mlflow_trt.conversion import child_process
 
-    fresh = child._command
+    fresh = child_process._command
     if _no_gpu() is None:
         yield fresh
         return
     with warm.builders(tmp_path_factory.mktemp("warm"), fresh) as command, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child, "_command", command)
+        patch.setattr(child_process, "_command", command)
         yield fresh
 
 
 @pytest.fixture
 def fresh_builders(_warm_builders: Callable[[str, Path], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Building children import for themselves, as a user's do."""
-    monkeypatch.setattr("mlflow_trt.child._command", _warm_builders)
+    monkeypatch.setattr("mlflow_trt.conversion.child_process._command", _warm_builders)
 
 
 @pytest.fixture(autouse=True)

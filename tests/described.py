@@ -7,15 +7,11 @@ backend needs none.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent / "registry"))
 
 import forged
 
-from mlflow_trt.plan import Plan
+from mlflow_trt.plan.files import Plan
 
 
 def plan(model: Any, inputs: Any, kwargs: Any = None, *, golden_inputs: Any = None) -> Plan:

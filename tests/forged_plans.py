@@ -2,8 +2,8 @@
 
 from manifests import MEASURED
 
-from mlflow_trt.manifest import File, PlanRecord
-from mlflow_trt.plan import Header
+from mlflow_trt.plan.files import Header
+from mlflow_trt.plan.manifest import File, PlanRecord
 
 
 def full(release: str = "8.6.1.6", body: int = 4000) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from mlflow_trt.manifest import (
+from mlflow_trt.plan.manifest import (
     Branch,
     Census,
     ConstantLeaf,

@@ -58,6 +58,6 @@ def classifier_folder(_classifier_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def classifier_plan(classifier_folder: Path):
     """The same as a plan."""
-    from mlflow_trt.foreign import read_plans
+    from mlflow_trt.flavor.imported import read_plans
 
     return read_plans(classifier_folder)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_trt.runtime.host import probe
+from mlflow_trt.plan.host import probe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HAS_GPU = probe().gpu is not None

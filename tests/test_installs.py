@@ -19,8 +19,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import mlflow_trt
-from mlflow_trt.manifest import Host
-from mlflow_trt.runtime import compatibility
+from mlflow_trt.plan import compatibility
+from mlflow_trt.plan.manifest import Host
 
 SOURCE = Path(mlflow_trt.__file__).parents[1]
 OFFLINE = re.compile("connection|resolution|timed out|No matching distribution found", re.IGNORECASE)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-BUILDER = "mlflow_trt.conversion._child"
+BUILDER = "mlflow_trt.conversion.build_child"
 _MESSAGE = 1 << 20
 
 Command = Callable[[str, Path], list[str]]
@@ -54,10 +54,10 @@ def builders(folder: Path, fresh: Command) -> Iterator[Command]:
 
 
 def _start(address: Path) -> subprocess.Popen[bytes]:
-    from mlflow_trt import child
+    from mlflow_trt.conversion import child_process
 
     environment = {
-        **child.package_on_path(os.environ),
+        **child_process.package_on_path(os.environ),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",  # NumPy's BLAS starts its threads at import
         "TMPDIR": str(address.parent),
@@ -97,15 +97,15 @@ def _serve(listening: socket.socket) -> None:
     """The warm process: forks for each that connects, until the tests close its standard input."""
     import warnings
 
-    from mlflow_trt.conversion import _child
+    from mlflow_trt.conversion import build_child
 
     sys.modules.setdefault("modelopt", None)  # type: ignore[arg-type]  # as the child itself does
-    _child._pretend_gpu()
+    build_child._pretend_gpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch_tensorrt  # noqa: F401
 
-        import mlflow_trt.conversion.builder  # noqa: F401
+        import mlflow_trt.conversion.torch_tensorrt  # noqa: F401
     assert len(os.listdir("/proc/self/task")) == 1, "a fork takes no other thread along"
     while sys.stdin not in (ready := select.select([listening, sys.stdin], [], [])[0]):
         assert ready

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import mlflow_trt
-from mlflow_trt.plan import read_header
+from mlflow_trt.plan.files import read_header
 
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
 plan = mlflow_trt.convert(model, [mlflow_trt.Input(((1, 8, 32), 64))], output_names=["logits"])

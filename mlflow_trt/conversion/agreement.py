@@ -15,8 +15,8 @@ import torch
 from torch.export import ExportedProgram
 
 from ..errors import ConversionError
-from ..manifest import Tolerance
-from ..parity import NOT_FINITE, compare
+from ..plan.manifest import Tolerance
+from ..plan.parity import NOT_FINITE, compare
 from .arguments import Spec
 from .operators import dtypes_of
 from .sizes import Point

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from .. import degenerate, progress
 from .. import plan as _plan
 from ..errors import ConversionError, PrecisionError, SettingError, TrtError
-from ..manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
-from ..plan import Plan
+from ..plan import degenerate
+from ..plan.files import Plan
+from ..plan.manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
 from . import arguments as _arguments
-from . import dimensions, gpuless, interface, ranges
+from . import cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
 from . import settings as _settings
-from .builder import BindingSpec, Built, Job
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
 from .structure import computed_outputs, portable
 from .subject import subject
+from .torch_tensorrt import BindingSpec, Built, Job
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def convert(
     precision = _settings.precision_of(precision, enabled_precisions)
     _settings.check(settings)
     gpu = torch.cuda.is_available()
-    capabilities = None if gpu and compute_capabilities is None else gpuless.capabilities(compute_capabilities)
+    capabilities = None if gpu and compute_capabilities is None else cpu_only.capabilities(compute_capabilities)
     chosen = _settings.complete(settings, precision, gpu=capabilities is None)
     limits = _tolerance(tolerance, precision)
 
@@ -141,7 +141,7 @@ def convert(
     prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
     _warn(program, prepared, golden, precision)
     if capabilities is not None:
-        capabilities = gpuless.fitting(capabilities, prepared.dtypes(), named=compute_capabilities is not None)
+        capabilities = cpu_only.fitting(capabilities, prepared.dtypes(), named=compute_capabilities is not None)
     job = Job(
         tuple(
             BindingSpec(name, interface.plain(fed[name]), tuple((r.min, r.opt, r.max) for r in spec.ranges))
@@ -185,8 +185,8 @@ def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTens
 def _build(prepared: Prepared, job: Job, timeout: float | None) -> Built:
     with progress.shown() as listener:
         if job.capabilities is not None:
-            return gpuless.build(prepared.program, job, timeout, listener)
-        from .builder import build
+            return cpu_only.build(prepared.program, job, timeout, listener)
+        from .torch_tensorrt import build
 
         return build(prepared.program, job, listener)
 
@@ -242,7 +242,7 @@ def _check_precision(precision: str, built: Built, prepared: Prepared, settings:
 
 
 def _tolerance(given: Tolerance | Mapping[str, float] | float | None, precision: str | None) -> Tolerance:
-    from ..parity import default_tolerance
+    from ..plan.parity import default_tolerance
 
     default = default_tolerance(precision)
     if given is None:
@@ -261,6 +261,6 @@ def _tolerance(given: Tolerance | Mapping[str, float] | float | None, precision:
 
 
 def _host() -> Host:
-    from ..runtime.host import probe
+    from ..plan.host import probe
 
     return probe()

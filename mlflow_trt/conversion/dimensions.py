@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InputError, SettingError
 from ..inputs import is_dimension_name
-from ..manifest import Dimension
-from ..runtime.interface import equal_sizes
+from ..plan.manifest import Dimension
+from ..plan.signature import equal_sizes
 from .arguments import Spec
 from .program import placeholder_values
 from .shapes import fixed_size, guards, sources

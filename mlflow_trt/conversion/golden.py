@@ -15,8 +15,8 @@ from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
-from ..manifest import Dimension
-from ..plan import BETWEEN, GoldenTensors
+from ..plan.files import BETWEEN, GoldenTensors
+from ..plan.manifest import Dimension
 from .agreement import Difference, differs, refuse, refuse_random, rounding, shapes_text
 from .arguments import Spec
 from .dimensions import refuse_unequal

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.export import ExportedProgram
 
-from ..manifest import Interface, Profile, ShapeRange, Tensor
+from ..plan.manifest import Interface, Profile, ShapeRange, Tensor
 from .arguments import Spec
 from .dimensions import Symbols
 from .integers import public_dtype

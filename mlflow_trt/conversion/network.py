@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..manifest import Census
+    from ..plan.manifest import Census
 
 # The layers that carry a network's arithmetic.
 _ARITHMETIC = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "ATTENTION_OUTPUT"}
@@ -27,7 +27,7 @@ class Network:
     """Binding, dtype and shape (-1: dynamic)."""
 
     def census(self) -> Census:
-        from ..manifest import Census
+        from ..plan.manifest import Census
 
         return Census(layers=self.layers, weight_bytes=self.weight_bytes, tf32=self.tf32)
 

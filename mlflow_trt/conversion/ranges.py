@@ -16,8 +16,8 @@ from torch.export.graph_signature import TensorArgument
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from ..manifest import Interface
-from ..plan import GoldenTensors
+from ..plan.files import GoldenTensors
+from ..plan.manifest import Interface
 from .operators import operator_name
 from .precision import prepare
 from .program import module_of, placeholder_values

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from ..plan import BETWEEN
+from ..plan.files import BETWEEN
 from .arguments import Spec
 from .program import placeholder_values
 from .shapes import fixed_size, holds

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError, SettingError
 from ..inputs import DTYPES
-from ..manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
+from ..plan.manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
 from .integers import public_dtype
 from .operators import written_operands
 

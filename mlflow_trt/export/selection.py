@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CompatibilityError, SettingError
-from ..manifest import Manifest, PlanRecord, Profile
-from ..plan import MODEL_PLAN, folder_name
-from ..runtime.compatibility import Reason
+from ..plan.compatibility import Reason
+from ..plan.files import MODEL_PLAN, folder_name
+from ..plan.manifest import Manifest, PlanRecord, Profile
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from .. import plan as _plan
 from .. import store
 from ..errors import CompatibilityError, PlanError, SettingError, StoreError
-from ..manifest import PlanRecord
+from ..plan.manifest import PlanRecord
 from . import naming, pbtxt
 from .configuration import Configuration, Options, configure
 from .naming import Named

@@ -11,10 +11,10 @@
 
 from __future__ import annotations
 
-from .case import Case, Gate, Subject
+from .alias_history import Move
 from .fleet import check_fleet, check_upgrade
+from .gate_context import Case, Gate, Subject
 from .ledger import LostError
-from .moves import Move
 from .promotion import evidence, history, promote, rollback
 from .report import PromotionReport
 from .verdicts import Chart, Mark, Table, Verdict

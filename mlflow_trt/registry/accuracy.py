@@ -10,8 +10,8 @@ from typing import Any, Literal, Union
 import numpy as np
 
 from ..errors import SettingError
-from ..runtime.interface import batch_symbols
-from .case import Case, Subject
+from ..plan.signature import batch_symbols
+from .gate_context import Case, Subject
 from .verdicts import Chart, Mark, Table, Verdict
 
 Metric = Union[str, Callable[[np.ndarray, np.ndarray], float]]

@@ -14,8 +14,8 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..manifest import Branch, ConstantLeaf, Dimension, Interface, Manifest, Profile, Structure, Tensor
-from ..plan import folder_name
+from ..plan.files import folder_name
+from ..plan.manifest import Branch, ConstantLeaf, Dimension, Interface, Manifest, Profile, Structure, Tensor
 from . import sizes
 from .sizes import Place
 from .verdicts import Table

@@ -13,13 +13,13 @@ from typing import Any, Literal, Union
 import yaml
 from pydantic import ValidationError
 
-from .. import inspection
 from ..errors import ManifestError, SettingError, TrtError
-from ..manifest import Host, Manifest, PlanRecord
-from ..plan import folder_name
-from ..runtime import compatibility
-from ..runtime.compatibility import Report
-from ..runtime.host import parse_host
+from ..flavor import inspection
+from ..plan import compatibility
+from ..plan.compatibility import Report
+from ..plan.files import folder_name
+from ..plan.host import parse_host
+from ..plan.manifest import Host, Manifest, PlanRecord
 from .ledger import registry_errors, search_versions
 
 Fleet = Union[str, Path, Mapping[str, Union[Host, str]]]

@@ -1,6 +1,6 @@
 """The gates: what a version must show before it may take an alias.
 
-Each is a small object that is called with a :class:`~mlflow_trt.registry.case.Case` and answers a
+Each is a small object that is called with a :class:`~mlflow_trt.registry.gate_context.Case` and answers a
 :class:`~mlflow_trt.registry.verdicts.Verdict`; any function that does the same is a gate too::
 
     def owned(case):
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Union
 
 from ..errors import ManifestError, PlanError
-from ..manifest import Host, PlanRecord, Tolerance
-from ..plan import check_header, folder_name
-from ..runtime import compatibility
+from ..plan import compatibility
+from ..plan.files import check_header, folder_name
+from ..plan.manifest import Host, PlanRecord, Tolerance
 from . import contract, fleet
 from .accuracy import Accuracy
-from .case import Case, Subject
+from .gate_context import Case, Subject
 from .latency import Latency
 from .parity import Parity, judge_parity
 from .verdicts import Table, Verdict

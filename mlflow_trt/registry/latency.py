@@ -24,12 +24,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import measure, plan, store
+from .. import plan, store
 from ..errors import InputError
-from ..manifest import Manifest
-from ..runtime import compatibility, host
-from ..runtime.interface import Binder
-from .case import Case, Subject
+from ..evidence import measure
+from ..plan import compatibility, host
+from ..plan.manifest import Manifest
+from ..plan.signature import Binder
+from .gate_context import Case, Subject
 from .statistics import FEWEST_BLOCKS, Decision, Interval, Tails, decide, ratio_interval, shared_tails
 from .verdicts import Chart, Mark, Status, Table, Verdict
 

@@ -50,8 +50,8 @@ from typing import Any, Literal
 from mlflow.exceptions import MlflowException
 
 from ..errors import PromotionError, SettingError, StoreError, TrtError
-from . import moves
-from .moves import Move
+from . import alias_history
+from .alias_history import Move
 
 CLAIM_TAG = "mlflow_trt.claim"
 
@@ -113,7 +113,7 @@ class Ledger:
         with registry_errors(f"{self.name} can't be read from the registry"):
             model = self.client.get_registered_model(self.name)
         holder = model.aliases.get(self.alias)
-        return State(None if holder is None else str(holder), moves.moves_of(model.tags, self.alias))
+        return State(None if holder is None else str(holder), alias_history.moves_of(model.tags, self.alias))
 
     def version(self, version: str) -> Any:
         """MLflow's entity of a version; None if there is none."""
@@ -191,7 +191,7 @@ class Ledger:
     def _claimed(self, number: int) -> Move | None:
         with registry_errors(f"the claims on {self.name}@{self.alias} can't be read"):
             model = _unless(_ABSENT, lambda: self.client.get_registered_model(self._claim(number)))
-        return moves.parse(model.tags.get(CLAIM_TAG, "")) if model is not None else None
+        return alias_history.parse(model.tags.get(CLAIM_TAG, "")) if model is not None else None
 
     def _clear(self, state: State) -> None:
         """Deletes the last move's claim if its process was killed just before it did: it means nothing any more."""
@@ -212,9 +212,9 @@ class Ledger:
                     "promote another one",
                 )
             text = move.to_json()
-            tag = f"{moves.MOVE_TAG}{move.id}"
+            tag = f"{alias_history.MOVE_TAG}{move.id}"
             _repeated(lambda: self.client.set_model_version_tag(self.name, move.to_version, tag, text))
-            key = f"{moves.MOVE_TAG}{self.alias}.{move.number}"
+            key = f"{alias_history.MOVE_TAG}{self.alias}.{move.number}"
             _repeated(lambda: self.client.set_registered_model_tag(self.name, key, text))
         try:
             self._delete_claim(move)

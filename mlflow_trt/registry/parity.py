@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..manifest import Interface, Manifest, OutputParity, PlanRecord, Tolerance
-from ..manifest import Parity as Figures
-from ..parity import NOT_FINITE, default_tolerance
-from ..plan import folder_name
-from ..runtime import compatibility, host
-from .case import Case, Subject
+from ..plan import compatibility, host
+from ..plan.files import folder_name
+from ..plan.manifest import Interface, Manifest, OutputParity, PlanRecord, Tolerance
+from ..plan.manifest import Parity as Figures
+from ..plan.parity import NOT_FINITE, default_tolerance
+from .gate_context import Case, Subject
 from .verdicts import Chart, Mark, Table, Verdict
 
 
@@ -58,8 +58,8 @@ class Parity:
         return judge_parity(found, limits=limits, exact=exact_outputs(model.manifest))
 
     def _measure(self, candidate: Subject, tolerance: Tolerance) -> Figures:
-        from .. import measure
-        from ..plan import read_golden
+        from ..evidence import measure
+        from ..plan.files import read_golden
 
         golden = candidate.manifest.golden
         assert golden is not None

@@ -29,11 +29,11 @@ from typing import Any
 
 from .. import store
 from ..errors import ManifestError, PromotionError, StoreError
+from . import alias_history as _moves
 from . import gates as _gates
-from . import moves as _moves
-from .case import Case, Gate, Subject, ask
+from .alias_history import Move
+from .gate_context import Case, Gate, Subject, ask
 from .ledger import Ledger, LostError, State, find_version, registry_errors
-from .moves import Move
 from .report import PromotionReport
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .moves import Move
+from .alias_history import Move
 from .verdicts import Verdict
 
 Outcome = Literal["promoted", "accepted", "refused", "lost", "unchanged", "rolled back"]
@@ -73,7 +73,7 @@ class PromotionReport:
 
     def to_html(self) -> str:
         """The report as one page that loads nothing from elsewhere."""
-        from .page import render
+        from .html_report import render
 
         return render(self)
 

@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
-from ..manifest import Dimension, Interface
+from ..plan.manifest import Dimension, Interface
 
 Number = Fraction
 Place = tuple[str, int]

@@ -14,8 +14,8 @@ from . import processes
 from .limits import CUTS
 
 if TYPE_CHECKING:
-    from .batching import Answer
-    from .models import Model
+    from .batching.batcher import Answer
+    from .versions.served import Model
 
 MEDIA = CONTENT_TYPE_LATEST
 
@@ -167,8 +167,8 @@ class _State(Collector):
 
 
 def _memory(devices: tuple[int, ...]) -> Iterator[Any]:
+    from ..engine import cuda
     from ..errors import DeviceError
-    from ..runtime import cuda
 
     used = GaugeMetricFamily("mlflow_trt_gpu_memory_used_bytes", "By all processes on the GPU.", labels=("device",))
     total = GaugeMetricFamily("mlflow_trt_gpu_memory_total_bytes", "Of the GPU.", labels=("device",))

@@ -15,11 +15,11 @@ from typing import Any
 
 from ..errors import SettingError, TrtError
 from . import logs
-from .ending import Ending
-from .fronts import Fronts
+from .http.listening import affordable, bind, new_loop, refuse_new, settle, tune_process
 from .limits import RANGES, Limits, check_number, check_secret
-from .listening import affordable, bind, new_loop, refuse_new, settle, tune_process
-from .models import Model, Options
+from .shutdown import Ending
+from .versions.served import Model, Options
+from .workers.pool import Fronts
 
 _logger = logging.getLogger(__name__)
 
@@ -139,12 +139,12 @@ def _serve(
     # MLflow's own 7 back off for minutes: a registry that is back again would be noticed late.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
-        from .app import Application
-        from .http_server import HttpServer
+        from .http.app import Application
+        from .http.server import HttpServer
         from .metrics import Metrics
 
         if grpc_port is not None:
-            from . import rpc
+            from .grpc.server import start as start_grpc
     except ImportError as error:
         raise SettingError(
             f"Serving needs {error.name}, which is not installed.",
@@ -180,7 +180,7 @@ def _serve(
     of_grpc = {key: value for key, value in settings.items() if key not in ("webhook_secret", "body_timeout")}
     grpc = None
     if grpc_port is not None:
-        grpc = partial(rpc.start, served, host, grpc_port, metrics=metrics, ending=ending, limits=limits, **of_grpc)
+        grpc = partial(start_grpc, served, host, grpc_port, metrics=metrics, ending=ending, limits=limits, **of_grpc)
     _logger.info("Listening", extra={"protocol": "http", "host": host, "port": listening.getsockname()[1]})
     loop = new_loop()
     try:

@@ -13,10 +13,10 @@ from torch import nn
 
 import mlflow_trt
 from mlflow_trt import Input, UnsupportedOperatorError
-from mlflow_trt.conversion.gpuless import supported_capabilities
+from mlflow_trt.conversion.cpu_only import supported_capabilities
 from mlflow_trt.errors import ConversionError, PrecisionError, SettingError, TrtError
-from mlflow_trt.manifest import Branch, ShapeRange, TensorLeaf, parse
-from mlflow_trt.plan import read_header
+from mlflow_trt.plan.files import read_header
+from mlflow_trt.plan.manifest import Branch, ShapeRange, TensorLeaf, parse
 
 from .models import Attention, Cnn, Function, Islands, Nested, Pair
 
@@ -285,7 +285,7 @@ def test_model_of_another_kind():
 
 def test_tolerance():
     from mlflow_trt.conversion.core import _tolerance
-    from mlflow_trt.parity import default_tolerance
+    from mlflow_trt.plan.parity import default_tolerance
 
     assert _tolerance(None, "fp16") == default_tolerance("fp16")
     assert _tolerance(0.5, "fp16").rel_l2 == 0.5

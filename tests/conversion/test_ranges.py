@@ -84,7 +84,7 @@ def test_a_usual_network():
 def test_conversion_warns(caplog):
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
     import mlflow_trt
-    from mlflow_trt import evidence
+    from mlflow_trt.evidence import recorded
 
     caplog.set_level(logging.WARNING)
     model = nn.Sequential(Scaled(1e6), nn.Linear(4, 3)).eval()
@@ -94,4 +94,4 @@ def test_conversion_warns(caplog):
     # What a GPU's failed comparison begins with.
     (sentence,) = ranges.explain(plan.program, plan.manifest.interface, plan.golden)
     assert "0.features.1" in sentence
-    assert evidence.explanations(None, plan.manifest, plan.golden) == []  # without its program: nothing is claimed
+    assert recorded.explanations(None, plan.manifest, plan.golden) == []  # without its program: nothing is claimed

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the conversion extra")
 from torch import nn
 
 from mlflow_trt import Input
-from mlflow_trt.conversion import gpuless
+from mlflow_trt.conversion import cpu_only
 
 from .programs import dtypes_of, prepared, relative, run
 
@@ -48,7 +48,7 @@ def test_autocast(asked, computes, targets):
     _, program = prepared(model, [Input(((1, 4, 8), 8))], asked)
     assert dtypes_of(program.program, "linear") == {computes}
     # Turing has no bfloat16.
-    assert gpuless.fitting(TARGETS, program.dtypes(), named=False) == targets
+    assert cpu_only.fitting(TARGETS, program.dtypes(), named=False) == targets
     x = torch.randn(4, 8)
     assert relative(run(program.program, x)[0], model(x)) < 2e-2
 

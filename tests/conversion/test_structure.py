@@ -15,7 +15,7 @@ from mlflow_trt.conversion import structure
 from mlflow_trt.conversion.arguments import parse
 from mlflow_trt.conversion.program import export
 from mlflow_trt.errors import ConversionError, SettingError
-from mlflow_trt.manifest import Branch, ConstantLeaf, InputLeaf, TensorLeaf
+from mlflow_trt.plan.manifest import Branch, ConstantLeaf, InputLeaf, TensorLeaf
 
 from .models import Function, Nested, Pair
 

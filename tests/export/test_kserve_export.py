@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks import aside
-from mlflow_trt.cli_export import export_kserve as command
+from mlflow_trt.cli.export import export_kserve as command
 from mlflow_trt.errors import SettingError
 from mlflow_trt.export import export_kserve
 
@@ -190,7 +190,7 @@ def test_without_gpus_none_is_asked_for():
 
 def test_the_server_takes_the_arguments():
     """The container's arguments are those of the command that it runs."""
-    cli_serve = pytest.importorskip("mlflow_trt.cli_serve")
+    cli_serve = pytest.importorskip("mlflow_trt.cli.serve")
     for options in ({}, EVERYTHING):
         arguments = of(**options)["spec"]["predictor"]["containers"][0]["args"]
         context = cli_serve.serve.make_context("serve", arguments[1:])
@@ -203,7 +203,7 @@ def test_the_server_takes_the_arguments():
     "arguments", [(), ("--drain", "20"), ("--timeout=120.5", "--max-queue", "64"), ("--drain=0", "--timeout", "1")]
 )
 def test_the_pod_has_time_to_drain_and_to_answer(arguments):
-    cli_serve = pytest.importorskip("mlflow_trt.cli_serve")
+    cli_serve = pytest.importorskip("mlflow_trt.cli.serve")
     predictor = of(arguments=arguments)["spec"]["predictor"]
     [container] = predictor["containers"]
     program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]

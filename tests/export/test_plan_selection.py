@@ -8,7 +8,7 @@ from trt_plans import CLASSIFIER, ONE_PROFILE, record
 
 from mlflow_trt.errors import CompatibilityError, SettingError
 from mlflow_trt.export.selection import select
-from mlflow_trt.manifest import Manifest, ShapeRange
+from mlflow_trt.plan.manifest import Manifest, ShapeRange
 
 
 def of(*records) -> Manifest:

@@ -13,8 +13,8 @@ from mlflow_trt.errors import CompatibilityError, SettingError
 from mlflow_trt.export import pbtxt
 from mlflow_trt.export.configuration import DATATYPES, Configuration, Options, configure
 from mlflow_trt.export.selection import Selection, select
-from mlflow_trt.manifest import Manifest, ShapeRange
-from mlflow_trt.plan import GoldenTensors
+from mlflow_trt.plan.files import GoldenTensors
+from mlflow_trt.plan.manifest import Manifest, ShapeRange
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
 text_format = pytest.importorskip("google.protobuf.text_format")

@@ -17,16 +17,10 @@ from click.testing import CliRunner
 from trt_plans import GOLDEN, engine_bytes, plan, save
 
 import mlflow_trt
-from mlflow_trt.cli_export import export_triton as command
-from mlflow_trt.errors import (
-    CompatibilityError,
-    ManifestError,
-    PlanError,
-    SettingError,
-    StoreError,
-)
+from mlflow_trt.cli.export import export_triton as command
+from mlflow_trt.errors import CompatibilityError, ManifestError, PlanError, SettingError, StoreError
 from mlflow_trt.export import export_triton
-from mlflow_trt.manifest import ShapeRange
+from mlflow_trt.plan.manifest import ShapeRange
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
 text_format = pytest.importorskip("google.protobuf.text_format")

@@ -21,7 +21,7 @@ from trt_plans import CLASSIFIER, GOLDEN, interface, plan, rows, save, tensor
 
 from benchmarks import triton
 from mlflow_trt.export import export_triton
-from mlflow_trt.manifest import ShapeRange
+from mlflow_trt.plan.manifest import ShapeRange
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
 http = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_trt import plan as plans
-from mlflow_trt.manifest import (
+from mlflow_trt.plan.files import GoldenTensors, Plan
+from mlflow_trt.plan.manifest import (
     Branch,
     File,
     Host,
@@ -27,7 +28,6 @@ from mlflow_trt.manifest import (
     Tensor,
     TensorLeaf,
 )
-from mlflow_trt.plan import GoldenTensors, Plan
 
 RELEASE = "10.15.1.29"
 BATCH = ("batch", 4)

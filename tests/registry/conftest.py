@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every machine one without a GPU, which would try to load plans that only look like some."""
     if request.node.get_closest_marker("gpu") is None:
-        from mlflow_trt.manifest import Host
-        from mlflow_trt.runtime import host
+        from mlflow_trt.plan import host
+        from mlflow_trt.plan.manifest import Host
 
         monkeypatch.setattr(host, "probe", lambda device=0: Host(os="linux"))
 

@@ -8,7 +8,7 @@ import forged
 from click.testing import CliRunner
 
 import mlflow_trt
-from mlflow_trt.cli import main
+from mlflow_trt.cli.main import main
 
 ALLOWED = ("--allow-not-measured", "parity", "--allow-not-measured", "latency")
 

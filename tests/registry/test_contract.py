@@ -5,7 +5,7 @@ from __future__ import annotations
 import forged
 import pytest
 
-from mlflow_trt.manifest import Branch, ConstantLeaf, ShapeRange, TensorLeaf
+from mlflow_trt.plan.manifest import Branch, ConstantLeaf, ShapeRange, TensorLeaf
 from mlflow_trt.registry import contract, sizes
 
 X = ("x", "float32", ("batch", 3, "height"))

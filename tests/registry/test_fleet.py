@@ -7,7 +7,7 @@ import pytest
 
 import mlflow_trt
 from mlflow_trt import SettingError, cache
-from mlflow_trt.manifest import Host
+from mlflow_trt.plan.manifest import Host
 from mlflow_trt.registry import fleet
 
 OLD = f"tensorrt_rtx=={forged.RELEASE},sm_75"

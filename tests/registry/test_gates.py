@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import mlflow_trt
-from mlflow_trt import manifest, store
-from mlflow_trt.manifest import Host, OutputParity, Parity, ParityPoint, Tolerance
-from mlflow_trt.parity import default_tolerance
+from mlflow_trt import store
+from mlflow_trt.plan import manifest
+from mlflow_trt.plan.manifest import Host, OutputParity, Parity, ParityPoint, Tolerance
+from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.registry import gates
-from mlflow_trt.registry.case import Case, Subject
+from mlflow_trt.registry.gate_context import Case, Subject
 from mlflow_trt.registry.parity import exact_outputs, limit
 from mlflow_trt.registry.report import PromotionReport
 
@@ -471,7 +472,7 @@ def test_at_most_so_much_worse(candidate, champion, drop, higher, expected):
 
 
 def test_an_expected_error_in_a_gate_is_its_reason():
-    from mlflow_trt.registry.case import ask
+    from mlflow_trt.registry.gate_context import ask
 
     def reads(case):
         return manifest.parse("no JSON")

@@ -13,7 +13,7 @@ from conftest import on_both
 import mlflow_trt
 from mlflow_trt import PromotionError, SettingError
 from mlflow_trt.registry import evidence, gates, history
-from mlflow_trt.registry.case import Case
+from mlflow_trt.registry.gate_context import Case
 
 LIGHT = (gates.Integrity(), gates.Contract())
 """What needs no GPU and has nothing to allow."""

@@ -6,8 +6,8 @@ import json
 
 import tritonclient.http as triton
 
-from mlflow_trt.manifest import Branch, Interface, Tensor
-from mlflow_trt.serving.protocol import Request, encode
+from mlflow_trt.plan.manifest import Branch, Interface, Tensor
+from mlflow_trt.serving.protocol.json_body import Request, encode
 
 EIGHT = b"\0" * 8
 """The raw data of two FP32 zeros."""

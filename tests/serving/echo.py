@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_trt.manifest import Branch, Interface, Tensor, TensorLeaf
-from mlflow_trt.runtime.result import Result
-from mlflow_trt.serving import rpc
-from mlflow_trt.serving.batching import Answer
+from mlflow_trt.plan.api import Result
+from mlflow_trt.plan.manifest import Branch, Interface, Tensor, TensorLeaf
+from mlflow_trt.serving.batching.batcher import Answer
+from mlflow_trt.serving.grpc import server as rpc
 
 DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 DTYPES += ("float16", "float32", "float64", "object")

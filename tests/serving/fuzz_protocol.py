@@ -24,23 +24,23 @@ START = struct.Struct("<Bi")
 def run(data: bytes) -> str:
     """One execution. Returns how far the request came."""
     from mlflow_trt.errors import InputError
-    from mlflow_trt.serving import protocol
+    from mlflow_trt.serving.protocol import json_body
 
     if len(data) < START.size:
         return "too short"
     which, length = START.unpack_from(data)
     body, interface = data[START.size :], INTERFACES[which % len(INTERFACES)]
     try:
-        request = protocol.decode(body, None if length == -1 else length)
-    except protocol.ProtocolError as error:
+        request = json_body.decode(body, None if length == -1 else length)
+    except json_body.ProtocolError as error:
         return refused("decode", error)
     try:
-        inputs = protocol.fit(request, interface)
-    except (protocol.ProtocolError, InputError) as error:
+        inputs = json_body.fit(request, interface)
+    except (json_body.ProtocolError, InputError) as error:
         return refused("fit", error)
     try:
-        response = protocol.encode(request, inputs, interface, model="m", version="1")
-    except protocol.ProtocolError as error:
+        response = json_body.encode(request, inputs, interface, model="m", version="1")
+    except json_body.ProtocolError as error:
         return refused("encode", error)
     check_echo(request, inputs, response)
     return "answered"
@@ -48,19 +48,19 @@ def run(data: bytes) -> str:
 
 def refused(where: str, error: Any) -> str:
     """Errors have all their parts, are short, and can be sent."""
-    from mlflow_trt.serving import protocol
+    from mlflow_trt.serving.protocol import json_body
 
     assert all((error.found, error.expected, error.remedy))
     assert len(str(error)) < 2000
     assert error.get_http_status_code() == 400
-    assert json.loads(protocol.error_body(str(error))) == {"error": str(error)}
+    assert json.loads(json_body.error_body(str(error))) == {"error": str(error)}
     str(error).encode()
     return where
 
 
 def check_echo(request: Any, inputs: dict[str, np.ndarray], response: Any) -> None:
     """The model answered with its inputs: the response, read as a request, holds them again."""
-    from mlflow_trt.serving import protocol
+    from mlflow_trt.serving.protocol import json_body
 
     body = b"".join(response.parts)
     header = json.loads(body[: response.header_length], parse_constant=lambda word: 1 / 0)
@@ -74,7 +74,7 @@ def check_echo(request: Any, inputs: dict[str, np.ndarray], response: Any) -> No
         return  # in a response's JSON NaN is a string, which no request may hold
     text = json.dumps({"inputs": header["outputs"]}).encode()
     length = None if response.header_length is None else len(text)
-    again = protocol.decode(text + b"".join(response.parts[1:]), length)
+    again = json_body.decode(text + b"".join(response.parts[1:]), length)
     for name in wanted:
         assert again.inputs[name].shape == inputs[name].shape
         assert again.inputs[name].dtype == inputs[name].dtype
@@ -84,7 +84,7 @@ def check_echo(request: Any, inputs: dict[str, np.ndarray], response: Any) -> No
 
 
 def interface(*tensors: tuple[str, str, str]) -> Any:
-    from mlflow_trt.manifest import Branch, Interface, Tensor
+    from mlflow_trt.plan.manifest import Branch, Interface, Tensor
 
     branch = Branch(kind="tuple", items=())
     named = tuple(
@@ -120,7 +120,7 @@ def seeds() -> list[bytes]:
 
 
 def seed(which: int, form: str) -> bytes:
-    from mlflow_trt.serving.datatypes import DATATYPES, NAMES
+    from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
 
     entries, raw = [], b""
     for tensor in INTERFACES[which].inputs:
@@ -190,8 +190,8 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
 def main() -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["mlflow_trt.serving", "mlflow_trt.runtime.dtypes"]):
-        import mlflow_trt.serving.protocol  # noqa: F401
+    with atheris.instrument_imports(include=["mlflow_trt.serving", "mlflow_trt.plan.dtypes"]):
+        import mlflow_trt.serving.protocol.json_body  # noqa: F401
 
     # To merge, libFuzzer starts its own first argument again, as a shell's command.
     command = shlex.join([sys.executable, sys.argv[0]])

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 
 class Light:
-    """A stand-in for :class:`mlflow_trt.serving.models.Model`."""
+    """A stand-in for :class:`mlflow_trt.serving.versions.served.Model`."""
 
     registered_model = None
     failure = None
@@ -66,8 +66,8 @@ class Light:
         return self.current, future
 
     def _answer(self, future: Future[Any], sums: np.ndarray) -> None:
-        from mlflow_trt.runtime.result import Result
-        from mlflow_trt.serving.batching import Answer
+        from mlflow_trt.plan.api import Result
+        from mlflow_trt.serving.batching.batcher import Answer
 
         outputs = {"y": np.repeat(sums, self._width, axis=1)}
         future.set_result(Answer(Result(outputs, "reference"), len(sums), len(sums), 0.0, self._seconds))
@@ -126,8 +126,8 @@ def until(condition: Any, seconds: float = 20) -> Any:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent / "runtime"))
-    from mlflow_trt import cli
+    sys.path.insert(0, str(HERE.parent))
+    from mlflow_trt.cli import main as cli
     from mlflow_trt.serving import server
 
     server.Model = Light  # type: ignore[assignment, misc]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_trt.loading import CONFIG_VARIABLE
-from mlflow_trt.runtime import host
+from mlflow_trt.flavor.load import CONFIG_VARIABLE
+from mlflow_trt.plan import host
 
 BACKEND = "reference" if host.probe().gpu is None else "tensorrt"
 ENV = {CONFIG_VARIABLE: json.dumps({"backend": BACKEND})}

@@ -9,29 +9,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import forged
 import mlflow
 import numpy as np
 import pytest
+from proxy import proxy as proxy
 from servers import Server
 
 import mlflow_trt
-from mlflow_trt import runtime
-from mlflow_trt.manifest import Host
-from mlflow_trt.plan import GoldenTensors, Plan
-from mlflow_trt.runtime import host
-from mlflow_trt.serving.models import Model, Options
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
-
-import forged
-from proxy import proxy as proxy
+from mlflow_trt.engine import load as load_engine
+from mlflow_trt.plan import host
+from mlflow_trt.plan.files import GoldenTensors, Plan
+from mlflow_trt.plan.manifest import Host
+from mlflow_trt.serving.versions.served import Model, Options
 
 REFERENCE = Options(backend="reference")
 BATCHES = (1, 2, 8)
@@ -152,13 +148,13 @@ class Counter:
         engine.close = counted
         return engine
 
-    _load = staticmethod(runtime.load)
+    _load = staticmethod(load_engine)
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Counter:
     counter = Counter()
-    monkeypatch.setattr(runtime, "load", counter.load)
+    monkeypatch.setattr("mlflow_trt.serving.versions.loading.load_engine", counter.load)
     return counter
 
 

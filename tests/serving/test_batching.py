@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 
 import mlflow_trt
 from mlflow_trt.errors import BusyError, DeadlineError, DeviceError, InputError, ManifestError, SettingError
-from mlflow_trt.manifest import Branch, Interface, ShapeRange, Tensor, TensorLeaf
-from mlflow_trt.parity import default_tolerance
-from mlflow_trt.runtime.interface import Binder
-from mlflow_trt.runtime.result import Result
-from mlflow_trt.serving import batching
-from mlflow_trt.serving.batching import Answer, Batcher, batch_sizes, rows_are_independent
+from mlflow_trt.plan.api import Result
+from mlflow_trt.plan.manifest import Branch, Interface, ShapeRange, Tensor, TensorLeaf
+from mlflow_trt.plan.parity import default_tolerance
+from mlflow_trt.plan.signature import Binder
+from mlflow_trt.serving.batching import batcher as batching
+from mlflow_trt.serving.batching.batcher import Answer, Batcher, batch_sizes, rows_are_independent
 
 LONG = 20.0
 """Seconds that nothing here takes: a test that waits so long has failed."""

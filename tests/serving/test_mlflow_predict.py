@@ -15,9 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.utils import load_serving_example
 
 import mlflow_trt
-from mlflow_trt.loading import CONFIG_VARIABLE
-from mlflow_trt.manifest import Host
-from mlflow_trt.runtime import host
+from mlflow_trt.flavor.load import CONFIG_VARIABLE
+from mlflow_trt.plan import host
+from mlflow_trt.plan.manifest import Host
 
 from . import mixed
 from .mixed import mixed_folder as mixed_folder

@@ -150,19 +150,19 @@ def test_refused_requests_leave_a_line(server):
 
 
 def test_grpc_has_ids_and_lines_too(server):
-    from mlflow_trt.serving import messages
+    from mlflow_trt.serving.protocol import protobuf
 
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        ask = channel.unary_unary(f"/{messages.SERVICE}/ServerMetadata")
+        ask = channel.unary_unary(f"/{protobuf.SERVICE}/ServerMetadata")
         _, call = ask.with_call(b"", metadata=(("x-request-id", "call-7"),), timeout=30)
         assert dict(call.trailing_metadata())["x-request-id"] == "call-7"
-        infer = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
-        message = messages.ModelInferRequest(model_name="nobody").SerializeToString()
+        infer = channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer")
+        message = protobuf.ModelInferRequest(model_name="nobody").SerializeToString()
         with pytest.raises(grpc.RpcError) as refused:
             infer(message, metadata=(("x-request-id", "call-8"),), timeout=30)
         assert dict(refused.value.trailing_metadata())["x-request-id"] == "call-8"
     (line,) = until(lambda: lines_of(server, "call-7"))
-    assert (line["path"], line["status"]) == (f"/{messages.SERVICE}/ServerMetadata", "OK")
+    assert (line["path"], line["status"]) == (f"/{protobuf.SERVICE}/ServerMetadata", "OK")
     (line,) = until(lambda: lines_of(server, "call-8"))
     assert (line["status"], line["level"]) == ("NOT_FOUND", "warning")
 
@@ -232,11 +232,11 @@ def test_the_time_of_a_request_begins_with_its_last_byte(server):
 
 
 def test_strangers_processes_and_requests_under_way_are_seen(guarded):
-    from mlflow_trt.serving import messages
+    from mlflow_trt.serving.protocol import protobuf
 
     assert guarded.get("/v2").status_code == 401
     with grpc.insecure_channel(f"127.0.0.1:{guarded.grpc_port}") as channel, pytest.raises(grpc.RpcError):
-        channel.unary_unary(f"/{messages.SERVICE}/ServerMetadata")(b"", timeout=30)
+        channel.unary_unary(f"/{protobuf.SERVICE}/ServerMetadata")(b"", timeout=30)
     strangers = 'mlflow_trt_other_requests_total{protocol="%s",route="unauthorized",status="%s"}'
     found = until(lambda: (c := counted(guarded, headers=AUTHORIZED)).get(strangers % ("http", 401)) and c)
     assert found[strangers % ("grpc", "UNAUTHENTICATED")] >= 1
@@ -344,14 +344,14 @@ def test_health_needs_no_token_and_reflection_does(guarded):
 
 def test_empty_contents_beside_raw_data_are_none(server):
     """As MLServer's client sends them."""
-    from mlflow_trt.serving import messages
+    from mlflow_trt.serving.protocol import protobuf
 
-    message = messages.ModelInferRequest(model_name="m", raw_input_contents=[struct.pack("<4f", 1, 2, 3, 4)])
+    message = protobuf.ModelInferRequest(model_name="m", raw_input_contents=[struct.pack("<4f", 1, 2, 3, 4)])
     entry = message.inputs.add(name="x", datatype="FP32", shape=[1, 4])
     entry.contents.SetInParent()
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        ask = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
-        found = messages.ModelInferResponse.FromString(ask(message.SerializeToString(), timeout=30))
+        ask = channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer")
+        found = protobuf.ModelInferResponse.FromString(ask(message.SerializeToString(), timeout=30))
     assert np.frombuffer(found.raw_output_contents[0], np.float32).tolist() == [3, 5, 7]
 
 

@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from mlflow_trt.errors import PlanError, StoreError
-from mlflow_trt.serving import remembered
 from mlflow_trt.serving.readiness import ready
+from mlflow_trt.serving.versions import last_served
 
 from .registered import Registry, proxy, registry, rows
 from .running import Served, request, served
@@ -120,18 +120,18 @@ def until(condition, seconds=20):
 def test_what_counts_as_an_answer(cause, expected):
     error = StoreError("It can't be read.")
     error.__cause__ = cause
-    assert remembered.answered(error) is expected
+    assert last_served.answered(error) is expected
 
 
 def test_what_is_remembered_is_of_one_registry(monkeypatch, tmp_path):
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRT_CACHE", str(tmp_path))
-    remembered.remember("models:/m@champion", version="models:/m/3")
-    assert remembered.recall("models:/m@champion")["version"] == "models:/m/3"
-    assert remembered.recall("models:/m@other") == {}
+    last_served.remember("models:/m@champion", version="models:/m/3")
+    assert last_served.recall("models:/m@champion")["version"] == "models:/m/3"
+    assert last_served.recall("models:/m@other") == {}
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")
-    assert remembered.recall("models:/m@champion") == {}
+    assert last_served.recall("models:/m@champion") == {}
 
 
 def test_a_cache_that_was_altered_is_not_served(monkeypatch, tmp_path):

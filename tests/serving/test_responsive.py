@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mlflow_trt
-from mlflow_trt.serving import protocol
+from mlflow_trt.serving.protocol import json_body
 
 from .registered import answer, plan, rows
 from .running import Served, request, served
@@ -182,9 +182,9 @@ def test_a_large_answer_that_is_compressed(server):
 
 def test_typed_contents_over_grpc(server):
     grpc = pytest.importorskip("grpc")
-    from mlflow_trt.serving import messages
+    from mlflow_trt.serving.protocol import protobuf
 
-    message = messages.ModelInferRequest(model_name="m")
+    message = protobuf.ModelInferRequest(model_name="m")
     entry = message.inputs.add(name="x", datatype="INT64", shape=[1, 8_000_000])
     entry.contents.int64_contents.extend([1] * 8_000_000)
     data = message.SerializeToString()
@@ -193,7 +193,7 @@ def test_typed_contents_over_grpc(server):
 
         def ask():
             with pytest.raises(grpc.RpcError) as refused:
-                channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")(data, timeout=120)
+                channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer")(data, timeout=120)
             found[:] = [refused.value.code()]
 
         assert_prompt(server, ask)
@@ -240,12 +240,12 @@ def test_binary_and_large_json_in_one_answer():
     from .bodies import asking, client_result, interface, tensor
 
     outputs = {"a": np.arange(6, dtype=np.float32), "b": np.arange(4, dtype=np.int32)}
-    wanted = (protocol.Wanted("a", False), protocol.Wanted("b", True))
+    wanted = (json_body.Wanted("a", False), json_body.Wanted("b", True))
     described = interface(outputs=[tensor("a", "float32"), tensor("b", "int32")])
     arguments = {"model": "m", "version": "7"}
     texts = {"a": json.dumps(outputs["a"].tolist()).encode()}
-    found = client_result(protocol.encode(asking(wanted, id="i"), outputs, described, texts=texts, **arguments))
-    expected = client_result(protocol.encode(asking(wanted, id="i"), outputs, described, **arguments))
+    found = client_result(json_body.encode(asking(wanted, id="i"), outputs, described, texts=texts, **arguments))
+    expected = client_result(json_body.encode(asking(wanted, id="i"), outputs, described, **arguments))
     assert found.get_response() == expected.get_response()
     for name, array in outputs.items():
         np.testing.assert_array_equal(found.as_numpy(name), array)

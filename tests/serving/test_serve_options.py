@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_trt import serve
-from mlflow_trt.cli_serve import serve as command
+from mlflow_trt.cli.serve import serve as command
 from mlflow_trt.errors import SettingError
 from mlflow_trt.serving.limits import CUTS, RANGES, Limits
-from mlflow_trt.serving.models import Options
+from mlflow_trt.serving.versions.served import Options
 
 from .light import light, until
 
@@ -171,7 +171,7 @@ def test_the_help_says_what_is_taken():
 
 
 def test_asking_for_help_imports_nothing_heavy():
-    code = "import sys, mlflow_trt.cli_serve; print([m for m in ('mlflow', 'numpy', 'uvicorn') if m in sys.modules])"
+    code = "import sys, mlflow_trt.cli.serve; print([m for m in ('mlflow', 'numpy', 'uvicorn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -15,8 +15,8 @@ pytest.importorskip("torch", reason="the reference backend runs with it")
 
 from mlflow_trt import InputError
 from mlflow_trt.errors import BusyError
-from mlflow_trt.serving import models
-from mlflow_trt.serving.preparing import Options
+from mlflow_trt.serving.versions import served as models
+from mlflow_trt.serving.versions.loading import Options
 
 from .registered import (
     NEVER,

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_trt.errors import SettingError
-from mlflow_trt.serving.models import Model
-from mlflow_trt.serving.webhook import EVENTS, LONGEST, registered_model, verify_webhook
+from mlflow_trt.serving.http.webhook import EVENTS, LONGEST, registered_model, verify_webhook
+from mlflow_trt.serving.versions.served import Model
 
 from .registered import REFERENCE, eventually, make_registry
 

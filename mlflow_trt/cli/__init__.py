@@ -1,0 +1,1 @@
+"""The command line, ``mlflow-trt``: thin commands over the public functions."""

@@ -1,0 +1,110 @@
+"""The building child: a process of its own, in which torch may be told that there is a GPU.
+
+``python -m mlflow_trt.conversion.build_child FOLDER`` reads job.json and program.pt2 there, and writes model.plan.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .child_process import Say, serve
+
+PLAN = "model.plan"
+PROGRAM = "program.pt2"
+JOB = "job.json"
+
+
+def _build(folder: Path, say: Say) -> dict[str, Any]:
+    _pretend_gpu()
+    job_content = json.loads((folder / JOB).read_text())
+    if not any(module.startswith("modelopt.") for module in job_content["imports"]):
+        # Torch-TensorRT imports modelopt, and with it transformers, wherever it is installed: seconds for nothing.
+        sys.modules.setdefault("modelopt", None)  # type: ignore[arg-type]
+    sys.path += [entry for entry in job_content["path"] if entry not in sys.path]
+    for module in job_content["imports"]:
+        _import(module)
+    import torch
+
+    from .torch_tensorrt import Job, build
+
+    _without_runtime()
+    job = Job.from_json(job_content["job"])
+    program = torch.export.load(folder / PROGRAM)
+    (folder / PROGRAM).unlink()  # its room may be needed for the plan
+    built = build(program, job, lambda event, phase, steps: say({"progress": [event, phase, steps]}))
+    (folder / PLAN).write_bytes(built.serialized)
+    return {"network": vars(built.network), "seconds": built.seconds}
+
+
+def _import(module: str) -> None:
+    """Imports a module that registers operators of the program."""
+    try:
+        __import__(module)
+    except Exception as error:
+        from ..errors import ConversionError
+
+        raise ConversionError(
+            f"The building process can't import {module}, which registers operators of the model: "
+            f"{type(error).__name__}: {error}.",
+            "a module that can be imported without a GPU, and outside the program that converts",
+            "register the operators in a module that imports little else",
+        ) from error
+
+
+def _pretend_gpu() -> None:
+    """Answers what Torch-TensorRT asks of the GPU while it is imported and converts; none of it reaches the engine."""
+    import torch
+
+    target = (8, 9)  # has FP8, and every dtype before it
+    torch.cuda.get_device_capability = lambda device=None: target
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.mem_get_info = lambda device=None: (64 << 30, 64 << 30)
+
+
+def _without_runtime() -> None:
+    """Imports Torch-TensorRT and takes TensorRT's Runtime out of it."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch_tensorrt  # noqa: F401
+        from torch_tensorrt.dynamo.conversion import _TRTInterpreter
+
+    _TRTInterpreter.trt = _WithoutRuntime(_TRTInterpreter.trt)
+
+
+class _WithoutRuntime:
+    """The TensorRT module, but for its Runtime, which needs a GPU: upstream deserializes what it just built."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    class Runtime:
+        """Hands the plan back as it is."""
+
+        def __init__(self, logger: object) -> None:
+            pass
+
+        def deserialize_cuda_engine(self, serialized: Any) -> Any:
+            return _SerializedEngine(serialized) if serialized is not None else None
+
+
+class _SerializedEngine:
+    def __init__(self, serialized: Any) -> None:
+        self._serialized = serialized
+
+    def serialize(self) -> Any:
+        return self._serialized
+
+    def get_aliased_input_tensor(self, name: str) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    serve(_build)

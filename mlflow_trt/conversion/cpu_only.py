@@ -1,0 +1,233 @@
+"""Building without a GPU (TensorRT-RTX only): in a child process, for named compute capabilities.
+
+Torch-TensorRT asks for a GPU that the build does not need. The child answers those questions; this process's torch is
+left alone. The program travels as a file in a temporary folder (TMPDIR says where), which is removed in any case.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from ..errors import ConversionError, SettingError, TrtError
+from . import build_child, child_process
+from .build_child import JOB, PLAN, PROGRAM
+from .network import Network
+from .registrations import modules_of
+from .torch_tensorrt import Built, Job, ProgressListener
+
+_logger = logging.getLogger(__name__)
+
+
+def capabilities(given: Any) -> tuple[str, ...]:
+    """Checks and spells compute capabilities: ``["8.6", "sm89", (8, 9), 8.9]`` → ``("8.6", "8.9")``.
+
+    Args:
+        given: One or several, or None for all that TensorRT-RTX supports.
+
+    Raises:
+        SettingError: TensorRT-RTX is not installed, or does not know one.
+    """
+    supported = supported_capabilities()
+    if given is None:
+        return supported
+    several = isinstance(given, (list, set, frozenset)) or (
+        isinstance(given, tuple) and not (len(given) == 2 and all(type(n) is int for n in given))
+    )
+    found = {_spelled(value) for value in (given if several else [given])}
+    unknown = sorted(found - set(supported))
+    if unknown or not found:
+        raise SettingError(
+            f"TensorRT-RTX cannot build for the compute capability {', '.join(unknown)}."
+            if unknown
+            else "compute_capabilities is empty.",
+            f"some of {', '.join(supported)}",
+            "name the capability of the GPUs that will run it; for others, convert on such a GPU itself and leave "
+            "compute_capabilities out",
+        )
+    return tuple(c for c in supported if c in found)
+
+
+def fitting(targets: tuple[str, ...], dtypes: set[torch.dtype], named: bool) -> tuple[str, ...]:
+    """Leaves out the compute capabilities that lack a dtype of the network.
+
+    Args:
+        targets: What is to be built for.
+        dtypes: What the network holds.
+        named: Whether the caller named the targets.
+
+    Raises:
+        SettingError: A target that the caller named lacks one, or none is left.
+    """
+    needed = max([(0, 0), *(need for dtype, need in _NEEDS.items() if dtype in dtypes)])
+    left = tuple(t for t in targets if tuple(map(int, t.split("."))) >= needed)
+    lacking = [t for t in targets if t not in left]
+    if lacking and (named or not left):
+        holds = ", ".join(str(d).removeprefix("torch.") for d in _NEEDS if d in dtypes)
+        raise SettingError(
+            f"The network holds {holds}, which the compute capability {', '.join(lacking)} does not have.",
+            f"{needed[0]}.{needed[1]} and newer",
+            "leave these targets out, or choose another precision",
+        )
+    if lacking:
+        _logger.info("Built for %s: %s lacks a dtype of the network.", ", ".join(left), ", ".join(lacking))
+    return left
+
+
+# Turing has no bfloat16, Ampere no FP8: TensorRT-RTX says "the model contains HW-specific datatypes".
+_NEEDS = {torch.bfloat16: (8, 0), torch.float8_e4m3fn: (8, 9), torch.float8_e5m2: (8, 9)}
+
+
+def supported_capabilities() -> tuple[str, ...]:
+    """What the installed TensorRT-RTX builds for.
+
+    Raises:
+        SettingError: It is not installed.
+    """
+    if importlib.machinery.PathFinder.find_spec("tensorrt_rtx") is None:
+        raise SettingError(
+            "There is no GPU here (or compute capabilities were named), and TensorRT-RTX is not installed.",
+            "TensorRT-RTX, which builds without a GPU; full TensorRT builds only on the GPU that it builds for",
+            "pip install 'mlflow-trt[convert-rtx]', or convert on a machine with a GPU",
+        )
+    import tensorrt_rtx
+
+    numbers = [m[2:] for m in tensorrt_rtx.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", m)]
+    return tuple(f"{n[:-1]}.{n[-1]}" for n in sorted(numbers, key=int))
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return f"{value[0]}.{value[1]}"
+    text = str(value).strip().lower().removeprefix("sm").strip("_ ")
+    if re.fullmatch(r"\d{2,3}", text):
+        return f"{text[:-1]}.{text[-1]}"
+    if re.fullmatch(r"\d{1,2}\.\d", text):
+        return text
+    raise SettingError(
+        f"{value!r} is no compute capability.", "such as '8.9', 'sm89', (8, 9) or 8.9", "correct compute_capabilities"
+    )
+
+
+def build(program: ExportedProgram, job: Job, timeout: float | None, listener: ProgressListener | None = None) -> Built:
+    """Builds an engine in a child process.
+
+    Args:
+        program: A prepared program.
+        job: The rest; its settings must be plain values.
+        timeout: Seconds the child may take; None: any time.
+        listener: Is told of the build's progress.
+
+    Raises:
+        ConversionError: The child failed, was killed or took too long, or the disk is full. What the child itself
+            raises comes as it is.
+        SettingError: A setting is an object that can't be handed to the child.
+    """
+    for name, value in job.settings.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise SettingError(
+                f"The setting {name} is a {type(value).__name__}.",
+                "a number, string, bool or list: the engine is built in a process of its own",
+                f"leave {name} out, or convert on a GPU without compute_capabilities",
+            ) from None
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
+        folder = Path(name)
+        try:
+            _write(program, job, folder)
+        except TrtError:
+            raise
+        except Exception as error:
+            # torch's own writer turns a full disk into a RuntimeError.
+            if isinstance(error, OSError) or (
+                type(error) is RuntimeError and any(word in str(error) for word in _WRITERS)
+            ):
+                raise _unwritable(folder, str(error)) from error
+            raise ConversionError(
+                f"PyTorch can't write the program for the building process: {type(error).__name__}: "
+                f"{str(error).strip()[:400]}",
+                "a program that torch.export.save takes",
+                "replace what it names, or convert on a GPU without compute_capabilities",
+            ) from error
+        result = _run(folder, timeout, listener)
+        network = Network(**result["network"])
+        network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
+        return Built((folder / PLAN).read_bytes(), network, result["seconds"])
+
+
+_WRITERS = ("PytorchStreamWriter", "inline_container")
+"""Words of torch's own writer, by which a full disk is told from a program that can't be written."""
+
+
+def _write(program: ExportedProgram, job: Job, folder: Path) -> None:
+    # Operators that a package registers at import must be there when the program is read.
+    imports = modules_of(program)
+    content = {"job": job.to_json(), "imports": imports, "path": sys.path if imports else []}
+    (folder / JOB).write_text(json.dumps(content))
+    torch.export.save(program, folder / PROGRAM)
+
+
+def _unwritable(folder: Path, reason: str) -> ConversionError:
+    return ConversionError(
+        f"The program could not be written to {folder.parent}: {(reason.splitlines() or ['no reason given'])[0]}.",
+        "room for the model's weights, and for the engine",
+        "free some space, or set TMPDIR to a larger disk",
+    )
+
+
+def _run(folder: Path, timeout: float | None, listener: ProgressListener | None) -> dict[str, Any]:
+    """Runs the child to its end and returns its result."""
+
+    def heard(message: dict[str, Any]) -> None:
+        if listener is not None:
+            listener(*message["progress"])
+
+    try:
+        result: dict[str, Any] = child_process.run(
+            build_child.__name__, folder, timeout=timeout, environment=_environment(folder), heard=heard
+        )
+        return result
+    except child_process.TookTooLongError as late:
+        raise ConversionError(
+            f"The building process had not finished after {timeout:g} seconds and was stopped.{late}",
+            "an engine within that time",
+            "raise timeout= (seconds), or look above for what it waited for",
+        ) from None
+    except child_process.DiedError as end:
+        if end.os_error:
+            raise _unwritable(folder, end.os_error) from None
+        hint, remedy = _ENDS.get(end.signal, _CRASH) if end.signal else ("", "see its last words above")
+        raise ConversionError(f"The building process {end}{hint}.{end.tail}", "an engine", remedy) from None
+
+
+_ENDS = {
+    "SIGKILL": (": it probably ran out of memory", "give it more memory, or a smaller model or range of shapes"),
+}
+_CRASH = (
+    ": a fault in TensorRT or one of its libraries",
+    "see its last words above; try another release of TensorRT-RTX and Torch-TensorRT",
+)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """The child's environment: no GPU, so that the build is the same everywhere, and this package to be found.
+
+    Torch-TensorRT makes folders for caches at import: in the child's own folder they go when it goes.
+    """
+    return {
+        **child_process.package_on_path(os.environ),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(folder),
+    }

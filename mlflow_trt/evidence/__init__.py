@@ -1,0 +1,1 @@
+"""What was measured of a model, and where MLflow shows it."""

@@ -1,0 +1,1 @@
+"""The MLflow flavor: models are saved, logged, loaded and looked at."""

@@ -1,0 +1,405 @@
+"""The MLflow flavor ``mlflow_trt``, writing side: saves and logs a model whose weight is a raw TensorRT engine."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
+
+import mlflow
+import numpy as np
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.types import Schema, TensorSpec
+
+from .. import _mlflow
+from .. import plan as _plan
+from .._version import __version__
+from ..errors import SettingError, StoreError
+from ..evidence import recorded
+from ..plan.compatibility import requirement
+from ..plan.files import Plan
+from ..plan.manifest import Interface, Manifest
+from . import cleanup, imported
+from .load import MODEL_CONFIG
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+FLAVOR_NAME = "mlflow_trt"
+
+ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", Plan, Sequence[Plan], bytes, str, Path]
+
+_logger = logging.getLogger(__name__)
+
+MEASURE_TIMEOUT = 300.0
+"""Seconds: most engines take a tenth of that; TensorRT may also never come back from compiling a kernel."""
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A folder that holds everything of a model but MLflow's own files; what can fail about a model has not failed."""
+
+    folder: Path
+    manifest: Manifest
+    measurements: recorded.Measurements
+
+
+def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
+    """What a host needs to load a model: this package, the plan's exact TensorRT release, no torch.
+
+    Args:
+        manifest: The model's; where its plans are of several releases, the first of each runtime counts.
+    """
+    releases: dict[str, str] = {}
+    for record in manifest.plans if manifest else ():
+        releases.setdefault(record.runtime, requirement(record))
+    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *releases.values()]
+
+
+def signature(interface: Interface) -> ModelSignature:
+    """The MLflow signature of an engine: named tensors, -1 for a dynamic size."""
+
+    def schema(tensors: Sequence[Any]) -> Schema:
+        return Schema(
+            [
+                TensorSpec(np.dtype(t.dtype), tuple(d if isinstance(d, int) else -1 for d in t.shape), t.name)
+                for t in tensors
+            ]
+        )
+
+    return ModelSignature(
+        inputs=schema(interface.inputs) if interface.inputs else None, outputs=schema(interface.outputs)
+    )
+
+
+def save_model(
+    model_or_plan: ModelOrPlan,
+    path: str | Path,
+    inputs: Any = None,
+    *,
+    arg_inputs: Any = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    precision: str | None = None,
+    enabled_precisions: Any = None,
+    compute_capabilities: Sequence[Any] | None = None,
+    output_names: Sequence[str] | None = None,
+    golden_inputs: Any = None,
+    tolerance: Any = None,
+    measure_timeout: float | None = MEASURE_TIMEOUT,
+    program: Literal["include", "omit"] = "include",
+    mlflow_model: Model | None = None,
+    conda_env: Any = None,
+    code_paths: list[str] | None = None,
+    signature: ModelSignature | None = None,
+    input_example: Any = None,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    metadata: dict[str, Any] | None = None,
+    extra_files: Any = None,
+    **settings: Any,
+) -> None:
+    """Saves a model as a folder in MLflow's format; see :func:`log_model` for the arguments.
+
+    Args:
+        model_or_plan: What to save.
+        path: A folder that does not exist yet, or is empty.
+        inputs: The model's inputs; with the rest up to ``settings``, as :func:`mlflow_trt.convert` takes them.
+        arg_inputs: Another name for ``inputs``.
+        kwarg_inputs: Inputs by keyword.
+        precision: The network's precision.
+        enabled_precisions: The same in Torch-TensorRT's words.
+        compute_capabilities: What to build for.
+        output_names: Names for the outputs.
+        golden_inputs: Real inputs for the parity check.
+        tolerance: How far the engine may be from PyTorch.
+        measure_timeout: Seconds that measuring on the GPU may take.
+        program: Whether the exported program is kept beside the engine.
+        mlflow_model: The MLflow model that this flavor is added to.
+        conda_env: As in every MLflow flavor; so are the rest.
+        code_paths: Local code to copy along.
+        signature: Default: made from the engine.
+        input_example: An example to store.
+        pip_requirements: Replaces the default requirements.
+        extra_pip_requirements: Adds to them.
+        metadata: Stored in MLmodel.
+        extra_files: Files to copy along.
+        **settings: Torch-TensorRT's compilation settings.
+
+    Raises:
+        TrtError: As in :func:`log_model`; nothing is left at ``path`` then.
+    """
+    conversion = _given(
+        inputs=inputs,
+        arg_inputs=arg_inputs,
+        kwarg_inputs=kwarg_inputs,
+        precision=precision,
+        enabled_precisions=enabled_precisions,
+        compute_capabilities=compute_capabilities,
+        output_names=output_names,
+        golden_inputs=golden_inputs,
+        tolerance=tolerance,
+        **settings,
+    )
+    _mlflow.validate_environment(conda_env, pip_requirements, extra_pip_requirements)
+    existed = Path(path).exists()
+    folder = _mlflow.prepare_folder(path)
+    with cleanup.nothing_left_behind(folder, keep_folder=existed):
+        staged: _Staged
+        if isinstance(model_or_plan, _Staged):
+            staged = cast(_Staged, model_or_plan)
+            for entry in staged.folder.iterdir():
+                shutil.move(str(entry), folder / entry.name)
+        else:
+            staged = _stage(model_or_plan, folder, program, measure_timeout, conversion)
+        model = mlflow_model or Model()
+        if signature is not None:
+            model.signature = signature
+        elif staged.manifest.interface is not None:
+            model.signature = _signature(staged.manifest.interface)
+        if metadata is not None:
+            model.metadata = metadata
+        _mlflow.write_model(
+            folder,
+            model,
+            flavor=FLAVOR_NAME,
+            configuration=_configuration(staged.manifest),
+            loader_module="mlflow_trt",
+            model_config=MODEL_CONFIG,
+            requirements=get_default_pip_requirements(staged.manifest),
+            conda_env=conda_env,
+            code_paths=code_paths,
+            input_example=input_example,
+            pip_requirements=pip_requirements,
+            extra_pip_requirements=extra_pip_requirements,
+            extra_files=extra_files,
+        )
+
+
+_signature = signature  # the parameter of save_model hides the function
+
+
+def log_model(
+    model_or_plan: ModelOrPlan,
+    name: str | None = None,
+    inputs: Any = None,
+    *,
+    arg_inputs: Any = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    precision: str | None = None,
+    enabled_precisions: Any = None,
+    compute_capabilities: Sequence[Any] | None = None,
+    output_names: Sequence[str] | None = None,
+    golden_inputs: Any = None,
+    tolerance: Any = None,
+    measure_timeout: float | None = MEASURE_TIMEOUT,
+    program: Literal["include", "omit"] = "include",
+    artifact_path: str | None = None,
+    conda_env: Any = None,
+    code_paths: list[str] | None = None,
+    registered_model_name: str | None = None,
+    signature: ModelSignature | None = None,
+    input_example: Any = None,
+    await_registration_for: int | None = 300,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    metadata: dict[str, Any] | None = None,
+    extra_files: Any = None,
+    params: dict[str, Any] | None = None,
+    tags: dict[str, Any] | None = None,
+    model_type: str | None = None,
+    step: int = 0,
+    model_id: str | None = None,
+    run_id: str | None = None,
+    **settings: Any,
+) -> ModelInfo:
+    """Converts a model where needed, checks it, and logs it to MLflow.
+
+    The model is converted, written and, on a GPU, compared with PyTorch before MLflow is asked for anything: when one
+    of these fails, no run and no logged model has been touched. Where no run is active, one is started for the figures.
+
+    Args:
+        model_or_plan: An ``nn.Module`` or ``ExportedProgram`` (converted first), a :class:`~mlflow_trt.Plan` or several
+            of one model (for other capabilities, releases or runtimes; the loader takes the first that its host
+            accepts), a folder that :func:`save_model` wrote, or the bytes or path of an engine that another program
+            built.
+        name: The model's name in MLflow.
+        inputs: The model's inputs; with the rest up to ``tolerance``, as :func:`mlflow_trt.convert` takes them. Only
+            for a model that is still to be converted.
+        arg_inputs: Another name for ``inputs``.
+        kwarg_inputs: Inputs by keyword.
+        precision: ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``; None: the model's own.
+        enabled_precisions: The same in Torch-TensorRT's words.
+        compute_capabilities: What to build for; None: this machine's GPU, or without one all that the runtime supports.
+        output_names: Names for the outputs.
+        golden_inputs: Real inputs for the parity check.
+        tolerance: How far the engine may be from PyTorch; default: by precision.
+        measure_timeout: Seconds that measuring a plan on the GPU may take; figures that are missing then are recorded
+            as not measured. None: any time.
+        program: ``"omit"`` leaves the exported program out: half the size, but no reference backend.
+        artifact_path: MLflow's deprecated word for ``name``.
+        conda_env: As in every MLflow flavor; so are the rest.
+        code_paths: Local code to copy along.
+        registered_model_name: Registers a version under this name.
+        signature: Default: made from the engine.
+        input_example: An example to store. A large one slows every pyfunc load; the signature needs none.
+        await_registration_for: Seconds to wait for the registration.
+        pip_requirements: Replaces the default requirements, which pin the exact TensorRT release.
+        extra_pip_requirements: Adds to them.
+        metadata: Stored in MLmodel.
+        extra_files: Files to copy along.
+        params: Parameters of the logged model, beside this package's own.
+        tags: Tags of the logged model and of the registered version, beside this package's own.
+        model_type: As in every MLflow flavor.
+        step: The run's step at which the model is logged.
+        model_id: An existing logged model to fill.
+        run_id: The run to log to; default: the active one.
+        **settings: Torch-TensorRT's compilation settings (``optimization_level=5``), checked by name.
+
+    Returns:
+        MLflow's description of the logged model: ``model_uri``, ``model_id``, ``registered_model_version``.
+
+    Raises:
+        ConversionError: The model can't be exported or built.
+        ParityError: On a GPU: the engine's answers differ from PyTorch's beyond the tolerance; shows the table.
+        PlanError: The bytes are no whole engine.
+        SettingError: An argument is unknown or contradicts another.
+        StoreError: MLflow's server or the artifact store broke off; the logged model is deleted again.
+    """
+    conversion = _given(
+        inputs=inputs,
+        arg_inputs=arg_inputs,
+        kwarg_inputs=kwarg_inputs,
+        precision=precision,
+        enabled_precisions=enabled_precisions,
+        compute_capabilities=compute_capabilities,
+        output_names=output_names,
+        golden_inputs=golden_inputs,
+        tolerance=tolerance,
+        **settings,
+    )
+    _mlflow.validate_environment(conda_env, pip_requirements, extra_pip_requirements)
+    if name is not None and artifact_path is not None:
+        raise SettingError("Both name and artifact_path were given.", "one of them", "leave out artifact_path")
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch:
+        staged = _stage(model_or_plan, Path(scratch), program, measure_timeout, conversion)
+        model_tags = {**recorded.tags(staged.manifest), **(tags or {})}
+        flavor = _Flavor()
+        with cleanup.own_run(run_id) as run, cleanup.deleted_on_failure(flavor, given=model_id):
+            info: ModelInfo = Model.log(
+                artifact_path=None,
+                name=name or artifact_path or "model",
+                flavor=flavor,
+                run_id=run,
+                model_or_plan=staged,
+                conda_env=conda_env,
+                code_paths=code_paths,
+                signature=signature,
+                input_example=input_example,
+                pip_requirements=pip_requirements,
+                extra_pip_requirements=extra_pip_requirements,
+                metadata=metadata,
+                extra_files=extra_files,
+                params={**recorded.params(staged.manifest), **(params or {})},
+                tags=model_tags,
+                model_type=model_type,
+                step=step,
+                model_id=model_id,
+            )
+            recorded.log(info, run, staged.manifest, staged.measurements, step=step)
+            if registered_model_name is not None:
+                # Last, so that no version ever points to a model that is not whole.
+                registered = mlflow.register_model(
+                    f"models:/{info.model_id}", registered_model_name, await_registration_for, tags=model_tags
+                )
+                info.registered_model_version = registered.version
+    return info
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _stage(
+    model_or_plan: ModelOrPlan, folder: Path, program: str, measure_timeout: float | None, conversion: Mapping[str, Any]
+) -> _Staged:
+    """Converts, writes and measures: everything that can fail about the model itself."""
+    if program not in ("include", "omit"):
+        raise SettingError(f"program={program!r}", '"include" or "omit"', "choose one of the two")
+    plans = _plans(model_or_plan, conversion)
+    try:
+        manifest = _plan.write(plans, folder, program=program == "include")
+    except OSError as error:
+        raise StoreError(
+            f"The model can't be written to {folder}: {error.strerror}.",
+            "room for the plan and the program on this disk",
+            "free space, or set TMPDIR to a folder on another disk",
+        ) from error
+    manifest, measurements = recorded.measure(folder, manifest, measure_timeout)
+    seconds = {**plans[0].seconds, **measurements.seconds}
+    return _Staged(folder, manifest, replace(measurements, seconds=seconds))
+
+
+def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
+    """What to log, as plans: converted, read, or taken as they are."""
+    if isinstance(model_or_plan, (bytes, str, Path)):
+        plans = imported.read_plans(model_or_plan)
+    elif isinstance(model_or_plan, Plan):
+        plans = [model_or_plan]
+    elif isinstance(model_or_plan, Sequence) and model_or_plan and all(isinstance(p, Plan) for p in model_or_plan):
+        plans = list(model_or_plan)
+    else:
+        from ..conversion import convert
+
+        return [convert(model_or_plan, **conversion)]
+    if conversion:
+        raise SettingError(
+            f"The plan is built already, and {', '.join(sorted(conversion))} would be ignored.",
+            "conversion arguments only beside a model that is still to be converted",
+            "give them to mlflow_trt.convert, or leave them out",
+        )
+    return plans
+
+
+def _configuration(manifest: Manifest) -> dict[str, Any]:
+    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest.
+
+    Of dynamic dimensions the signature says -1; here are their names, which tell which of them are one.
+    """
+
+    def shapes(tensors: Sequence[Any]) -> dict[str, list[Any]]:
+        return {t.name: list(t.shape) for t in tensors}
+
+    interface = manifest.interface
+    return {
+        "manifest": "manifest.json",
+        "inputs": shapes(interface.inputs) if interface else None,
+        "outputs": shapes(interface.outputs) if interface else None,
+        "plans": [
+            {
+                "path": record.file.path,
+                "runtime": record.runtime,
+                "release": record.release,
+                "capabilities": list(record.capabilities or ()) or None,
+                "precision": record.precision.requested,
+                "sha256": record.file.sha256,
+            }
+            for record in manifest.plans
+        ],
+    }
+
+
+class _Flavor:
+    """What ``Model.log`` calls; remembers the logged model that MLflow made, which ``Model.log`` hides on failure."""
+
+    __name__ = FLAVOR_NAME
+    model_id: str | None = None
+
+    def save_model(self, path: str, mlflow_model: Model, **arguments: Any) -> None:
+        self.model_id = mlflow_model.model_id
+        save_model(path=path, mlflow_model=mlflow_model, **arguments)

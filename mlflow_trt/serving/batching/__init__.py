@@ -1,0 +1,1 @@
+"""Concurrent requests become one call of an engine."""

@@ -1,0 +1,1 @@
+"""gRPC: the same protocol, in the event loop of the HTTP server."""

@@ -1,0 +1,398 @@
+"""What is served: a name, the version that answers, and how the next one takes its place between two requests.
+
+Two threads belong to a followed model: the :class:`~.follow.Watch`, which knows what the alias names, and the loader,
+which makes that version ready, swaps it in, and closes the old one once it has answered what waits. So at most two
+versions are on a GPU, and what needs so much memory that two are too many keeps the old one serving.
+
+A version that could not be made ready is tried again when the alias comes back to it and when :meth:`Model.refresh` is
+called. Where the fault may pass by itself (a store that is away, a GPU whose memory is full) it is also tried again
+after one interval, two, four and so on, up to five minutes. Everything else lies in the version and stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...errors import BusyError, DeviceError, StoreError, TrtError
+from ..batching.batcher import Answer
+from . import last_served
+from .alias_watcher import PATIENCE, Outcome, Watch, followed, resolve
+from .loading import DroppedError, Options, Version, prepare
+
+__all__ = ["Model", "Options", "Version", "prepare"]
+
+_logger = logging.getLogger("mlflow_trt.serving")
+
+_PASSING = (StoreError, DeviceError)
+_LONGEST_PAUSE = 300.0
+_ENDING = 10.0
+"""Seconds that close() waits for a load under way to notice; a download that hangs is left to end by itself."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A version that could not be made ready."""
+
+    uri: str
+    error: TrtError
+    when: float
+    attempts: int
+    again_at: float
+    """By ``time.monotonic()``; infinite: not by itself."""
+
+
+class Model:
+    """A model under the name that clients call it by.
+
+    Args:
+        name: That name.
+        uri: Any URI that MLflow takes for a model. ``models:/name@alias`` and ``models:/name/latest`` are followed.
+        options: How its versions are loaded.
+        interval: Seconds between two looks at the registry.
+        on_batch: Called with what each batch got, from the thread that ran it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        uri: str,
+        options: Options,
+        *,
+        interval: float = 5.0,
+        on_batch: Callable[[Answer], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.uri = uri
+        self._target = target = followed(uri)
+        self._options = options
+        self._interval = interval
+        self._on_batch = on_batch
+        self._changed = threading.Condition()
+        self._current: Version | None = None
+        self._wanted = None if target else uri
+        self._preparing: str | None = None
+        self._unloading: str | None = None
+        self._failure: _Failure | None = None
+        self._away: TrtError | None = None
+        self._checked_at: float | None = None
+        self._again = False
+        self._attempted = False
+        self._swaps = self._failures = 0
+        self._closed = False
+        self._watch = Watch(lambda: resolve(target), self._looked, interval, PATIENCE) if target else None
+        self._loader = threading.Thread(target=self._load_all, name=f"model-{name}", daemon=True)
+
+    @property
+    def registered_model(self) -> str | None:
+        """The registered model whose aliases decide what is served; None: the URI always means the same."""
+        return self._target.name if self._target else None
+
+    @property
+    def current(self) -> Version:
+        """The version that answers now.
+
+        Raises:
+            BusyError: None has been made ready yet, or the model was closed.
+        """
+        version = self._current
+        if version is None or self._closed:
+            raise self._not_ready()
+        return version
+
+    @property
+    def failure(self) -> TrtError | None:
+        """Why what the URI means now can't be served, or can't be known; None: it is, or is being made ready."""
+        failed = self._failure
+        return failed.error if failed is not None else self._away
+
+    @property
+    def _hopeless(self) -> TrtError | None:
+        """Why nothing is being made ready; None: something is."""
+        failed = self._failure
+        return failed.error if failed is not None else self._away if self._wanted is None else None
+
+    def start(self) -> None:
+        """Begins to load and to follow, in the background."""
+        if self._watch is not None:
+            self._watch.start()
+        self._loader.start()
+
+    def wait(self, timeout: float | None = None) -> Version:
+        """Waits until the first version answers. If it fails, the model goes on trying all the same.
+
+        Args:
+            timeout: Seconds; None: as long as it takes.
+
+        Returns:
+            The version.
+
+        Raises:
+            TrtError: What kept it from being made ready, or the registry from being read.
+            BusyError: The time is over, or the model was closed.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._current or self._hopeless, timeout)
+        failure = self._hopeless
+        if self._current is None and not self._closed and failure is not None:
+            raise failure
+        return self.current
+
+    def submit(
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
+    ) -> tuple[Version, Future[Answer]]:
+        """Queues a request for the version that answers now.
+
+        Args:
+            inputs: Arrays by input name. They must not change before the future is done.
+            deadline: By ``time.monotonic()``.
+            here: Whether it may run in this thread, see :meth:`Batcher.submit`.
+
+        Returns:
+            The version that answers, and the future; see :meth:`Batcher.submit`.
+
+        Raises:
+            InputError: The inputs do not fit that version.
+            BusyError: Its queue is full, or there is no version that answers.
+        """
+        while True:
+            version = self.current
+            try:
+                return version, version.submit(inputs, deadline, here=here)
+            except BusyError:
+                # It may have been replaced since; then the next one takes the request.
+                if version is self._current:
+                    raise
+
+    def refresh(self) -> None:
+        """Has the registry looked at now, and a version that failed tried again. Returns before that is done."""
+        if self._watch is not None:
+            self._again = True
+            self._watch.refresh()
+            return
+        with self._changed:
+            self._failure = self._failure and replace(self._failure, again_at=0.0)
+            self._changed.notify_all()
+
+    def status(self) -> dict[str, Any]:
+        """How things stand, fit for JSON.
+
+        Returns:
+            ``name``, ``uri``; ``state``: ``"loading"``, ``"ready"``, ``"failed"`` (none answers, and the last attempt
+            failed) or ``"closed"``; ``attempted``: whether a first attempt has ended; ``cached``: whether the version
+            was loaded from the cache because the registry was away; ``version``, ``platform`` and ``since`` of the one
+            that answers; ``preparing``: the URI of the one being made ready; ``unloading``: the version that still
+            answers what waits before it frees its memory; ``last_failure``: ``version``, ``type``, ``error`` and
+            ``when`` of the one that the alias names, as long as it can't be served; ``registry_failure``: why the
+            registry can't be read now; ``checked_at``: when it last could; ``swaps`` and ``failures``: how many since
+            the start; ``waiting``: requests in the queue. Times are seconds since 1970.
+        """
+        with self._changed:
+            current, failure = self._current, self._failure
+            if self._closed:
+                state = "closed"
+            elif current is not None:
+                state = "ready"
+            else:
+                state = "failed" if self._hopeless else "loading"
+            self._attempted |= state != "loading"
+            return {
+                "name": self.name,
+                "uri": self.uri,
+                "state": state,
+                "attempted": self._attempted,
+                "cached": current is not None and current.cached,
+                "version": current and current.version,
+                "platform": current and current.platform,
+                "since": current and current.since,
+                "preparing": self._preparing,
+                "unloading": self._unloading,
+                "last_failure": failure
+                and {
+                    "version": _short(failure.uri),
+                    "type": type(failure.error).__name__,
+                    "error": failure.error.found,
+                    "when": failure.when,
+                },
+                "registry_failure": self._away and self._away.found,
+                "checked_at": self._checked_at,
+                "swaps": self._swaps,
+                "failures": self._failures,
+                "waiting": current.batcher.depth if current else 0,
+            }
+
+    def close(self) -> None:
+        """Refuses further requests, answers those that wait, frees the devices' memory, and ends its threads."""
+        with self._changed:
+            self._closed = True
+            current = self._current
+            self._changed.notify_all()
+        if self._watch is not None:
+            self._watch.close()
+        if current is not None:
+            current.close()
+        if self._loader.is_alive():
+            self._loader.join(_ENDING)
+            if self._loader.is_alive():
+                self._log(logging.WARNING, "close_waits", "A load under way does not end; it is left to itself")
+
+    def _looked(self, found: Outcome) -> None:
+        """Takes what the watch found."""
+        with self._changed:
+            was_away, before = self._away, self._wanted
+            if isinstance(found, TrtError):
+                self._away = found
+                last = self._last(found)
+                self._wanted = self._wanted or last
+            else:
+                self._away, self._wanted, self._checked_at = None, found, time.time()
+                if self._failure is not None and (self._again or self._failure.uri != found):
+                    self._failure = None
+                self._again = False
+            self._changed.notify_all()
+        if isinstance(found, TrtError):
+            if last is not None:
+                text = "The registry can't be reached: the version that was served last is loaded from the cache"
+                self._log(logging.WARNING, "offline_start", text, version=_short(last), error=found.found)
+            level = logging.DEBUG if was_away else logging.WARNING  # the first of many equal ones
+            self._log(level, "registry_away", "The registry can't be read; what is served stays", error=found.found)
+        else:
+            if was_away:
+                self._log(logging.INFO, "registry_back", "The registry can be read again")
+            if before is not None and found != before:
+                self._log(logging.INFO, "alias_moved", "The alias moved", version=_short(found), before=_short(before))
+
+    def _last(self, error: TrtError) -> str | None:
+        """The version that was served last, if a first one is wanted and the registry gave no answer."""
+        if not self._options.offline_start or self._wanted is not None or last_served.answered(error):
+            return None
+        return last_served.recall(self.uri).get("version")
+
+    def _load_all(self) -> None:
+        while (uri := self._next()) is not None:
+            self._load(uri)
+
+    def _next(self) -> str | None:
+        """Waits for a version to make ready; None: there will be no further one."""
+        with self._changed:
+            while not self._closed and (self._target or self._current is None):
+                pause = math.inf
+                if self._wanted is not None and (self._current is None or self._current.uri != self._wanted):
+                    failed = self._failure is not None and self._failure.uri == self._wanted
+                    pause = self._failure.again_at - time.monotonic() if failed and self._failure else 0.0
+                    if pause <= 0:
+                        self._preparing = self._wanted
+                        return self._wanted
+                self._changed.wait(None if pause == math.inf else pause)
+            return None
+
+    def _load(self, uri: str) -> None:
+        """Makes a version ready and swaps it in, unless it failed or is not wanted any more."""
+        begin = time.monotonic()
+        self._log(logging.INFO, "loading", "Making a version ready", version=_short(uri))
+        try:
+            options = replace(self._options, offline_start=self._options.offline_start and self._current is None)
+            version = prepare(uri, options, on_batch=self._on_batch, unwanted=lambda: self._unwanted(uri))
+        except DroppedError:
+            self._dropped(uri)
+        except TrtError as error:
+            self._failed(uri, error)
+        else:
+            if self._watch is not None and self._current is not None:
+                # So that a version from which the alias was just taken away answers not even once.
+                self._watch.fresh(PATIENCE)
+            self._swap(uri, version, time.monotonic() - begin)
+
+    def _unwanted(self, uri: str) -> bool:
+        return self._closed or uri != self._wanted
+
+    def _swap(self, uri: str, version: Version, seconds: float) -> None:
+        with self._changed:
+            old: Version | None = version
+            if not (unwanted := self._unwanted(uri)):
+                old, self._current = self._current, version
+                self._swaps += old is not None
+                self._failure = None
+            self._preparing = None
+            self._unloading = old.version if old else None
+            self._changed.notify_all()
+        if unwanted:
+            self._dropped(uri)
+        else:
+            before = old.version if old else None
+            if self._target is not None and not version.cached:
+                last_served.remember(self.uri, version=uri)
+            text = f"A version answers, made ready in {seconds:.1f} s on {version.platform}"
+            self._log(logging.INFO, "serving", text, version=version.version, before=before, seconds=seconds)
+        if old is not None:
+            old.close()
+            self._unloading = None
+            self._log(logging.INFO, "unloaded", "A version was unloaded", version=old.version)
+
+    def _dropped(self, uri: str) -> None:
+        self._preparing = None
+        self._log(logging.INFO, "dropped", "A version is not wanted any more and was not served", version=_short(uri))
+
+    def _failed(self, uri: str, error: TrtError) -> None:
+        with self._changed:
+            unwanted = self._unwanted(uri)
+            attempts = self._failure.attempts + 1 if self._failure and self._failure.uri == uri else 1
+            pause = min(self._interval * 2 ** min(attempts - 1, 30), _LONGEST_PAUSE)
+            again_at = time.monotonic() + (pause if isinstance(error, _PASSING) else math.inf)
+            if not unwanted:
+                self._failure = _Failure(uri, error, time.time(), attempts, again_at)
+                self._failures += 1
+            self._preparing = None
+            current = self._current
+            self._changed.notify_all()
+        _logger.debug("Why %s could not be made ready", uri, exc_info=error)
+        _forget_frames(error)
+        if unwanted:
+            self._dropped(uri)
+            return
+        text = f"Version {current.version} keeps serving: another" if current else "Nothing is served: a version"
+        again = f"; tried again in {pause:.0f} s" if again_at < math.inf else ""
+        self._log(
+            logging.ERROR,
+            "failed",
+            f"{text} could not be made ready{again}",
+            version=_short(uri),
+            error=str(error.message),
+            error_type=type(error).__name__,
+            attempts=attempts,
+        )
+
+    def _not_ready(self) -> BusyError:
+        if self._closed:
+            found = "is closed"
+        elif self.failure:
+            found = "could not be loaded yet"
+        else:
+            found = "is being loaded"
+        return BusyError(f"The model {self.name} {found}.", "a model that is ready", "try again a little later")
+
+    def _log(self, level: int, event: str, text: str, **fields: Any) -> None:
+        shown = ", ".join(f"{key} {value}" for key, value in fields.items() if key in ("version", "before", "error"))
+        extra = {"event": event, "model": self.name, "uri": self.uri, **fields}
+        _logger.log(level, "%s: %s%s", self.name, text, f" ({shown})" if shown else "", extra=extra)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Lets go of what the frames of an error hold, such as half an engine: the error itself is kept, maybe for days."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+def _short(uri: str) -> str:
+    """The version in ``models:/name/3``; any other URI as it is."""
+    head, _, last = uri.rpartition("/")
+    return last if head.startswith("models:/") and last.isdigit() else uri

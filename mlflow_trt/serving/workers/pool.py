@@ -1,0 +1,348 @@
+"""The processes that speak HTTP, as the process that holds the engines sees them: started, answered, and replaced.
+
+Connections are accepted here and handed to the front that has the fewest. The kernel would spread them by chance, and
+the clients of the front that got most of them would wait longest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from ...errors import BusyError, TrtError
+from .. import logs
+from ..batching.batcher import Answer
+from ..http.listening import refuse_new
+from ..metrics import Metrics
+from ..versions.served import Model, Version
+from . import shared_memory
+from .ipc import Channel, Message
+from .shared_memory import Arena
+
+_logger = logging.getLogger(__name__)
+
+ARENA = 4 << 30
+"""Bytes of each arena; only what is used takes memory."""
+_STATE = 0.1
+"""Seconds between two looks at what the fronts should know."""
+_QUICKLY = 5.0
+"""Seconds: a front that ends sooner is not started again at once."""
+_PAUSE = 0.02
+"""Seconds that a connection waits where no front can take it, before the next try."""
+_SETTLE = 0.1
+"""Seconds that the last connections have to be accepted, once the system takes no more."""
+
+
+class Fronts:
+    """All of them.
+
+    Args:
+        count: How many.
+        listening: Where connections come from.
+        models: What is served.
+        metrics: Where their requests are counted.
+        settings: What each is told of how to serve.
+        device: A GPU that engines use; None: none does.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        listening: socket.socket,
+        models: Mapping[str, Model],
+        metrics: Metrics,
+        settings: Message,
+        device: int | None = None,
+    ) -> None:
+        self._listening = listening
+        self._models = models
+        self._metrics = metrics
+        self._settings = settings
+        self._device = device
+        self._count = count
+        self._fronts: list[_Front] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._accepting: asyncio.Task[None]
+        self._handing = False
+        """Whether a connection waits for a front that takes it."""
+        self._draining = False
+        self._ending = False
+        metrics.in_flight["http"] = lambda: sum(front.running for front in self._fronts)
+
+    async def start(self) -> None:
+        """Starts them, and keeps their number."""
+        self._tasks = [asyncio.create_task(self._keep()) for _ in range(self._count)]
+        self._tasks.append(asyncio.create_task(self._tell()))
+        self._accepting = asyncio.create_task(self._accept())
+
+    def drain(self) -> None:
+        """Has them say that the server is not ready, and that their connections end."""
+        self._draining = True
+        for front in self._fronts:
+            front.drain()
+
+    async def stop(self, seconds: float) -> None:
+        """Has them answer what is under way, and ends them."""
+        refuse_new(self._listening)
+        await asyncio.sleep(_SETTLE)
+        end = time.monotonic() + seconds
+        while self._handing and time.monotonic() < end:
+            await asyncio.sleep(_PAUSE)
+        self._ending = True
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._listening.close()
+        for front in self._fronts:
+            front.process.terminate()
+        for front in list(self._fronts):
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(front.gone.wait(), seconds + 5)
+            front.process.kill()
+            await asyncio.to_thread(front.process.wait)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _keep(self) -> None:
+        while not self._ending:
+            begin = time.monotonic()
+            front = _Front(self._models, self._metrics, self._device)
+            self._fronts.append(front)
+            await front.open(self._settings)
+            if self._draining:
+                front.drain()
+            await front.gone.wait()
+            if not self._ending:
+                self._fronts.remove(front)
+                _logger.error("A front process ended", extra={"event": "front_ended", "pid": front.process.pid})
+                await asyncio.sleep(max(0.0, _QUICKLY - (time.monotonic() - begin)))
+
+    async def _tell(self) -> None:
+        while True:
+            for front in self._fronts:
+                front.tell()
+            await asyncio.sleep(_STATE)
+
+    async def _accept(self) -> None:
+        self._listening.setblocking(False)
+        while True:
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(self._listening)
+            except OSError as error:
+                _logger.warning("A connection can't be accepted: %s", error, extra={"event": "accept_failed"})
+                await asyncio.sleep(_PAUSE)
+                continue
+            self._handing = True
+            with connection:
+                while not any(front.hand(connection) for front in sorted(self._fronts, key=attrgetter("connections"))):
+                    await asyncio.sleep(_PAUSE)
+            self._handing = False
+
+
+class _Front:
+    """One process, its channel, and the memory that is shared with it."""
+
+    def __init__(self, models: Mapping[str, Model], metrics: Metrics, device: int | None) -> None:
+        self._models = models
+        self._metrics = metrics
+        self.gone = asyncio.Event()
+        self._told: dict[str, Message] = {}
+        self._known: dict[str, Version] = {}
+        self._running: dict[int, Future[Answer]] = {}
+        descriptors = [shared_memory.create(ARENA), shared_memory.create(ARENA)]
+        self._requests, self._answers = (Arena(descriptor, ARENA) for descriptor in descriptors)
+        self._device = device
+        """That fetches requests by itself; None: none does."""
+        self.connections = 0
+        """That it was handed and has not reported as closed."""
+        self._handed = 0
+        self.running = 0
+        """Requests under way there, a moment ago."""
+        self._serves = False
+        self._end, its_end = socket.socketpair()
+        self._passing, its_passing = socket.socketpair()
+        self._passing.setblocking(False)
+        descriptors = [its_end.detach(), its_passing.detach(), *descriptors]
+        # Their own session: Ctrl-C in a terminal reaches this process, which then ends them in order.
+        self.process = subprocess.Popen(
+            [sys.executable, *logs.QUIET, "-m", __package__ + ".front", *map(str, descriptors), str(ARENA)],
+            pass_fds=descriptors,
+            start_new_session=True,
+            stderr=logs.descriptor(),
+        )
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._channel: Channel | None = None
+
+    async def open(self, settings: Message) -> None:
+        """Opens the channel and says how to serve."""
+        self._channel = await Channel.open(self._end, self._take, self._lost)
+        self._page_lock(1)  # its first part, before a model warms up
+        self.tell()
+        self._channel.send({"kind": "configuration", **settings})
+
+    def hand(self, connection: socket.socket) -> bool:
+        """Passes a connection on; False: this front can't take it."""
+        if not self._serves:
+            return False
+        try:
+            socket.send_fds(self._passing, [b"c"], [connection.fileno()])
+        except OSError:  # it is gone, or too busy even to take connections
+            return False
+        self._handed += 1
+        self.connections += 1
+        return True
+
+    def drain(self) -> None:
+        """Has it say that the server is not ready, and that its connections end."""
+        self._send({"kind": "drain"})
+
+    def tell(self) -> None:
+        """Says how the models stand, where that has changed."""
+        if self._channel is None:
+            return
+        for name, model in self._models.items():
+            status = model.status()
+            current: Version | None
+            try:
+                current = model.current
+            except BusyError:
+                current = None
+            message: Message = {"kind": "state", "name": name, "status": status}
+            message["registered_model"] = model.registered_model
+            if self._told.get(name) != message or self._known.get(name) is not current:
+                self._told[name] = dict(message)
+                if current is not None and self._known.get(name) is not current:
+                    self._known[name] = current
+                    message["version"] = _describe(current)
+                self._channel.send(message)
+
+    def _take(self, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "infer":
+            self._infer(message)
+        elif kind == "cancel":
+            future = self._running.get(message["id"])
+            if future is not None:
+                future.cancel()
+        elif kind == "free":
+            self._answers.give(*message["piece"])
+        elif kind == "connections":
+            self._serves = True
+            self.connections = self._handed - message["closed"]
+            self.running = message["running"]
+        elif kind == "count":
+            self._metrics.request(*message["request"])
+        elif kind == "cut":
+            self._metrics.cut(message["limit"])
+        elif kind == "count_other":
+            self._metrics.other(*message["request"])
+        elif kind == "refresh":
+            self._models[message["model"]].refresh()
+        elif kind == "metrics":
+            text = np.frombuffer(self._metrics.text(), np.uint8)
+            self._send({"kind": "text", "id": message["id"], "outputs": self._put({"text": text})})
+
+    def _infer(self, message: Message) -> None:
+        number = message["id"]
+        model = self._models[message["model"]]
+        inputs = {}
+        for name, dtype, shape, offset in message["inputs"]:
+            inputs[name] = array = self._requests.array(offset, dtype, shape)
+            self._page_lock(offset + array.nbytes)
+        try:
+            version, future = model.submit(inputs, message["deadline"])
+        except TrtError as error:
+            self._refuse(number, error)
+            return
+        if version is not self._known.get(model.name):
+            self.tell()
+        self._running[number] = future
+        future.add_done_callback(partial(self._done, number, version))
+
+    def _page_lock(self, end: int) -> None:
+        if self._device is not None and not self._requests.page_lock(end, self._device):
+            self._device = None
+
+    def _done(self, number: int, version: Version, future: Future[Answer]) -> None:
+        """Called by the thread that ran the batch: copying large answers there keeps the event loop free."""
+        self._running.pop(number, None)
+        try:
+            answer = future.result()
+            outputs = self._put(answer.outputs)
+        except CancelledError:
+            self._refuse(number, TrtError("The request was dropped."))
+        except TrtError as error:
+            self._refuse(number, error)
+        except Exception:  # whatever it was, the client must not wait for ever
+            _logger.exception("A request failed")
+            self._refuse(number, TrtError("The server failed; its log says more."))
+        else:
+            figures = {name: getattr(answer, name) for name in ("rows", "batch", "queued", "computed")}
+            self._send(
+                {
+                    "kind": "answer",
+                    "id": number,
+                    "version": version.version,
+                    "backend": answer.outputs.backend,
+                    "outputs": outputs,
+                    "figures": figures,
+                }
+            )
+
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+        described = []
+        for name, array in arrays.items():
+            offset = self._answers.take(array.nbytes)
+            if offset is None:
+                raise TrtError("The memory for answers is full.", "room for its tensors", "try again a little later")
+            self._answers.array(offset, array.dtype.name, array.shape)[...] = array
+            described.append([name, array.dtype.name, array.shape, offset])
+        return described
+
+    def _refuse(self, number: int, error: TrtError) -> None:
+        parts = [error.found, error.expected, error.remedy]
+        self._send({"kind": "error", "id": number, "type": type(error).__name__, "parts": parts})
+
+    def _send(self, message: Message) -> None:
+        if self._channel is not None:
+            self._channel.send(message)
+
+    def _lost(self) -> None:
+        for future in list(self._running.values()):
+            future.cancel()
+        self._channel = None
+        self._serves = False
+        self._passing.close()
+        self.gone.set()
+        self._unlocking = asyncio.ensure_future(self._page_unlock())  # kept: the loop holds its tasks weakly
+
+    async def _page_unlock(self) -> None:
+        while self._running:  # an engine may be reading requests
+            await asyncio.sleep(_STATE)
+        self._requests.page_unlock()
+
+
+def _describe(version: Version) -> Message:
+    return {
+        "uri": version.uri,
+        "version": version.version,
+        "platform": version.platform,
+        "mlmodel": version.mlmodel,
+        "interface": version.interface.model_dump(mode="json"),
+        "profiles": [
+            {name: bounds.model_dump(mode="json") for name, bounds in profile.items()} for profile in version.profiles
+        ],
+    }

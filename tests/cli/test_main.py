@@ -1,0 +1,385 @@
+"""The command line: what it prints for people and for programs, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from manifests import H100, MANIFEST, MEASURED
+
+import mlflow_trt
+from mlflow_trt.cli import main as cli
+from mlflow_trt.cli.main import main
+from mlflow_trt.flavor import save
+from mlflow_trt.plan import manifest
+from mlflow_trt.plan.manifest import Latency, Parity
+
+HERE = "tensorrt_rtx==1.6.1.120,sm_89"
+ELSEWHERE = "tensorrt_rtx==1.4.0.76,sm_75"
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text(MANIFEST.to_json())
+    return str(tmp_path / "model")
+
+
+def run(*arguments: str, columns: int = 120):
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(main, arguments)
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlflow_trt", *arguments], capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def test_inspect_shows_inputs_outputs_plans_measurements_and_files(folder):
+    result = run("inspect", folder)
+
+    assert result.exit_code == 0
+    for text in (
+        "batch, 3, height, 224",
+        "1, 3, 224:224:448, 224",
+        "2:16:64, 3, 224:224:448, 224",
+        "found, 4",
+        "Plan 1 of 2  tensorrt_rtx-1.6.1.120-sm80-sm86-sm89",
+        "fp16; layers: 122 float16, 4 float32, 3 int64; weights: 51.1 MB float16, 4 kB float32; TF32 off",
+        "in 11.2 s on NVIDIA H100 80GB HBM3 (9.0), driver 580.95.05, torch 2.14.1",
+        "passed; at worst rel L2 0.0013 (allowed 0.01), cosine 0.999998, top-1 100.0%",
+        "0.78 ms at batch 1, 2.40 ms at batch 16",
+        "Plan 2 of 2  tensorrt-11.1.0.23-sm90",
+        "not measured: no GPU was there",
+        "golden/inputs.safetensors",
+        MEASURED.file.sha256[:12],
+    ):
+        assert text in result.stdout
+
+
+def test_a_shape_is_not_taken_for_markup(folder):
+    """Rich would swallow [batch] or [1:8] as a style."""
+    tensor = MANIFEST.interface.inputs[1].model_copy(update={"name": "[bold]"})
+    interface = MANIFEST.interface.model_copy(update={"inputs": (tensor,)})
+    Path(folder, "manifest.json").write_text(MANIFEST.model_copy(update={"interface": interface}).to_json())
+
+    assert "[bold]" in run("inspect", folder).stdout
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("arguments", [("inspect",), ("check", "--host", HERE, "--host", ELSEWHERE)])
+def test_no_line_is_longer_than_the_terminal(folder, columns, arguments):
+    lines = run(*arguments, folder, columns=columns).stdout.splitlines()
+
+    assert len(lines) > 10
+    assert max(len(line) for line in lines) <= columns
+
+
+def test_an_unknown_interface_is_said_to_be_unknown(folder):
+    record = MEASURED.model_copy(update={"profiles": None, "built_on": None, "capabilities": None})
+    made = MANIFEST.model_copy(update={"interface": None, "plans": (record,)})
+    Path(folder, "manifest.json").write_text(made.to_json())
+
+    text = run("inspect", folder).stdout
+
+    assert "Inputs and outputs are not known" in text
+    assert "compute capability not known" in text
+    assert "by another program" in text
+
+
+def test_inspect_as_json_is_the_manifest(folder):
+    result = run("inspect", folder, "--json")
+
+    assert result.exit_code == 0
+    assert manifest.parse(result.stdout) == MANIFEST
+
+
+def test_check_says_yes_with_status_0(folder):
+    result = run("check", folder, "--host", HERE)
+
+    assert result.exit_code == 0
+    assert "loads          tensorrt_rtx-1.6.1.120-sm80-sm86-sm89" in result.stdout
+    assert "does not load  tensorrt-11.1.0.23-sm90" in result.stdout
+    assert "tensorrt is not installed" in result.stdout
+
+
+def test_check_says_no_with_status_1_and_the_reasons(folder):
+    result = run("check", folder, "--host", ELSEWHERE)
+
+    assert result.exit_code == 1
+    assert "tensorrt_rtx 1.4.0.76 is installed, and the plan was built by 1.6.1.120." in result.stdout
+    assert "The GPU has compute capability 7.5." in result.stdout
+    assert "pip install tensorrt_rtx==1.6.1.120" in result.stdout
+
+
+def test_check_of_a_machine_with_the_lean_runtime(tmp_path):
+    name = "tensorrt-10.15.1.29-sm89"
+    made = MEASURED.model_copy(
+        update={"runtime": "tensorrt", "release": "10.15.1.29", "capabilities": ("8.9",), "version_compatible": True}
+    )
+    (tmp_path / "manifest.json").write_text(MANIFEST.model_copy(update={"plans": (made,)}).to_json())
+    (tmp_path / "fleet.yaml").write_text(
+        "edge: tensorrt_lean==11.4,sm_89\nold: {capability: '8.9', runtimes: {tensorrt_lean: 10.14.1.48}}\n"
+    )
+
+    result = run("check", str(tmp_path), "--host", "tensorrt_lean==11.4,sm_89")
+    fleet = run("check", str(tmp_path), "--fleet", str(tmp_path / "fleet.yaml"), "--json")
+
+    assert result.exit_code == 0, result.output
+    assert f"  loads  {name}" in result.stdout
+    assert "tensorrt_lean 11.4" in result.stdout
+    hosts = json.loads(fleet.stdout)["hosts"]
+    assert {where: h["accepted"] for where, h in hosts.items()} == {"edge": name, "old": None}
+    assert fleet.exit_code == 1
+
+
+def test_check_of_several_machines_fails_if_one_is_left_out(folder):
+    result = run("check", folder, "--host", HERE, "--host", ELSEWHERE, "--json")
+
+    hosts = json.loads(result.stdout)["hosts"]
+    assert [h["accepted"] for h in hosts] == ["tensorrt_rtx-1.6.1.120-sm80-sm86-sm89", None]
+    assert [p["accepted"] for p in hosts[1]["plans"]] == [False, False]
+    assert result.exit_code == 1
+
+
+def test_check_without_a_host_is_about_this_machine(folder):
+    result = run("check", folder, "--json")
+
+    (host,) = json.loads(result.stdout)["hosts"]
+    assert host["host"]["os"] == sys.platform
+    assert result.exit_code == (0 if host["accepted"] else 1)
+
+
+@pytest.fixture
+def benchmarked(monkeypatch):
+    """Stands in for the measuring itself, which needs a GPU: what is tested here is what becomes of its report."""
+    calls = []
+
+    def set_report(parity: Parity, latency: Latency, logged_to: str | None = "r1"):
+        def benchmark(model_uri, **options):
+            calls.append((model_uri, options))
+            print("chatter of MLflow", flush=True)
+            return mlflow_trt.BenchmarkReport(MANIFEST, parity, latency, options["backend"], logged_to)
+
+        monkeypatch.setattr(mlflow_trt, "benchmark", benchmark, raising=False)
+        return calls
+
+    return set_report
+
+
+def test_benchmark_prints_parity_and_latency(benchmarked):
+    calls = benchmarked(MEASURED.parity, MEASURED.latency)
+
+    result = run("benchmark", "models:/digits/3", "--runs", "7", "--device", "1")
+
+    assert result.exit_code == 0
+    assert calls == [("models:/digits/3", {"device": 1, "backend": "tensorrt", "runs": 7})]
+    assert H100.gpu in result.stdout
+    assert "2.400" in result.stdout
+    assert "6,667" in result.stdout  # 16 per 2.4 ms
+    assert "Backend: tensorrt. Logged to the run r1." in result.stdout
+    assert "chatter" not in result.stdout
+
+
+def test_benchmark_as_json_is_json_alone(benchmarked):
+    benchmarked(MEASURED.parity, MEASURED.latency)
+
+    result = run("benchmark", "models:/digits/3", "--json")
+
+    content = json.loads(result.stdout)
+    assert Parity.model_validate(content["parity"]) == MEASURED.parity
+    assert Latency.model_validate(content["latency"]) == MEASURED.latency
+    assert (content["backend"], content["run_id"]) == ("tensorrt", "r1")
+    assert "chatter" in result.stderr
+
+
+def test_a_failed_parity_check_is_status_1(benchmarked):
+    benchmarked(MEASURED.parity.model_copy(update={"status": "failed"}), MEASURED.latency)
+
+    result = run("benchmark", "models:/digits/3", "--json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["parity"]["status"] == "failed"
+
+
+def test_parity_that_was_not_measured_is_no_failure(benchmarked):
+    benchmarked(
+        Parity(status="not_measured", reason="that is why"), Latency(status="not_measured", reason="so is that")
+    )
+
+    result = run("benchmark", "x", "--backend", "reference")
+
+    assert result.exit_code == 0
+    assert "that is why" in result.stdout
+    assert "so is that" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "nowhere"),
+        ("check", "nowhere", "--json"),
+        ("check", "{folder}", "--host", "a toaster"),
+        ("benchmark", "nowhere"),
+        ("log", "nowhere"),
+        ("convert", "nowhere", "-o", "out.engine"),
+        ("convert", "m:n", "-o", "out", "--input", "x"),
+        ("convert", "m:n", "-o", "out", "--setting", "x"),
+    ],
+)
+def test_an_expected_error_is_a_message_with_status_1_and_no_traceback(folder, arguments):
+    if arguments[0] in ("benchmark", "log", "convert"):
+        pytest.importorskip("torch")
+    result = run(*(a.format(folder=folder) for a in arguments))
+
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert "To do: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",),
+        ("inspect",),
+        ("inspect", "model", "--no-such-option"),
+        ("convert", "m:n"),
+        ("convert", "m:n", "-o", "no/such/folder/out.engine"),
+        ("log", "m:n", "--alias", "champion"),
+        ("log", "m:n", "--measure-timeout", "0"),
+        ("benchmark", "m", "--runs", "0"),
+        ("benchmark", "m", "--backend", "onnx"),
+    ],
+)
+def test_wrong_usage_is_status_2(arguments):
+    result = run(*arguments)
+
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+
+
+def test_measuring_may_take_as_long_as_by_the_api():
+    for command in (cli.convert, cli.log):
+        (option,) = [o for o in command.params if o.name == "measure_timeout"]
+        assert option.default == save.MEASURE_TIMEOUT
+
+
+def test_help_names_every_command_and_imports_neither_mlflow_nor_torch():
+    code = (
+        "import sys; from click.testing import CliRunner; from mlflow_trt.cli import main\n"
+        "print(CliRunner().invoke(main, ['--help']).output)\n"
+        "print([m for m in ('mlflow', 'torch', 'tensorrt_rtx') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    for name in ("convert", "log", "inspect", "check", "benchmark"):
+        assert f"\n  {name} " in found
+    assert found.splitlines()[-1] == "[]"
+
+
+def test_what_libraries_write_to_the_descriptor_is_not_in_the_json():
+    code = (
+        "import os, sys\n"
+        "from mlflow_trt.cli import terminal\n"
+        "with terminal.results() as stdout:\n"
+        "    os.write(1, b'from a library\\n'); print('from Python')\n"
+        "    terminal.show_json(stdout, {'a': 1})\n"
+        "print('after')\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout == '{\n  "a": 1\n}\nafter\n'
+    assert set(found.stderr.split("\n")) >= {"from a library", "from Python"}
+
+
+def test_the_installed_command():
+    path = shutil.which("mlflow-trt", path=f"{Path(sys.executable).parent}")
+    if path is None:
+        pytest.skip("mlflow-trt is not installed here")
+    found = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+
+    assert mlflow_trt.__version__ in found.stdout
+
+
+@pytest.fixture
+def program_file(tmp_path) -> Path:
+    torch = pytest.importorskip("torch", reason="needs the conversion extra")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    batch = torch.export.Dim("batch", min=1, max=8)
+    exported = torch.export.export(net, (torch.zeros(2, 4),), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    return tmp_path / "net.pt2"
+
+
+@pytest.mark.slow
+def test_a_program_becomes_an_engine_and_the_engine_a_registered_version(program_file):
+    converted = command(
+        *("convert", "net.pt2", "-o", "net.engine", "--input", "float32[1:2:8,4]", "--precision", "fp16"),
+        *("--capability", "8.6", "--setting", "optimization_level=3", "--json"),
+    )
+    assert converted.returncode == 0, converted.stderr
+    record = json.loads(converted.stdout)["manifest"]["plans"][0]
+    engine = Path("net.engine").read_bytes()
+    assert record["file"]["path"] == "net.engine"
+    assert record["file"]["size"] == len(engine)
+    assert record["capabilities"] == ["8.6"]
+    assert record["precision"]["requested"] == "fp16"
+    assert record["profiles"][0] == {"input": {"min": [1, 4], "opt": [2, 4], "max": [8, 4]}}
+
+    logged = command(
+        *("log", "net.engine", "--name", "net", "--register", "net", "--alias", "champion", "--alias", "new", "--json")
+    )
+    assert logged.returncode == 0, logged.stderr
+    content = json.loads(logged.stdout)
+    assert content["registered"] == {"name": "net", "version": "1", "aliases": ["champion", "new"]}
+    assert content["manifest"]["plans"][0]["file"]["sha256"] == record["file"]["sha256"]
+
+    for uri in ("models:/net/1", "models:/net@champion", content["model_uri"]):
+        shown = command("inspect", uri, "--json")
+        assert json.loads(shown.stdout) == content["manifest"], shown.stderr
+    release = record["release"]
+    assert command("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_86").returncode == 0
+    assert command("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_89").returncode == 1
+
+
+@pytest.mark.slow
+def test_a_module_is_logged_with_its_program(tmp_path):
+    pytest.importorskip("torch", reason="needs the conversion extra")
+    Path("mine.py").write_text(
+        "import torch\ndef make():\n    print('building')\n    return torch.nn.Linear(4, 3).eval()\n"
+    )
+
+    logged = command("log", "mine:make", "--input", "input=float32[1:2:8,4]", env={**os.environ, "COLUMNS": "80"})
+
+    assert logged.returncode == 0, logged.stderr
+    assert "1:2:8, 4" in logged.stdout
+    assert "program/model.pt2" in logged.stdout
+    assert "Logged as models:/m-" in logged.stdout
+    assert "building" in logged.stderr
+
+
+def test_without_torch_a_conversion_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    result = run("convert", "m:n", "-o", "out.engine")
+
+    assert result.exit_code == 1
+    assert "pip install" in result.stderr
+    assert "mlflow-trt[convert-rtx]" in result.stderr
+
+
+def test_converting_into_a_folder_that_is_not_empty_fails_before_anything_is_built(program_file):
+    result = run("convert", "net.pt2", "-o", ".", "--input", "float32[1:2:8,4]")
+
+    assert result.exit_code == 1
+    assert "already exists" in result.stderr
+    assert sorted(p.name for p in Path().iterdir()) == ["net.pt2"]

@@ -1,0 +1,88 @@
+"""What logging takes from the process that measures: all of its figures, or those that were there when its time was up.
+
+A fake stands for that process, since it needs a GPU: it says what a real one says.
+"""
+
+import logging
+import types
+
+import pytest
+
+from mlflow_trt import inspect
+from mlflow_trt.errors import DeviceError, ParityError
+from mlflow_trt.evidence import recorded
+from mlflow_trt.plan.host import probe
+
+FAKE = """
+import json, os, signal, time
+from mlflow_trt.conversion.child_process import serve
+
+PARITY = {parity!r}
+LATENCY = {{"status": "measured", "points": [
+    {{"profile": 0, "point": "opt", "batch": 2, "p50_ms": 1.0, "p99_ms": 2.0, "runs": 100}}]}}
+
+def measure(folder, say):
+    assert json.loads((folder / "job.json").read_text())["plan"] == 0
+    say({{"doing": "load"}})
+    say({{"done": "load", "seconds": 0.5}})
+    say({{"doing": "parity"}})
+    say({{"progress": ["start", "parity", 3]}})
+    say({{"done": "parity", "seconds": 1.5}})
+    say({{"parity": PARITY}})
+    say({{"doing": "latency"}})
+    if {end!r} == "hang":
+        time.sleep(60)
+    if {end!r} == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    say({{"done": "latency", "seconds": 2.5}})
+    say({{"latency": LATENCY}})
+    curve = [{{"batch": 1, "p50_ms": 1.0, "p99_ms": 2.0, "per_second": 1000.0}}]
+    say({{"latency_by_batch": curve, "layers": [{{"name": "a"}}]}})
+    return {{}}
+
+serve(measure)
+"""
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch, classifier_folder):
+    if probe().gpu is not None:
+        pytest.skip("a fake for machines without a GPU; on one, the GPU tests log models")
+    record = inspect(classifier_folder).plans[0]
+
+    def measure(end="", status="passed", timeout=30.0):
+        parity = {**record.parity.model_dump(mode="json"), "status": status, "reason": None}
+        (tmp_path / "fake_measuring.py").write_text(FAKE.format(parity=parity, end=end))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr(recorded, "_measuring", types.SimpleNamespace(__name__="fake_measuring", JOB="job.json"))
+        return recorded._measure_plan(classifier_folder, record, 0, timeout)
+
+    return measure
+
+
+def test_all_figures_and_the_time_of_each_step(measure):
+    record, found = measure()
+    assert (record.parity.status, record.latency.status) == ("passed", "measured")
+    assert found.seconds == {"load": 0.5, "parity": 1.5, "latency": 2.5}
+    assert [row["batch"] for row in found.latency_by_batch] == [1]
+    assert list(found.layers) == [{"name": "a"}]
+
+
+def test_when_the_time_is_up_what_is_missing_says_so(measure, caplog):
+    with caplog.at_level(logging.WARNING):
+        record, found = measure(end="hang", timeout=5.0)
+    assert record.parity.status == "passed"
+    assert record.latency.status == "not_measured"
+    assert "latency was not done when the 5 s for measuring were over" in record.latency.reason
+    assert "latency was not done" in caplog.text
+    assert found.seconds == {"load": 0.5, "parity": 1.5}
+
+
+def test_a_crash_is_an_error_that_names_the_step(measure):
+    with pytest.raises(DeviceError, match=r"ended by SIGSEGV, at the step latency"):
+        measure(end="crash")
+
+
+def test_a_failed_comparison_is_refused_whatever_comes_after(measure):
+    with pytest.raises(ParityError):
+        measure(status="failed", end="hang", timeout=5.0)

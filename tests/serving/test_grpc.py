@@ -1,0 +1,640 @@
+"""The gRPC face, called by NVIDIA's own client.
+
+A real model answers where its answers matter. ``Echo`` stands in for one of dtypes that no engine has, and an engine
+that waits until it is told stands in for a slow one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import mlflow_trt
+from mlflow_trt.errors import BusyError, DeviceError, StoreError
+from mlflow_trt.plan.api import Result
+from mlflow_trt.plan.manifest import Interface, Profile, ShapeRange
+from mlflow_trt.serving.batching.batcher import Batcher
+from mlflow_trt.serving.grpc import server as rpc
+from mlflow_trt.serving.limits import Limits
+from mlflow_trt.serving.metrics import Metrics
+from mlflow_trt.serving.protocol import protobuf
+from mlflow_trt.serving.versions.served import Model, Options
+
+from . import echo
+
+client_module = pytest.importorskip("tritonclient.grpc")
+aio_module = pytest.importorskip("tritonclient.grpc.aio")
+InferenceServerException = client_module.InferenceServerException
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(models: Mapping[str, Any], **settings: Any) -> Iterator[str]:
+    """A server in a thread's event loop, as long as the block lasts; gives its address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    port = free_port()
+    try:
+        server = asyncio.run_coroutine_threadsafe(rpc.start(models, "127.0.0.1", port, **settings), loop).result(30)
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
+
+
+@contextmanager
+def calling(address: str, **settings: Any) -> Iterator[Any]:
+    with client_module.InferenceServerClient(address, **settings) as client:
+        yield client
+
+
+def raw_call(address: str, method: str, request: bytes, **settings: Any) -> tuple[Any, Any]:
+    """Calls without Triton's client: what it would not send, and what it does not show."""
+    with grpc.insecure_channel(address) as channel:
+        return channel.unary_unary(f"/{protobuf.SERVICE}/{method}").with_call(request, timeout=30, **settings)
+
+
+def tensor(name: str, array: np.ndarray, datatype: str | None = None) -> Any:
+    from tritonclient.utils import np_to_triton_dtype
+
+    made = client_module.InferInput(name, array.shape, datatype or np_to_triton_dtype(array.dtype))
+    made.set_data_from_numpy(array)
+    return made
+
+
+def refused(call: Callable[[], Any], code: str) -> str:
+    """What an error says that has this code."""
+    with pytest.raises(InferenceServerException) as caught:
+        call()
+    assert caught.value.status() == f"StatusCode.{code}"
+    return str(caught.value.message())
+
+
+def eventually(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def classifier(_classifier_folder: Path) -> Iterator[Model]:
+    """A real model, answered by the reference backend."""
+    model = Model("classifier", str(_classifier_folder), Options(backend="reference"))
+    model.start()
+    model.wait(120)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def engine(_classifier_folder: Path) -> Iterator[Any]:
+    with mlflow_trt.load_model(str(_classifier_folder), backend="reference") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def address(classifier: Model) -> Iterator[str]:
+    with serving({**echo.models(), "classifier": classifier}) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Any]:
+    with calling(address) as client:
+        yield client
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+
+
+# What it is
+
+
+def test_health(client: Any) -> None:
+    assert client.is_server_live() is True
+    assert client.is_server_ready() is True
+    assert client.is_model_ready("classifier") is True
+    assert client.is_model_ready("nobody") is False
+
+
+def test_server_metadata(client: Any) -> None:
+    found = client.get_server_metadata()
+    assert (found.name, found.version) == ("mlflow-trt", mlflow_trt.__version__)
+
+
+def test_model_metadata(client: Any, classifier: Model) -> None:
+    version = classifier.current.version
+    found = client.get_model_metadata("classifier", as_json=True)
+    assert found == {
+        "name": "classifier",
+        "versions": [version],
+        "platform": "reference",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": ["-1", "4"]}],
+        "outputs": [
+            {"name": "scores", "datatype": "FP32", "shape": ["-1", "3"]},
+            {"name": "mean", "datatype": "FP32", "shape": ["-1"]},
+        ],
+    }
+    assert client.get_model_metadata("classifier", version, as_json=True) == found
+    assert client.is_model_ready("classifier", version) is True
+    assert client.is_model_ready("classifier", "no such") is False
+
+
+# Inference
+
+
+def test_a_real_model_answers(client: Any, classifier: Model, engine: Any) -> None:
+    x = rows(3)
+    found = client.infer("classifier", [tensor("x", x)], request_id="a request")
+    expected = engine.predict({"x": x})
+    for name in ("scores", "mean"):
+        np.testing.assert_allclose(found.as_numpy(name), expected[name], rtol=1e-5)
+    response = found.get_response()
+    assert response.id == "a request"
+    assert (response.model_name, response.model_version) == ("classifier", classifier.current.version)
+
+
+def test_a_version_may_be_named(client: Any, classifier: Model) -> None:
+    version = classifier.current.version
+    assert client.infer("classifier", [tensor("x", rows(1))], version).get_response().model_version == version
+
+
+def test_wanted_outputs(client: Any) -> None:
+    wanted = [client_module.InferRequestedOutput(name) for name in ("mean", "scores")]
+    for chosen in (wanted, wanted[:1]):
+        response = client.infer("classifier", [tensor("x", rows(2))], outputs=chosen).get_response()
+        assert [output.name for output in response.outputs] == [output.name() for output in chosen]
+
+
+def test_sixteen_clients_get_their_own_answers(address: str, engine: Any) -> None:
+    def call(seed: int) -> None:
+        with calling(address) as client:
+            for number in range(20):
+                x = rows(1 + number % 2, seed * 1000 + number)
+                found = client.infer("classifier", [tensor("x", x)], request_id=f"{seed}/{number}")
+                np.testing.assert_allclose(found.as_numpy("mean"), x.mean(1), rtol=1e-4, atol=1e-6)
+                assert found.get_response().id == f"{seed}/{number}"
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(call, range(16)))
+
+
+def test_the_asyncio_client(address: str, engine: Any) -> None:
+    async def call() -> None:
+        async with aio_module.InferenceServerClient(address) as client:
+            assert await client.is_server_ready()
+            assert (await client.get_model_metadata("classifier")).name == "classifier"
+            many = [rows(1, seed) for seed in range(16)]
+            found = await asyncio.gather(*(client.infer("classifier", [tensor("x", x)]) for x in many))
+            for x, answer in zip(many, found):
+                np.testing.assert_allclose(answer.as_numpy("scores"), engine.predict({"x": x})["scores"], rtol=1e-4)
+
+    asyncio.run(call())
+
+
+def values(dtype: str) -> np.ndarray:
+    if dtype == "object":
+        return np.array([[b"", b"\xff\x00 \n"], ["ü".encode(), b"x" * 70_000]], object)
+    if dtype == "bool":
+        return np.array([[True, False], [False, False]])
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return np.array([[np.nan, np.inf], [-0.0, np.finfo(kind).max]], kind)
+    return np.array([[np.iinfo(kind).min, np.iinfo(kind).max], [0, 1]], kind)
+
+
+@pytest.mark.parametrize("dtype", echo.DTYPES)
+def test_every_datatype(client: Any, dtype: str) -> None:
+    array = values(dtype)
+    found = client.infer(dtype, [tensor("x", array)]).as_numpy("x")
+    assert found.dtype == array.dtype
+    assert found.shape == array.shape
+    assert found.tobytes() == array.tobytes() if dtype != "object" else found.tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0,), ()])
+def test_shapes_of_little(client: Any, shape: tuple[int, ...]) -> None:
+    found = client.infer("float32", [tensor("x", np.ones(shape, np.float32))]).as_numpy("x")
+    np.testing.assert_array_equal(found, np.ones(shape, np.float32))
+
+
+def test_brain_floats(client: Any) -> None:
+    brain = pytest.importorskip("ml_dtypes").bfloat16
+    array = np.array([1.5, -3.0e38, np.inf], brain)
+    found = client.infer("bfloat16", [tensor("x", array, "BF16")]).as_numpy("x")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, array.astype(np.float32))
+
+
+def test_several_inputs(client: Any) -> None:
+    a, b = np.float32([[1, 2]]), np.int64([3])
+    found = client.infer("two", [tensor("b", b), tensor("a", a)])
+    np.testing.assert_array_equal(found.as_numpy("a"), a)
+    np.testing.assert_array_equal(found.as_numpy("b"), b)
+
+
+def test_typed_contents_are_answered_raw(address: str) -> None:
+    x = {"name": "x", "datatype": "FP32", "shape": [2], "contents": {"fp32_contents": [1, 2]}}
+    request = protobuf.ModelInferRequest(model_name="float32", inputs=[x])
+    answer, _ = raw_call(address, "ModelInfer", request.SerializeToString())
+    response = protobuf.ModelInferResponse.FromString(answer)
+    assert response.raw_output_contents == [np.float32([1, 2]).tobytes()]
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compression(client: Any, algorithm: str) -> None:
+    array = np.zeros((1, 3, 224, 224), np.float32)
+    array[0, 0, 0] = np.arange(224)
+    found = client.infer("float32", [tensor("x", array)], compression_algorithm=algorithm).as_numpy("x")
+    np.testing.assert_array_equal(found, array)
+
+
+def test_messages_beyond_grpcs_default_limit(client: Any) -> None:
+    array = np.random.default_rng(0).integers(0, 255, 20 << 20, np.uint8)
+    assert client.infer("uint8", [tensor("x", array)]).as_numpy("x").tobytes() == array.tobytes()
+
+
+# Errors
+
+
+def test_errors_of_the_caller(client: Any) -> None:
+    x = tensor("x", rows(1))
+    assert "served are" in refused(lambda: client.infer("nobody", [x]), "NOT_FOUND")
+    assert "Version '99' is not served" in refused(lambda: client.infer("classifier", [x], "99"), "NOT_FOUND")
+    refused(lambda: client.get_model_metadata("nobody"), "NOT_FOUND")
+    refused(lambda: client.get_model_metadata("classifier", "99"), "NOT_FOUND")
+    text = refused(lambda: client.infer("classifier", [tensor("y", rows(1))]), "INVALID_ARGUMENT")
+    assert "missing: x; not known: 'y'" in text
+    text = refused(lambda: client.infer("classifier", [tensor("x", rows(1).astype(np.float64))]), "INVALID_ARGUMENT")
+    assert "is sent as FP64" in text
+    text = refused(lambda: client.infer("classifier", [tensor("x", rows(9))]), "INVALID_ARGUMENT")
+    assert "(9, 4)" in text
+    wanted = [client_module.InferRequestedOutput("nothing")]
+    refused(lambda: client.infer("classifier", [x], outputs=wanted), "INVALID_ARGUMENT")
+    refused(lambda: client.infer("classifier", [x], sequence_id=3, sequence_start=True), "INVALID_ARGUMENT")
+    refused(lambda: client.get_model_config("classifier"), "UNIMPLEMENTED")
+    assert client.infer("classifier", [x]).as_numpy("scores").shape == (1, 3)
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata"])
+def test_what_is_no_message(address: str, method: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        raw_call(address, method, b"\x0a\xff\xff garbage")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "is not a" in caught.value.details()
+
+
+def test_names_that_clients_make_up(address: str) -> None:
+    """In an error's text they are short and harmless."""
+    request = protobuf.ModelInferRequest(model_name="\x1b[31m\n" + "ü" * 100_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        raw_call(address, "ModelInfer", request.SerializeToString())
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "\x1b" not in caught.value.details()
+    assert len(caught.value.details()) < 1000
+
+
+def failing(error: Exception) -> dict[str, Any]:
+    model = echo.Echo("m", ("x", "float32", "float32"))
+    model.error = error
+    return {"m": model}
+
+
+def test_an_error_of_the_server_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    x = tensor("x", rows(1))
+    with (
+        serving(failing(RuntimeError("a secret"))) as address,
+        calling(address) as client,
+        caplog.at_level(logging.ERROR),
+    ):
+        text = refused(lambda: client.infer("m", [x]), "INTERNAL")
+        assert text == "The server failed; its log says more."
+        assert client.infer("m", [x]) is not None
+    assert "a secret" in caplog.text
+
+
+def test_an_error_of_the_device_is_told() -> None:
+    with serving(failing(DeviceError("The GPU is gone."))) as address, calling(address) as client:
+        assert refused(lambda: client.infer("m", [tensor("x", rows(1))]), "INTERNAL") == "The GPU is gone."
+
+
+def test_an_error_of_many_words_arrives() -> None:
+    with serving(failing(DeviceError("ü" * 100_000))) as address, calling(address) as client:
+        text = refused(lambda: client.infer("m", [tensor("x", rows(1))]), "INTERNAL")
+    assert re.fullmatch("ü+…", text)
+
+
+def test_busy_says_when_to_come_back() -> None:
+    policy = {
+        "maxAttempts": 2,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    config = {"methodConfig": [{"name": [{"service": protobuf.SERVICE}], "retryPolicy": policy}]}
+    x = tensor("x", rows(1))
+    models = failing(BusyError("The queue is full."))
+    with serving(models) as address, calling(address) as client:
+        assert refused(lambda: client.infer("m", [x]), "UNAVAILABLE") == "The queue is full."
+        models["m"].error = BusyError("The queue is full.")
+        options = [("grpc.service_config", json.dumps(config))]
+        with calling(address, channel_args=options) as patient:
+            begin = time.monotonic()
+            assert patient.infer("m", [x]).as_numpy("x").shape == (1, 4)
+            assert time.monotonic() - begin >= 0.9
+
+
+def test_a_model_that_is_not_ready(tmp_path: Path) -> None:
+    model = Model("m", str(tmp_path / "nothing"), Options(backend="reference"))  # never started
+    with serving({"m": model}) as address, calling(address) as client:
+        assert client.is_server_live() is True
+        assert client.is_server_ready() is False
+        assert client.is_model_ready("m") is False
+        assert "is being loaded" in refused(lambda: client.get_model_metadata("m"), "UNAVAILABLE")
+        assert "is being loaded" in refused(lambda: client.infer("m", [tensor("x", rows(1))]), "UNAVAILABLE")
+    model.close()
+
+
+# Time
+
+
+class Gate:
+    """An engine that answers once it is let."""
+
+    interface: Interface = echo.interface(("x", "float32", "float32"))
+    profiles: tuple[Profile, ...] = ({"x": ShapeRange(min=(1,), opt=(1,), max=(8,))},)
+    backend = "reference"
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.seen: list[float] = []
+
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> Result:
+        self.seen.append(float(inputs["x"][0]))
+        assert self.open.wait(30)
+        return Result(inputs)
+
+
+class Slow(echo.Echo):
+    """A real batcher, which calls a gate with one request at a time."""
+
+    def __init__(self) -> None:
+        super().__init__("slow", ("x", "float32", "float32"))
+        self.gate = Gate()
+        self.batcher = Batcher([self.gate], workers=1, batching=False)  # type: ignore[list-item]
+
+    def submit(self, inputs: Mapping[str, np.ndarray], deadline: float | None = None) -> Any:
+        return self.current, self.batcher.submit(inputs, deadline)
+
+
+def number(value: float) -> Any:
+    return tensor("x", np.float32([value]))
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    """Its only worker is at work on 0 until the gate opens."""
+    model = Slow()
+    first = model.batcher.submit({"x": np.float32([0])})
+    eventually(lambda: model.gate.seen == [0])
+    yield model
+    model.gate.open.set()
+    first.result(30)
+    model.batcher.close()
+
+
+def test_the_clients_timeout_parameter(slow: Slow) -> None:
+    with serving({"slow": slow}) as address, calling(address) as client:
+        text = refused(lambda: client.infer("slow", [number(1)], timeout=50_000), "DEADLINE_EXCEEDED")
+        assert "The request's time was over" in text  # the server's word, not the client's own
+        eventually(lambda: slow.batcher.depth == 0)
+
+
+def test_the_servers_timeout(slow: Slow) -> None:
+    with serving({"slow": slow}, timeout=0.05) as address, calling(address) as client:
+        text = refused(lambda: client.infer("slow", [number(1)], timeout=50_000_000), "DEADLINE_EXCEEDED")
+        assert "The request's time was over" in text
+
+
+def test_work_whose_client_ran_out_of_time_is_dropped(slow: Slow) -> None:
+    with serving({"slow": slow}) as address, calling(address) as client:
+        refused(lambda: client.infer("slow", [number(1)], client_timeout=0.1), "DEADLINE_EXCEEDED")
+        eventually(lambda: slow.batcher.depth == 0)
+        slow.gate.open.set()
+        assert client.infer("slow", [number(2)]).as_numpy("x").tolist() == [2]
+    assert slow.gate.seen == [0, 2]
+
+
+def test_cancelled_work_is_dropped(slow: Slow) -> None:
+    models = {"slow": slow}
+    metrics = Metrics({})
+    ended: list[Any] = []
+    with serving(models, metrics=metrics) as address, calling(address) as client:
+        call = client.async_infer("slow", [number(1)], lambda result, error: ended.append(error))
+        eventually(lambda: slow.batcher.depth == 1)
+        call.cancel()
+        eventually(lambda: slow.batcher.depth == 0)
+        eventually(lambda: ended)
+        assert ended[0].status() == "StatusCode.CANCELLED"
+        slow.gate.open.set()
+        assert client.infer("slow", [number(2)]).as_numpy("x").tolist() == [2]
+    assert slow.gate.seen == [0, 2]
+    text = metrics.text().decode()
+    assert 'mlflow_trt_requests_total{model="slow",protocol="grpc",status="CANCELLED"} 1.0' in text
+    assert 'mlflow_trt_requests_total{model="slow",protocol="grpc",status="OK"} 1.0' in text
+
+
+def test_a_cancelled_task_of_the_asyncio_client(slow: Slow) -> None:
+    async def call(address: str) -> None:
+        async with aio_module.InferenceServerClient(address) as client:
+            task = asyncio.create_task(client.infer("slow", [number(1)]))
+            await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 0)
+
+    with serving({"slow": slow}) as address:
+        asyncio.run(call(address))
+
+
+def test_a_client_that_goes_away(slow: Slow) -> None:
+    code = (
+        "import sys, numpy, tritonclient.grpc as t; x = t.InferInput('x', [1], 'FP32');"
+        "x.set_data_from_numpy(numpy.float32([1])); t.InferenceServerClient(sys.argv[1]).infer('slow', [x])"
+    )
+    with serving({"slow": slow}) as address:
+        process = subprocess.Popen([sys.executable, "-c", code, address])
+        try:
+            eventually(lambda: slow.batcher.depth == 1)
+        finally:
+            process.kill()
+            process.wait()
+        eventually(lambda: slow.batcher.depth == 0)
+
+
+def test_stopping_waits_for_calls_under_way(slow: Slow) -> None:
+    async def run() -> None:
+        port = free_port()
+        server = await rpc.start({"slow": slow}, "127.0.0.1", port)
+        async with aio_module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            call = asyncio.create_task(client.infer("slow", [number(1)]))
+            await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 1)
+            stop = asyncio.create_task(server.stop(30))
+            await asyncio.sleep(0.1)
+            slow.gate.open.set()
+            assert (await call).as_numpy("x").tolist() == [1]
+            await stop
+
+    asyncio.run(run())
+
+
+# Who may, and how much
+
+
+def test_the_token() -> None:
+    x = tensor("x", rows(1))
+    wrong = ("", "a token", "Bearer", "Bearer ", "Bearer a toke", "Bearer a tokens", "Basic a token", "Bearer A token")
+    with serving(echo.models(), token="a token") as address, calling(address) as client:
+        assert client.is_server_live() is True
+        assert client.is_server_ready() is True
+        for headers in (None, *({"authorization": value} for value in wrong)):
+            refused(partial(client.infer, "float32", [x], headers=headers), "UNAUTHENTICATED")
+            refused(partial(client.get_model_metadata, "float32", headers=headers), "UNAUTHENTICATED")
+            refused(partial(client.is_model_ready, "float32", headers=headers), "UNAUTHENTICATED")
+            refused(partial(client.get_server_metadata, headers=headers), "UNAUTHENTICATED")
+        for kind in ("Bearer", "bearer"):
+            headers = {"authorization": f"{kind} a token"}
+            assert client.infer("float32", [x], headers=headers).as_numpy("x").shape == (1, 4)
+            assert client.get_model_metadata("float32", headers=headers).name == "float32"
+
+
+def test_too_large(address: str) -> None:
+    x = tensor("x", np.zeros(100_000, np.uint8))
+    with serving(echo.models(), max_body=100_000) as small, calling(small) as client:
+        for algorithm in (None, "gzip", "deflate"):
+            refused(partial(client.infer, "uint8", [x], compression_algorithm=algorithm), "RESOURCE_EXHAUSTED")
+        assert client.infer("uint8", [tensor("x", np.zeros(90_000, np.uint8))]) is not None
+
+
+def peak_memory(process: subprocess.Popen[bytes]) -> int:
+    """The most bytes that a process has held."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) << 10
+
+
+@contextmanager
+def apart(max_body: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The echo in a process of its own, and in uvloop's event loop; gives its address too."""
+    port = free_port()
+    command = [sys.executable, "-m", f"{__package__}.echo", str(port), str(max_body)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        yield f"127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_compressed_body_does_not_fill_the_memory() -> None:
+    with apart(1 << 20) as (address, process), calling(address) as client:
+        small = tensor("x", np.zeros(500_000, np.uint8))
+        client.infer("uint8", [small], compression_algorithm="gzip")
+        before = peak_memory(process)
+        bomb = tensor("x", np.zeros(128 << 20, np.uint8))
+        refused(lambda: client.infer("uint8", [bomb], compression_algorithm="gzip"), "RESOURCE_EXHAUSTED")
+        assert peak_memory(process) - before < 32 << 20
+        assert client.infer("uint8", [small]).as_numpy("x").shape == (500_000,)
+
+
+def request_of(model: str) -> bytes:
+    message = protobuf.ModelInferRequest(model_name=model, raw_input_contents=[bytes(8)])
+    message.inputs.add(name="x", datatype="FP32", shape=(1, 2))
+    return bytes(message.SerializeToString())
+
+
+def test_a_flood_of_calls_is_answered() -> None:
+    """By itself gRPC ends some of over 1000 that nobody has looked at, as CANCELLED, which no client tries again."""
+    data = request_of("float32")
+    with apart(1 << 20) as (address, _), grpc.insecure_channel(address) as channel:
+        infer = channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer")
+        calls = [infer.future(data, timeout=60) for _ in range(6000)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+
+
+def test_connections_have_a_number_and_deadlines() -> None:
+    data = request_of("float32")
+    limits = Limits(max_connections=2, idle_timeout=0.1, header_timeout=0.5)
+    with serving(echo.models(), limits=limits) as address:
+        host, _, port = address.rpartition(":")
+
+        def closed_after(first: bytes) -> float:
+            with socket.create_connection((host, int(port)), timeout=20) as raw:
+                raw.sendall(first)
+                begin = time.monotonic()
+                while raw.recv(1 << 16):
+                    pass
+                return time.monotonic() - begin
+
+        assert closed_after(b"") < 10
+        settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+        assert closed_after(settings) < 10
+        alone = (("grpc.use_local_subchannel_pool", 1),)
+        channels = [grpc.insecure_channel(address, options=alone) for _ in range(3)]
+        try:
+            infer = [channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer") for channel in channels]
+            for call in infer[:2]:
+                call(data, timeout=10)
+            with pytest.raises(grpc.RpcError) as caught:
+                infer[2](data, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            channels[2].close()
+            time.sleep(rpc.IDLE * limits.idle_timeout + 0.5)  # the others are told that they were idle, and come again
+            for call in infer[:2]:
+                call(data, timeout=10, wait_for_ready=True)
+        finally:
+            for channel in channels:
+                channel.close()
+
+
+def test_a_port_that_is_taken(address: str) -> None:
+    async def start() -> None:
+        await rpc.start({}, "127.0.0.1", int(address.rpartition(":")[2]))
+
+    with pytest.raises(StoreError, match="Nothing listens on"):
+        asyncio.run(start())

@@ -1,0 +1,129 @@
+"""Real front processes and real HTTP; the GPU that fetches their requests is a stand-in (tests/standin.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import requests
+import standin
+from interfaces import interface, tensor
+
+from mlflow_trt.engine import pinned
+from mlflow_trt.plan.api import Result
+from mlflow_trt.serving.batching.batcher import Answer
+from mlflow_trt.serving.metrics import Metrics
+from mlflow_trt.serving.workers.pool import Fronts
+
+WIDE = 16 << 10
+SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning"}
+SETTINGS.update(body_timeout=30.0, limits={}, access_log=False, exit_on_error=True)
+FACE = interface([tensor("x", ("n", WIDE))], [tensor("y", ("n", 1))])
+
+
+class Held:
+    """A model that keeps its requests until the test answers them."""
+
+    name = "m"
+    registered_model = None
+    current = SimpleNamespace(
+        uri="models:/m/1", version="1", platform="stand-in", interface=FACE, profiles=(), mlmodel=None
+    )
+
+    def __init__(self):
+        self.requests = []
+
+    def status(self):
+        return {"name": "m", "state": "ready", "version": "1", "uri": "models:/m/1", "waiting": 0}
+
+    def submit(self, inputs, deadline=None, *, here=False):
+        future = Future()
+        future.set_running_or_notify_cancel()
+        self.requests.append((inputs["x"], future))
+        return self.current, future
+
+
+@pytest.fixture
+def cudart(monkeypatch):
+    return standin.install(monkeypatch, lambda trt: None).cudart
+
+
+def run(check, device):
+    async def main():
+        model = Held()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            fronts = Fronts(1, listening, {"m": model}, Metrics({}), SETTINGS, device)
+            await fronts.start()
+            try:
+                await check(model, f"http://127.0.0.1:{port}/v2/models/m/infer", fronts)
+            finally:
+                await fronts.stop(5)
+
+    asyncio.run(main())
+
+
+async def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not become true")
+
+
+def post(url, x):
+    content = {"inputs": [{"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}]}
+    return asyncio.create_task(asyncio.to_thread(requests.post, url, json=content, timeout=60))
+
+
+def answer(future, x):
+    outputs = Result({"y": x.sum(axis=1, keepdims=True)}, "tensorrt")
+    future.set_result(Answer(outputs, len(x), len(x), 0.0, 0.0))
+
+
+def test_a_gpu_may_fetch_requests_from_where_the_front_put_them(cudart):
+    async def check(model, url, fronts):
+        for seed in range(2):
+            x = np.random.default_rng(seed).integers(0, 9, (2, WIDE)).astype(np.float32)
+            response = post(url, x)
+            await until(lambda: model.requests)
+            given, future = model.requests.pop()
+            assert pinned.address_of(given) is not None
+            np.testing.assert_array_equal(given, x)
+            answer(future, given)
+            assert (await response).json()["outputs"][0]["data"] == x.sum(axis=1).tolist()
+
+    run(check, device=0)
+
+
+def test_nothing_is_page_locked_without_a_gpu(cudart):
+    async def check(model, url, fronts):
+        response = post(url, np.ones((1, WIDE), np.float32))
+        await until(lambda: model.requests)
+        given, future = model.requests.pop()
+        answer(future, given)
+        assert (await response).status_code == 200
+        assert not cudart.pinned
+
+    run(check, device=None)
+
+
+def test_what_a_dead_front_left_stays_locked_while_an_engine_reads_it(cudart):
+    async def check(model, url, fronts):
+        response = post(url, np.ones((1, WIDE), np.float32))
+        await until(lambda: model.requests)
+        given, future = model.requests.pop()
+        fronts._fronts[0].process.kill()
+        with pytest.raises(requests.ConnectionError):
+            await response
+        await asyncio.sleep(0.3)
+        assert pinned.address_of(given) is not None
+        answer(future, given)
+        await until(lambda: pinned.address_of(given) is None)
+
+    run(check, device=0)
+    assert not cudart.pinned
