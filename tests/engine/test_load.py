@@ -131,7 +131,7 @@ for device in (0, 7, -1):
 
 def test_loading_imports_neither_torch_nor_tensorrt(tmp_path):
     code = (
-        "import sys; import mlflow_trt.engine.engine, mlflow_trt.engine.device_call, mlflow_trt.measure; "
+        "import sys; import mlflow_trt.engine.engine, mlflow_trt.engine.device_call, mlflow_trt.evidence.measure; "
         "print([m for m in ('torch', 'torch_tensorrt', 'tensorrt_rtx', 'tensorrt', 'cuda.core') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

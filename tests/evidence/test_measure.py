@@ -8,6 +8,7 @@ from programs import nested
 from mlflow_trt import plan
 from mlflow_trt.engine import load as load_engine
 from mlflow_trt.evidence import measure
+from mlflow_trt.plan import files
 from mlflow_trt.plan.api import Result
 from mlflow_trt.plan.files import GoldenTensors
 from mlflow_trt.plan.manifest import Tolerance
@@ -247,7 +248,7 @@ def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
 def test_golden_tensors_survive_their_files(engine, golden, tmp_path):
     """Scalars too: they must not come back as arrays of one element."""
     scalar = {"0.opt/n": np.array(3), **golden.inputs}
-    written = plan._write_golden(tmp_path, GoldenTensors(scalar, golden.outputs))
+    written = files._write_golden(tmp_path, GoldenTensors(scalar, golden.outputs))
     read = plan.read_golden(tmp_path, written)
     assert read.inputs["0.opt/n"].shape == ()
     assert read.inputs["0.opt/n"] == 3

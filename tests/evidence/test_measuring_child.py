@@ -54,7 +54,9 @@ def measure(tmp_path, monkeypatch, classifier_folder):
         parity = {**record.parity.model_dump(mode="json"), "status": status, "reason": None}
         (tmp_path / "fake_measuring.py").write_text(FAKE.format(parity=parity, end=end))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        monkeypatch.setattr(recorded, "_measuring", types.SimpleNamespace(__name__="fake_measuring", JOB="job.json"))
+        monkeypatch.setattr(
+            recorded, "measuring_child", types.SimpleNamespace(__name__="fake_measuring", JOB="job.json")
+        )
         return recorded._measure_plan(classifier_folder, record, 0, timeout)
 
     return measure

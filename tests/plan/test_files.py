@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from manifests import MANIFEST, MEASURED, file
 
-from mlflow_trt import plan
 from mlflow_trt.errors import PlanError, SettingError
-from mlflow_trt.plan import manifest
+from mlflow_trt.plan import files, manifest
 from mlflow_trt.plan.files import GoldenTensors, Plan
 from mlflow_trt.plan.manifest import Manifest
 
@@ -36,7 +35,7 @@ ALL = bytes.fromhex(
     ],
 )
 def test_the_header_of_a_real_plan(start, length, capabilities):
-    assert plan.read_header(start) == plan.Header("tensorrt_rtx", "1.6.1.120", length, capabilities)
+    assert files.read_header(start) == files.Header("tensorrt_rtx", "1.6.1.120", length, capabilities)
 
 
 @pytest.mark.parametrize("names", [("SM86",), ("SM80", "SM89"), ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")])
@@ -53,25 +52,25 @@ def test_the_header_of_a_plan_that_the_installed_release_builds(names):
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
     serialized = bytes(builder.build_serialized_network(network, config))
 
-    header = plan.read_header(serialized)
+    header = files.read_header(serialized)
 
     assert header.runtime == "tensorrt_rtx"
     assert header.release == trt.__version__
     assert header.length == len(serialized)
     assert header.capabilities == tuple(f"{n[2:-1]}.{n[-1]}" for n in names)
-    plan.check_length(header, len(serialized))
+    files.check_length(header, len(serialized))
 
 
 def test_a_plan_for_the_gpu_it_was_built_on_names_no_capability():
     start = SM86[:32] + bytes(8) + SM86[40:]
 
-    assert plan.read_header(start).capabilities is None
+    assert files.read_header(start).capabilities is None
 
 
 def test_a_header_of_full_tensorrt_says_release_and_length():
     start = b"ftrt" + bytes(12) + (5_000_000_000).to_bytes(8, "little") + bytes([11, 1, 0, 23]) + bytes(36)
 
-    assert plan.read_header(start) == plan.Header("tensorrt", "11.1.0.23", 5_000_000_000, None)
+    assert files.read_header(start) == files.Header("tensorrt", "11.1.0.23", 5_000_000_000, None)
 
 
 @pytest.mark.parametrize(
@@ -88,19 +87,19 @@ def test_a_header_of_full_tensorrt_says_release_and_length():
 )
 def test_bytes_that_are_no_plan_are_refused(start, message):
     with pytest.raises(PlanError, match=message):
-        plan.read_header(start)
+        files.read_header(start)
 
 
 @pytest.mark.parametrize("size", [64, 133_603, 133_605])
 def test_a_plan_cut_short_or_grown_is_noticed_by_its_header(size):
     with pytest.raises(PlanError, match="133,604"):
-        plan.check_length(plan.read_header(SM86), size)
+        files.check_length(files.read_header(SM86), size)
 
 
 def test_a_file_that_is_as_it_was_written(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"x" * 3_000_000)
 
-    assert plan.verify(tmp_path, file("a.bin", b"x" * 3_000_000)) == tmp_path / "a.bin"
+    assert files.verify(tmp_path, file("a.bin", b"x" * 3_000_000)) == tmp_path / "a.bin"
 
 
 @pytest.mark.parametrize(
@@ -111,19 +110,19 @@ def test_a_file_that_is_missing_or_of_another_size(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(PlanError, match=message):
-        plan.verify(tmp_path, file("a.bin", b"abcdef"))
+        files.verify(tmp_path, file("a.bin", b"abcdef"))
 
 
 def test_a_file_altered_by_one_bit(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"abcdeg")
     with pytest.raises(PlanError, match="SHA-256"):
-        plan.verify(tmp_path, file("a.bin", b"abcdef"))
+        files.verify(tmp_path, file("a.bin", b"abcdef"))
 
 
 def test_a_folder_in_the_place_of_a_file(tmp_path):
     (tmp_path / "a.bin").mkdir()
     with pytest.raises(PlanError, match="is missing"):
-        plan.verify(tmp_path, file("a.bin", b"abcdef"))
+        files.verify(tmp_path, file("a.bin", b"abcdef"))
 
 
 GOLDEN = GoldenTensors(
@@ -157,9 +156,9 @@ def test_golden_points_keep_their_order_and_names():
 
 
 def test_golden_tensors_survive_the_folder(tmp_path):
-    written = plan.write([made(golden=GOLDEN)], tmp_path)
+    written = files.write([made(golden=GOLDEN)], tmp_path)
 
-    read = plan.read_golden(tmp_path, written.golden)
+    read = files.read_golden(tmp_path, written.golden)
 
     for before, after in ((GOLDEN.inputs, read.inputs), (GOLDEN.outputs, read.outputs)):
         assert set(before) == set(after)
@@ -169,14 +168,14 @@ def test_golden_tensors_survive_the_folder(tmp_path):
 
 
 def test_golden_tensors_that_were_altered_are_not_read(tmp_path):
-    written = plan.write([made(golden=GOLDEN)], tmp_path)
+    written = files.write([made(golden=GOLDEN)], tmp_path)
     path = tmp_path / "golden" / "outputs.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
     with pytest.raises(PlanError, match=r"golden/outputs\.safetensors has the SHA-256"):
-        plan.read_golden(tmp_path, written.golden)
+        files.read_golden(tmp_path, written.golden)
 
 
 def test_the_folder_of_one_plan(tmp_path):
@@ -186,7 +185,7 @@ def test_the_folder_of_one_plan(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
 
-    written = plan.write([made(golden=GOLDEN, program=program, runtime_cache=b"kernels")], folder)
+    written = files.write([made(golden=GOLDEN, program=program, runtime_cache=b"kernels")], folder)
 
     assert manifest.read(folder) == written
     found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
@@ -199,7 +198,7 @@ def test_the_folder_of_one_plan(tmp_path):
         "program/model.pt2",
     ]
     for entry in written.files():
-        plan.verify(folder, entry)
+        files.verify(folder, entry)
     assert (folder / written.plans[0].file.path).read_bytes() == ALL
     assert written.program.torch == torch.__version__
 
@@ -210,14 +209,14 @@ def test_the_program_is_left_out_on_request(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
 
-    assert plan.write([made(program=program)], folder, program=False).program is None
+    assert files.write([made(program=program)], folder, program=False).program is None
     assert not (folder / "program").exists()
 
 
 def test_plans_for_different_targets_share_a_folder(tmp_path):
     other = MEASURED.model_copy(update={"release": "1.5.0.114", "capabilities": None})
 
-    written = plan.write([made(), made(other, SM86)], tmp_path)
+    written = files.write([made(), made(other, SM86)], tmp_path)
 
     assert [r.file.path for r in written.plans] == [
         "plans/tensorrt_rtx-1.6.1.120-sm80-sm86-sm89/model.plan",
@@ -230,7 +229,7 @@ def test_plans_for_different_targets_share_a_folder(tmp_path):
 
 def test_two_plans_for_one_target_are_refused(tmp_path):
     with pytest.raises(SettingError, match="Two plans are for the same target"):
-        plan.write([made(), made(serialized=SM86)], tmp_path)
+        files.write([made(), made(serialized=SM86)], tmp_path)
 
 
 def test_plans_of_different_models_are_refused(tmp_path):
@@ -238,12 +237,12 @@ def test_plans_of_different_models_are_refused(tmp_path):
     other = Plan(SM86, Manifest(interface=interface, plans=(MEASURED.model_copy(update={"release": "1.5.0.114"}),)))
 
     with pytest.raises(SettingError, match="differ in their inputs or outputs"):
-        plan.write([made(), other], tmp_path)
+        files.write([made(), other], tmp_path)
 
 
 def test_a_refusal_writes_no_manifest(tmp_path):
     with pytest.raises(SettingError):
-        plan.write([made(), made()], tmp_path)
+        files.write([made(), made()], tmp_path)
     assert not (tmp_path / "manifest.json").exists()
 
 
