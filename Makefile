@@ -1,5 +1,5 @@
 # make demo          sets up .venv and runs the main job end to end
-# make test          sets up .venv, then linters, types and all tests; GPU tests run where there is a GPU
+# make test          sets up .venv, then linters, types, layers and all tests; GPU tests run where there is a GPU
 # make test-oldest   the main job's tests with the oldest releases that are promised (tests/oldest.txt), in .venv-oldest
 # make test-next     conversion and checks with the newest TensorRT-RTX, in .venv-next, a layer over .venv
 # make test-light    the runtime's tests without torch, on the newest Python, in .venv-light
@@ -61,13 +61,16 @@ light_tests := $(addprefix tests/,plan engine test_inputs.py test_errors.py cli/
 demo: $(environment)
 	@$(PY) examples/quickstart.py
 
-# All three run whatever the others find; pytest's summary comes last.
+# All four run whatever the others find; pytest's summary comes last.
 test: $(environment)
 	@status=0; \
 	if $(call has,ruff); then echo "ruff"; $(PY) -m ruff check . || status=1; $(PY) -m ruff format --check . || status=1; \
 	  else echo "ruff is not installed here: not run"; fi; \
 	if $(call has,mypy); then echo "mypy"; $(PY) -m mypy || status=1; \
 	  else echo "mypy is not installed here: not run"; fi; \
+	if $(call has,importlinter); then echo "layers"; \
+	  $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-cache || status=1; \
+	  else echo "import-linter is not installed here: not run"; fi; \
 	echo "pytest"; $(PY) -m pytest tests $$($(call has,xdist) && printf '%s ' $(workers)) \
 	  || status=1; exit $$status
 

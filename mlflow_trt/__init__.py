@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .errors import StoreError as StoreError
     from .errors import TrtError as TrtError
     from .errors import UnsupportedOperatorError as UnsupportedOperatorError
-    from .evidence.benchmark import BenchmarkReport as BenchmarkReport
-    from .evidence.benchmark import benchmark as benchmark
+    from .flavor.benchmark import BenchmarkReport as BenchmarkReport
+    from .flavor.benchmark import benchmark as benchmark
     from .flavor.inspection import check as check
     from .flavor.inspection import inspect as inspect
     from .flavor.load import load_model as load_model
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .serving.server import serve as serve
 
 _HOMES = {
-    "evidence.benchmark": ("benchmark", "BenchmarkReport"),
+    "flavor.benchmark": ("benchmark", "BenchmarkReport"),
     "conversion": ("convert",),
     "errors": (
         "BusyError",

@@ -23,7 +23,7 @@ def test_every_public_name_resolves(name):
 def test_public_names_stay_what_they_are_whatever_was_imported_before():
     """A submodule of the same name would replace a function once something imports it."""
     code = """
-import mlflow_trt.cli.main, mlflow_trt.flavor.save, mlflow_trt.evidence.benchmark, mlflow_trt.flavor.inspection
+import mlflow_trt.cli.main, mlflow_trt.flavor.save, mlflow_trt.flavor.benchmark, mlflow_trt.flavor.inspection
 print([n for n in mlflow_trt.__all__ if not callable(getattr(mlflow_trt, n))])
 """
     assert python(code).strip() == "[]"

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import CompatibilityError, InputError, SettingError
+from ..plan.batch_sizes import batch_sizes
 from ..plan.dtypes import STORAGE, encoder
 from ..plan.files import GoldenTensors
 from ..plan.manifest import Interface, Profile, Tensor
 from ..plan.signature import Binder
-from ..serving.batching.rows import batch_sizes
 from .pbtxt import Message, Name
 from .selection import Selection
 

@@ -14,7 +14,7 @@ from . import processes
 from .limits import CUTS
 
 if TYPE_CHECKING:
-    from .batching.batcher import Answer
+    from .batching.queue import Answer
     from .versions.served import Model
 
 MEDIA = CONTENT_TYPE_LATEST

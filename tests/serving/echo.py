@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_trt.plan.api import Result
 from mlflow_trt.plan.manifest import Branch, Interface, Tensor, TensorLeaf
-from mlflow_trt.serving.batching.batcher import Answer
+from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.grpc import server as rpc
 
 DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")

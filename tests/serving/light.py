@@ -67,7 +67,7 @@ class Light:
 
     def _answer(self, future: Future[Any], sums: np.ndarray) -> None:
         from mlflow_trt.plan.api import Result
-        from mlflow_trt.serving.batching.batcher import Answer
+        from mlflow_trt.serving.batching.queue import Answer
 
         outputs = {"y": np.repeat(sums, self._width, axis=1)}
         future.set_result(Answer(Result(outputs, "reference"), len(sums), len(sums), 0.0, self._seconds))

@@ -22,11 +22,14 @@ from hypothesis import strategies as st
 import mlflow_trt
 from mlflow_trt.errors import BusyError, DeadlineError, DeviceError, InputError, ManifestError, SettingError
 from mlflow_trt.plan.api import Result
+from mlflow_trt.plan.batch_sizes import batch_sizes
 from mlflow_trt.plan.manifest import Branch, Interface, ShapeRange, Tensor, TensorLeaf
 from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.plan.signature import Binder
 from mlflow_trt.serving.batching import batcher as batching
-from mlflow_trt.serving.batching.batcher import Answer, Batcher, batch_sizes, rows_are_independent
+from mlflow_trt.serving.batching.batcher import Batcher
+from mlflow_trt.serving.batching.queue import Answer
+from mlflow_trt.serving.batching.rows import rows_are_independent
 
 LONG = 20.0
 """Seconds that nothing here takes: a test that waits so long has failed."""

@@ -15,7 +15,7 @@ from interfaces import interface, tensor
 
 from mlflow_trt.engine import pinned
 from mlflow_trt.plan.api import Result
-from mlflow_trt.serving.batching.batcher import Answer
+from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.workers.pool import Fronts
 

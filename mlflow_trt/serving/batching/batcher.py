@@ -3,8 +3,8 @@
 Four facts shape it:
 
 * Every size that an engine sees for the first time costs it an execution context and, with TensorRT-RTX, seconds of
-  compiling. So it is called with a few sizes only (:func:`batch_sizes`), and rows are padded up to the next one by
-  repeating the last.
+  compiling. So it is called with a few sizes only (:mod:`mlflow_trt.plan.batch_sizes`), and rows are padded up to the
+  next one by repeating the last.
 * Under load no time needs to be waited: while the workers are busy, requests gather by themselves. So by default a
   worker takes what is there and never holds a request back.
 * The first request of the queue is always in the next batch. Later ones that fit it may pass others that do not; so
@@ -28,11 +28,10 @@ import numpy as np
 
 from ...errors import BusyError, SettingError
 from ...plan.api import Engine
+from ...plan.batch_sizes import batch_sizes
 from ...plan.signature import Binder, Shapes
 from .queue import Answer, Request, is_full, take
-from .rows import Rest, batch_sizes, call, check_rows, cut, fitting, next_size, rows_are_independent
-
-__all__ = ["Answer", "Batcher", "batch_sizes", "rows_are_independent"]
+from .rows import Rest, call, check_rows, cut, fitting, next_size
 
 _logger = logging.getLogger(__name__)
 

@@ -11,39 +11,13 @@ import numpy as np
 
 from ...errors import InputError, ManifestError
 from ...plan.api import Engine, Result
-from ...plan.manifest import Interface, Profile, Tolerance
+from ...plan.batch_sizes import batch_sizes
+from ...plan.manifest import Tolerance
 from ...plan.parity import compare
-from ...plan.signature import Binder, Shape, symbols_of
+from ...plan.signature import Binder, Shape
 
 Rest = tuple[Shape, ...]
 """The shapes of all inputs without their first dimension: only requests that agree in it can be joined."""
-
-
-def batch_sizes(interface: Interface, profiles: Sequence[Profile]) -> tuple[int, ...]:
-    """Decides which batch sizes an engine is called with.
-
-    Requests of a model can be joined if every input and output has the same symbol as its first dimension, no other
-    dimension depends on that symbol, and no output's on the data. An engine that someone else built does not say which
-    of its sizes are equal: its requests are not joined.
-
-    Args:
-        interface: The model's inputs and outputs.
-        profiles: The engine's optimization profiles.
-
-    Returns:
-        Of every profile min, opt, max and the powers of two between, ascending. None if requests can't be joined, or if
-        no profile takes more than one row.
-    """
-    if not _is_batchable(interface):
-        return ()
-    found: set[int] = set()
-    for profile in profiles:
-        ranges = [profile[t.name] for t in interface.inputs if t.name in profile]
-        low = max([max(r.min[0], 1) for r in ranges], default=1)
-        high = min([r.max[0] for r in ranges], default=0)
-        wanted = {low, high, *(r.opt[0] for r in ranges), *(1 << n for n in range(high.bit_length()))}
-        found.update(size for size in wanted if low <= size <= high)
-    return tuple(sorted(found)) if max(found, default=0) > 1 else ()
 
 
 def rows_are_independent(engine: Engine, inputs: Mapping[str, np.ndarray], tolerance: Tolerance) -> bool:
@@ -57,7 +31,7 @@ def rows_are_independent(engine: Engine, inputs: Mapping[str, np.ndarray], toler
         tolerance: How near the answers must be; a row is summed in another order where the batch has another size.
 
     Returns:
-        False too if :func:`batch_sizes` has none for these inputs.
+        False too if :func:`~mlflow_trt.plan.batch_sizes.batch_sizes` has none for these inputs.
 
     Raises:
         InputError: The inputs do not fit the engine, or are less than two rows.
@@ -159,16 +133,3 @@ def check_rows(result: Result, size: int) -> None:
                 "one row for each, as the manifest says",
                 "serve it without batching, and log the model again",
             )
-
-
-def _is_batchable(interface: Interface) -> bool:
-    tensors = (*interface.inputs, *interface.outputs)
-    if not interface.inputs or not all(t.shape for t in tensors):
-        return False
-    batch = interface.inputs[0].shape[0]
-    if not isinstance(batch, str) or any(t.shape[0] != batch for t in tensors):
-        return False
-    inner = {symbol for t in interface.inputs for size in t.shape[1:] for symbol in symbols_of(size)}
-    # A symbol that only outputs have depends on the data: on all rows of the batch.
-    used = {symbol for t in interface.outputs for size in t.shape[1:] for symbol in symbols_of(size)}
-    return symbols_of(batch) == {batch} and batch not in inner and used <= inner

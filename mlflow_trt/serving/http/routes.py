@@ -21,7 +21,7 @@ from .request import Body, ClientGone, HttpError, Response
 
 if TYPE_CHECKING:
     from ...plan.manifest import Interface
-    from ..batching.batcher import Answer
+    from ..batching.queue import Answer
     from .app import Call
 
 EXTENSIONS = ("binary_tensor_data",)

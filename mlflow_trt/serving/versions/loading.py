@@ -26,13 +26,15 @@ from ...errors import ParityError, SettingError, StoreError, TrtError
 from ...evidence.measure import made_up, made_up_points, measure_parity, points
 from ...plan import compatibility, host
 from ...plan.api import Engine
+from ...plan.batch_sizes import batch_sizes
 from ...plan.files import BETWEEN, GoldenTensors, read_golden
 from ...plan.manifest import FILE_NAME, File, Interface, Manifest, PlanRecord, Profile, Tolerance
 from ...plan.parity import default_tolerance
 from ...plan.parity import text as parity_text
 from ...plan.signature import Binder, Shapes, batch_size
-from ..batching.batcher import Answer, Batcher, batch_sizes, rows_are_independent
-from ..batching.rows import Rest, fitting
+from ..batching.batcher import Batcher
+from ..batching.queue import Answer
+from ..batching.rows import Rest, fitting, rows_are_independent
 from . import last_served
 
 Arrays = Mapping[str, np.ndarray]

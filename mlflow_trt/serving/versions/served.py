@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BusyError, DeviceError, StoreError, TrtError
-from ..batching.batcher import Answer
+from ..batching.queue import Answer
 from . import last_served
 from .alias_watcher import PATIENCE, Outcome, Watch, followed, resolve
 from .loading import DroppedError, Options, Version, prepare

@@ -24,7 +24,7 @@ import numpy as np
 
 from ...errors import BusyError, TrtError
 from .. import logs
-from ..batching.batcher import Answer
+from ..batching.queue import Answer
 from ..http.listening import refuse_new
 from ..metrics import Metrics
 from ..versions.served import Model, Version

@@ -29,7 +29,7 @@ from ...errors import BusyError, TrtError
 from ...plan.api import Result
 from ...plan.manifest import Interface, Profile
 from .. import logs
-from ..batching.batcher import Answer
+from ..batching.queue import Answer
 from ..http.listening import new_loop, settle, tune_process
 from ..limits import Limits
 from ..shutdown import Ending

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .. import plan, store
 from ..errors import ManifestError
-from ..flavor import load
+from ..evidence import measure, recorded
 from ..plan.manifest import Latency, Manifest, Parity
 from ..plan.parity import default_tolerance
-from . import measure, recorded
+from . import load
 
 if TYPE_CHECKING:
     from ..engine.engine import TensorRTEngine

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 import mlflow_trt
-from mlflow_trt.evidence import benchmark
+from mlflow_trt.flavor import benchmark
 from mlflow_trt.plan.host import probe
 from mlflow_trt.plan.manifest import Latency, LatencyPoint, OutputParity, Parity, ParityPoint
 
