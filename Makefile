@@ -56,7 +56,7 @@ light_tests := $(addprefix tests/,plan engine test_inputs.py test_errors.py cli/
   serving/test_protobuf.py serving/test_shared_memory.py serving/test_ipc.py \
   registry/test_contract.py registry/test_alias_history.py)
 
-.PHONY: demo test test-oldest test-next test-light test-all benchmark wheel clean
+.PHONY: demo python-oldest test test-oldest test-next test-light test-all benchmark wheel clean
 
 demo: $(environment)
 	@$(PY) examples/quickstart.py
@@ -117,6 +117,10 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 PYTHON_OLDEST ?= $(call version,$(OLDEST_PYTHON))
+# Which interpreter test-oldest would take; nothing if there is none.
+python-oldest:
+	@echo $(PYTHON_OLDEST)
+
 .venv-oldest/.installed: pyproject.toml tests/oldest.txt
 	@$(call need,$(PYTHON_OLDEST),$(OLDEST_PYTHON),PYTHON_OLDEST)
 	@echo "Setting up .venv-oldest with $$($(PYTHON_OLDEST) --version) and tests/oldest.txt." \
