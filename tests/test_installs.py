@@ -159,7 +159,7 @@ def base_python(tmp_path_factory) -> Path:
     """A Python that has this package's base install, and nothing else."""
     python = environments.make(tmp_path_factory.mktemp("base"), ["mlflow-trt"])
     command = python.parent / "mlflow-trt"
-    command.write_text(f"#!{python}\nfrom mlflow_trt.cli import main\nmain()\n")
+    command.write_text(f"#!{python}\nfrom mlflow_trt.cli.main import main\nmain()\n")
     command.chmod(0o755)
     return python
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._version import __version__
+from ..model_uri import ModelUri
 from . import terminal
 from .export import export_kserve, export_triton
 from .promotion import history, promote, rollback
@@ -232,8 +233,8 @@ def log(
 
             lines = [f"Logged as {info.model_uri}"]
             if registered:
-                lines.append(f"Registered as models:/{register}/{registered['version']}")
-                lines += [f"Alias models:/{register}@{alias}" for alias in aliases]
+                lines.append(f"Registered as {ModelUri(register, version=version)}")
+                lines += [f"Alias {ModelUri(register, alias=alias)}" for alias in aliases]
             terminal.show(stdout, tables.of_manifest(manifest), *lines)
 
 

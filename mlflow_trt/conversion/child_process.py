@@ -193,7 +193,7 @@ def _end_with_parent() -> None:
 
 def _describe(error: BaseException) -> dict[str, Any]:
     """An error as JSON: our own by class and parts, any other by its words."""
-    errors = sys.modules.get(f"{__package__}.errors")  # if the work never needed them, this is none of them
+    errors = sys.modules.get("mlflow_trt.errors")  # if the work never needed them, this is none of them
     if errors and isinstance(error, errors.TrtError):
         kind, arguments = error.__reduce__()
         assert isinstance(kind, type)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import store
 from ..errors import SettingError
+from ..model_uri import parse as parse_uri
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,13 @@ def parse(model_uri: str | Path) -> Named:
     local = store.local_folder(model_uri)
     if local is not None:
         return Named(local.resolve().name)
-    rest = str(model_uri).removeprefix("models:/")
-    if rest == str(model_uri) or rest.startswith("/"):
+    read = parse_uri(str(model_uri))
+    if read is None or read.name is None:
         return Named(None)
-    name, at, alias = rest.rpartition("@")
-    if at:
-        return Named(name, alias=alias)
-    name, _, number = rest.strip("/").partition("/")
-    if number and not number.isdecimal():
+    if read.newest or read.stage is not None:
         raise SettingError(
             f"{model_uri} names no version that stays the same.",
             "models:/NAME/3 or models:/NAME@ALIAS",
             "give the version's number, or an alias",
         )
-    return Named(name, int(number)) if number else Named(None)  # models:/m-…, a logged model, has no name of its own
+    return Named(read.name, None if read.version is None else int(read.version), read.alias)

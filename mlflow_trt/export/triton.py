@@ -22,6 +22,7 @@ from typing import Any
 from .. import plan as _plan
 from .. import store
 from ..errors import CompatibilityError, PlanError, SettingError, StoreError
+from ..model_uri import ModelUri
 from ..plan.manifest import PlanRecord
 from . import naming, pbtxt
 from .configuration import Configuration, Options, configure
@@ -104,7 +105,7 @@ def export_triton(
     name = _check_name(name or named.name)
     if named.alias:
         holder = _holder(str(named.name), named.alias)
-        model_uri, named = f"models:/{named.name}/{holder}", Named(named.name, holder)
+        model_uri, named = str(ModelUri(named.name, version=str(holder))), Named(named.name, holder)
     version = _check_version(version if version is not None else named.version or 1)
     model = store.open_model(model_uri)
     selection = select(model.manifest, tensorrt)
@@ -150,7 +151,7 @@ def _holder(name: str, alias: str) -> int:
         return int(MlflowClient().get_model_version_by_alias(name, alias).version)
     except Exception as error:
         raise StoreError(
-            f"models:/{name}@{alias} can't be read: {type(error).__name__}: {str(error)[:500]}",
+            f"{ModelUri(name, alias=alias)} can't be read: {type(error).__name__}: {str(error)[:500]}",
             "an alias of a registered model in a registry that this machine reaches",
             "check the name, MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI, then try again",
         ) from error

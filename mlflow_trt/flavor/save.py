@@ -21,6 +21,7 @@ from .. import plan as _plan
 from .._version import __version__
 from ..errors import SettingError, StoreError
 from ..evidence import recorded
+from ..model_uri import ModelUri
 from ..plan.compatibility import requirement
 from ..plan.files import Plan
 from ..plan.manifest import Interface, Manifest
@@ -314,9 +315,8 @@ def log_model(
             recorded.log(info, run, staged.manifest, staged.measurements, step=step)
             if registered_model_name is not None:
                 # Last, so that no version ever points to a model that is not whole.
-                registered = mlflow.register_model(
-                    f"models:/{info.model_id}", registered_model_name, await_registration_for, tags=model_tags
-                )
+                uri = str(ModelUri(model_id=info.model_id))
+                registered = mlflow.register_model(uri, registered_model_name, await_registration_for, tags=model_tags)
                 info.registered_model_version = registered.version
     return info
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ..errors import ManifestError, SettingError, TrtError
 from ..flavor import inspection
+from ..model_uri import ModelUri
 from ..plan import compatibility
 from ..plan.compatibility import Report
 from ..plan.files import folder_name
@@ -130,7 +131,7 @@ def check_upgrade(
     found: list[Change] = []
     for name, version, aliases in _served(client, names):
         try:
-            manifest = inspection.inspect(f"models:/{name}/{version}")
+            manifest = inspection.inspect(str(ModelUri(name, version=version)))
         except ManifestError as error:
             other = "has no manifest.json" in error.message
             found.append(Change(name, version, aliases, "", "other flavor" if other else "unknown", error.found))

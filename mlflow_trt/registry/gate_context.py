@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 from .. import store
 from ..errors import CompatibilityError, DeviceError, ManifestError, PromotionError, StoreError, TrtError
+from ..model_uri import ModelUri
 from ..plan.manifest import Manifest
 from .verdicts import Verdict
 
@@ -32,7 +33,7 @@ class Subject:
     @property
     def uri(self) -> str:
         """``models:/name/3``."""
-        return f"models:/{self.name}/{self.version}"
+        return str(ModelUri(self.name, version=self.version))
 
     @property
     def manifest(self) -> Manifest:

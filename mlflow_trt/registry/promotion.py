@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import store
+from .. import model_uri, store
 from ..errors import ManifestError, PromotionError, StoreError
 from . import alias_history as _moves
 from . import gates as _gates
@@ -204,13 +204,12 @@ def _subject(ledger: Ledger, version: str, *, required: bool = True, manifest: b
 def _model_id(ledger: Ledger, entity: Any) -> str | None:
     """The logged model behind a version. MLflow leaves ``model_id`` empty; a copy's source names another version."""
     for _ in range(20):
-        source = str(entity.source or "")
-        if source.startswith("models:/m-"):
-            return source.removeprefix("models:/").strip("/")
-        if not source.startswith("models:/"):
+        source = model_uri.parse(str(entity.source or ""))
+        if source is not None and source.model_id is not None:
+            return source.model_id
+        if source is None or source.name is None or source.version is None:
             return getattr(entity, "model_id", None) or None
-        name, _, number = source.removeprefix("models:/").rpartition("/")
-        origin = find_version(ledger.client, name, number)
+        origin = find_version(ledger.client, source.name, source.version)
         if origin is None:
             return getattr(entity, "model_id", None) or None
         entity = origin

@@ -13,7 +13,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric
 
 _PROC = Path("/proc")
-_ROLES = {b".front": "http", b".codec_process": "codec"}
+_ROLES = {b".workers.worker": "http", b".codec_process": "codec"}
 """How the module that a process runs ends → what it is for."""
 
 

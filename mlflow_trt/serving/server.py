@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from .. import model_uri
 from ..errors import SettingError, TrtError
 from . import logs
 from .http.listening import affordable, bind, new_loop, refuse_new, settle, tune_process
@@ -307,7 +308,5 @@ def name_of(uri: str) -> str:
     >>> name_of("models:/resnet@champion"), name_of("models:/resnet/3"), name_of("/models/bert/")
     ('resnet', 'resnet', 'bert')
     """
-    kind, _, rest = uri.partition(":/")
-    if kind == "models":
-        return rest.strip("/").partition("/")[0].partition("@")[0]
-    return uri.rstrip("/").rpartition("/")[2]
+    read = model_uri.parse(uri)
+    return (read and (read.name or read.model_id)) or uri.rstrip("/").rpartition("/")[2]

@@ -274,7 +274,7 @@ def test_measuring_may_take_as_long_as_by_the_api():
 
 def test_help_names_every_command_and_imports_neither_mlflow_nor_torch():
     code = (
-        "import sys; from click.testing import CliRunner; from mlflow_trt.cli import main\n"
+        "import sys; from click.testing import CliRunner; from mlflow_trt.cli.main import main\n"
         "print(CliRunner().invoke(main, ['--help']).output)\n"
         "print([m for m in ('mlflow', 'torch', 'tensorrt_rtx') if m in sys.modules])"
     )

@@ -305,7 +305,7 @@ def fronts(server):
     """The processes that speak HTTP."""
     tasks = Path(f"/proc/{server.process.pid}/task")
     found = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if b"serving.front" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in found if b"serving.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def until(condition, seconds=20):

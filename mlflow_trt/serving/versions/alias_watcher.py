@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import math
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
 
+from ... import model_uri
 from ...errors import StoreError, TrtError
+from ...model_uri import ModelUri
 from ...registry.ledger import registry_errors
 
 PATIENCE = 10.0
 """Seconds after which a registry that has not answered counts as away."""
-
-_FOLLOWED = re.compile(r"models:(?:/|///+)([^/]+?)(?:@([^/@]+)|/((?i:latest)))")
 
 Outcome = Union[str, TrtError]
 
@@ -38,8 +37,10 @@ class Followed:
 
 def followed(uri: str) -> Followed | None:
     """What a URI follows; None: it always means the same version."""
-    match = _FOLLOWED.fullmatch(uri)
-    return Followed(match[1], match[2] or "latest") if match else None
+    read = model_uri.parse(uri)
+    if read is None or read.name is None or read.registry or not (read.alias or read.newest):
+        return None
+    return Followed(read.name, read.alias or "latest")
 
 
 def resolve(target: Followed) -> str:
@@ -58,7 +59,7 @@ def resolve(target: Followed) -> str:
         from mlflow import MlflowClient
 
         found = MlflowClient().get_model_version_by_alias(target.name, target.alias)
-    return f"models:/{target.name}/{found.version}"
+    return str(ModelUri(target.name, version=found.version))
 
 
 class Watch:

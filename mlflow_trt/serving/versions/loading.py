@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ... import store
+from ... import model_uri, store
 from ...engine import load as load_engine
 from ...errors import ParityError, SettingError, StoreError, TrtError
 from ...evidence.measure import made_up, made_up_points, measure_parity, points
@@ -244,8 +243,9 @@ def version_of(uri: str, folder: Path) -> str:
         uri: What is served.
         folder: Holds its manifest.
     """
-    if number := re.fullmatch(r"models:/+[^/]+/(\d+)", uri):
-        return number[1]
+    read = model_uri.parse(uri)
+    if read is not None and read.version is not None:
+        return read.version
     return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()[:12]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import model_uri
 from ...errors import BusyError, DeviceError, StoreError, TrtError
 from ..batching.queue import Answer
 from . import last_served
@@ -394,5 +395,5 @@ def _forget_frames(error: BaseException | None) -> None:
 
 def _short(uri: str) -> str:
     """The version in ``models:/name/3``; any other URI as it is."""
-    head, _, last = uri.rpartition("/")
-    return last if head.startswith("models:/") and last.isdigit() else uri
+    read = model_uri.parse(uri)
+    return (read and read.version) or uri

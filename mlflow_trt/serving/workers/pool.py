@@ -177,7 +177,7 @@ class _Front:
         descriptors = [its_end.detach(), its_passing.detach(), *descriptors]
         # Their own session: Ctrl-C in a terminal reaches this process, which then ends them in order.
         self.process = subprocess.Popen(
-            [sys.executable, *logs.QUIET, "-m", __package__ + ".front", *map(str, descriptors), str(ARENA)],
+            [sys.executable, *logs.QUIET, "-m", __package__ + ".worker", *map(str, descriptors), str(ARENA)],
             pass_fds=descriptors,
             start_new_session=True,
             stderr=logs.descriptor(),
