@@ -1,8 +1,8 @@
 """What MkDocs can't do by itself for these pages; ``mkdocs.yml`` names this file.
 
 * Pages link to the repository's files outside ``docs/`` as GitHub understands it, ``../benchmarks/results/….md``. The
-  site gets a copy of each such file, under its path in the repository, and the links are rewritten. A link to a file
-  that is not there is left alone, so that ``mkdocs build --strict`` reports it.
+  site gets a copy of each such file, under its path in the repository, and the links are rewritten, those back into
+  ``docs/`` too. A link to a file that is not there is left alone, so that ``mkdocs build --strict`` reports it.
 * The command line reference is click's own help.
 * Docstrings name things as Sphinx does, ``:func:`load_model```; the Python reference makes links of that.
 """
@@ -24,42 +24,50 @@ import mlflow_trt
 from mlflow_trt.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = "benchmarks/results"
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
 HELP = "<!-- the commands' help -->"
-LINK = re.compile(r"\]\((\.\./[^)#\s]+)((?:#[^)\s]*)?)\)")
+LINK = re.compile(r"\]\(([^)#\s:]+)((?:#[^)\s]*)?)\)")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?(?:mlflow_trt\.)?([\w.]+)</code>")
 
 
-def _outside(page: str, link: str) -> str | None:
-    """The path in the repository that a page's link leads to; None if it stays in docs/ or leads nowhere."""
-    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
-    if path.startswith(("..", "docs/")) or not (ROOT / path).exists():
-        return None
-    return path
+def _linked(page: Path, link: str) -> Path | None:
+    """The file that a link leads to; None if there is none in the repository."""
+    path = Path(posixpath.normpath(page.parent / link))
+    return path if path.is_relative_to(ROOT) and path.exists() else None
+
+
+def _address(path: Path) -> str:
+    """Where a file of the repository is in the site's sources."""
+    return path.relative_to(DOCS if path.is_relative_to(DOCS) else ROOT).as_posix()
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the files that pages link to; of benchmarks/results all, since they link to one another."""
-    wanted: set[str] = set()
-    for file in files.documentation_pages():
-        for link, _ in LINK.findall(file.content_string):
-            path = _outside(file.src_uri, link)
-            if path is not None and path.startswith(RESULTS):
-                wanted.update(p.relative_to(ROOT).as_posix() for p in (ROOT / RESULTS).iterdir())
-            elif path is not None:
-                wanted.add(path)
-    for path in sorted(wanted):
-        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    """Adds the files that pages link to, and those that these link to; of benchmarks/results all."""
+    pages = [Path(file.abs_src_path) for file in files.documentation_pages() if file.abs_src_path]
+    added: set[Path] = set()
+    while pages:
+        page = pages.pop()
+        found = {_linked(page, link) for link, _ in LINK.findall(page.read_text(encoding="utf-8"))}
+        new = {path for path in found if path is not None and not path.is_relative_to(DOCS)}
+        if any(path.is_relative_to(RESULTS) for path in new):
+            new.update(RESULTS.iterdir())  # tables, figures and JSON of one measurement belong together
+        new -= added
+        added |= new
+        pages += [path for path in new if path.suffix == ".md"]
+    for path in sorted(added):
+        files.append(File.generated(config, _address(path), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Rewrites a page's links to those files, and writes the commands' help where it belongs."""
+    source = Path(page.file.abs_src_path or "")
     here = posixpath.dirname(page.file.src_uri) or "."
 
     def rewritten(match: re.Match[str]) -> str:
-        path = _outside(page.file.src_uri, match[1])
-        return match[0] if path is None else f"]({posixpath.relpath(path, here)}{match[2]})"
+        path = _linked(source, match[1])
+        return match[0] if path is None else f"]({posixpath.relpath(_address(path), here)}{match[2]})"
 
     return LINK.sub(rewritten, markdown).replace(HELP, "\n".join(_help(main, "mlflow-trt")))
 
