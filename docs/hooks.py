@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import pkgutil
 import posixpath
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import mlflow_trt
-from mlflow_trt.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -69,7 +70,11 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
         path = _linked(source, match[1])
         return match[0] if path is None else f"]({posixpath.relpath(_address(path), here)}{match[2]})"
 
-    return LINK.sub(rewritten, markdown).replace(HELP, "\n".join(_help(main, "mlflow-trt")))
+    markdown = LINK.sub(rewritten, markdown)
+    if HELP in markdown:
+        ((name, entry),) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].items()
+        markdown = markdown.replace(HELP, "\n".join(_help(pkgutil.resolve_name(entry), name)))
+    return markdown
 
 
 def on_page_content(html: str, **_: Any) -> str:

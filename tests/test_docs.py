@@ -7,6 +7,7 @@ import getpass
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 import select
 import shlex
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,12 +28,13 @@ import mlflow
 import pytest
 
 import mlflow_trt
-from mlflow_trt.cli import main
-from mlflow_trt.runtime.host import probe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENTRIES = {"mlflow": "mlflow.cli:cli", **PROJECT["scripts"]}
+main: click.Group = pkgutil.resolve_name(ENTRIES["mlflow-trt"])
 
 pytestmark = pytest.mark.skipif(not (ROOT / "mkdocs.yml").exists(), reason="needs this package's source")
 
@@ -241,7 +244,7 @@ class Session:
         # What runs is this interpreter with this source, however the package is installed.
         bin_folder = self._folder / "bin"
         bin_folder.mkdir()
-        for command, entry in {"mlflow-trt": "mlflow_trt.cli:main", "mlflow": "mlflow.cli:cli"}.items():
+        for command, entry in ENTRIES.items():
             module, _, function = entry.partition(":")
             script = bin_folder / command
             script.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
@@ -400,11 +403,19 @@ STARTS: Mapping[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", runnable(), ids=name)
-def test_a_page_s_blocks_run_in_order(page, tmp_path, request):
-    pytest.importorskip("torch", reason="needs the conversion extra")
-    if probe().gpu is not None:
+@pytest.mark.parametrize("page", runnable(), ids=lambda page: "-".join(page.relative_to(ROOT).parts[-2:]))
+def test_page(page, tmp_path, request, monkeypatch):
+    """All blocks of a page run in order.
+
+    The short name is part of the folder's, of which pytest takes 30 characters: MLflow keeps its connection to a
+    database, and the next page needs one of another name.
+    """
+    torch = pytest.importorskip("torch", reason="needs the conversion extra")
+    if torch.cuda.is_available():
         pytest.skip("the pages show what a machine without a GPU prints")
+    monkeypatch.syspath_prepend(tmp_path)  # what a page writes, it may import
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    mlflow.search_experiments()  # makes the database here, where that takes no time; a command would migrate a new one
     for start in STARTS_FROM.findall(page.read_text(encoding="utf-8")):
         STARTS[start](request.getfixturevalue("classifier_folder"))
     assert run_page(page, tmp_path) > 0
