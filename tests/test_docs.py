@@ -36,8 +36,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENTRIES = {"mlflow": "mlflow.cli:cli", **PROJECT["scripts"]}
 main: click.Group = pkgutil.resolve_name(ENTRIES["mlflow-trt"])
 
-pytestmark = pytest.mark.skipif(not (ROOT / "mkdocs.yml").exists(), reason="needs this package's source")
-
 RUN = ("python", "bash", "console")
 SHOWN = ("text", "yaml", "json")
 REASONS = ("needs a GPU", "needs a cluster", "changes this machine", "output only")
