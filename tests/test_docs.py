@@ -190,11 +190,20 @@ class Session:
         self._shell.kill()
         self._shell.wait()
         self._done.close()
+        quiet = 0
+        while quiet < 3:  # a process that is becoming another program shows nothing for a moment
+            quiet = 0 if self._kill() else quiet + 1
+            time.sleep(0.02)
+
+    def _kill(self) -> bool:
         mark = f"DOCS_SESSION={self._token}".encode()
+        found = False
         for environ in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
                 if mark in environ.read_bytes().split(b"\0"):
                     os.kill(int(environ.parent.name), signal.SIGKILL)
+                    found = True
+        return found
 
     def run(self, block: Block) -> None:
         """Runs a block.
@@ -290,7 +299,12 @@ def run_page(page: Path, folder: Path) -> int:
 
 
 def runnable() -> list[Path]:
-    return [p for p in pages() if any(b.language in RUN and b.reason is None for b in blocks(p.read_text("utf-8")))]
+    """Pages with blocks to run, those with most of them first: so no worker is alone with one at the end."""
+
+    def count(page: Path) -> int:
+        return sum(b.language in RUN and b.reason is None for b in blocks(page.read_text(encoding="utf-8")))
+
+    return sorted(filter(count, pages()), key=count, reverse=True)
 
 
 # --- the site ---
