@@ -5,12 +5,13 @@
 # make test-light    the runtime's tests without torch, on the newest Python, in .venv-light
 # make test-all      all four, the full one last
 # make benchmark     measures on this machine's GPU, into benchmarks/results/
+# make docs          builds the pages of docs/ as a site into site/
 # make wheel         builds the wheel and the source archive into dist/ and checks them
 # make clean         back to a fresh clone
 #
 # PYTHON=python3.12  the interpreter that .venv is made from (3.11 to 3.13)
 # PY=python3         use this interpreter as it is and install nothing: for a machine that has torch,
-#                    Torch-TensorRT and MLflow but reaches no package index; for demo, test, benchmark and wheel
+#                    Torch-TensorRT and MLflow but reaches no package index; for demo, test, benchmark, docs and wheel
 
 VENV ?= .venv
 OLDEST_PYTHON := 3.11
@@ -56,7 +57,7 @@ light_tests := $(addprefix tests/,plan engine test_inputs.py test_errors.py cli/
   serving/test_protobuf.py serving/test_shared_memory.py serving/test_ipc.py \
   registry/test_contract.py registry/test_alias_history.py)
 
-.PHONY: demo python-oldest test test-oldest test-next test-light test-all benchmark wheel clean
+.PHONY: demo python-oldest test test-oldest test-next test-light test-all benchmark docs wheel clean
 
 demo: $(environment)
 	@$(PY) examples/quickstart.py
@@ -93,12 +94,16 @@ test-all:
 benchmark: $(environment)
 	@$(PY) -m benchmarks
 
+# The theme's own news of MkDocs is not about these pages.
+docs: $(environment)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 wheel: $(environment)
 	@rm -rf dist
 	@$(PY) -m build --no-isolation . && $(PY) -m twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-next .venv-light dist build .demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-next .venv-light dist build site .demo .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,ENVIRONMENT,PIP ARGUMENTS)

@@ -34,7 +34,9 @@ def project() -> dict:
 
 def promised() -> dict[str, SpecifierSet]:
     """Everything that users get, by name; the tests' own tools are not promised, but for MLflow as a whole."""
-    extras = {name: lines for name, lines in project()["optional-dependencies"].items() if name not in ("test", "dev")}
+    extras = {
+        name: lines for name, lines in project()["optional-dependencies"].items() if name not in ("test", "docs", "dev")
+    }
     lines = [*project()["dependencies"], *(line for lines in extras.values() for line in lines)]
     lines += [line for line in project()["optional-dependencies"]["test"] if line.startswith("mlflow>")]
     found: dict[str, SpecifierSet] = {}

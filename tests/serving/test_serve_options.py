@@ -20,7 +20,7 @@ from mlflow_trt.serving.versions.served import Options
 
 from .light import light, until
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "server-limits.md"
 
 
 def run(*arguments: str, **env: str | None):
@@ -177,11 +177,9 @@ def test_asking_for_help_imports_nothing_heavy():
 
 
 def table() -> list[list[str]]:
-    """The rows of README's table of limits."""
-    text = README.read_text(encoding="utf-8")
-    _, _, rest = text.partition("**A deadline, a size and a count for everything that comes from outside.**")
+    """The rows of the documentation's table of limits, the first of its page."""
     rows = []
-    for line in rest.splitlines():
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
         if line.startswith("|"):
             rows.append([cell.strip() for cell in line.strip("|").split("|")])
         elif rows:
@@ -189,7 +187,7 @@ def table() -> list[list[str]]:
     return rows[2:]
 
 
-def test_the_readme_s_table_of_limits_is_right():
+def test_the_documentation_s_table_of_limits_is_right():
     from mlflow_trt.serving.metrics import Metrics
 
     options = {option: parameter for parameter in command.params for option in parameter.opts}
