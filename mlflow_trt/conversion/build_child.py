@@ -12,7 +12,7 @@ from typing import Any
 
 from .child_process import Say, serve
 
-PLAN = "model.plan"
+PLAN = "built.plan"
 PROGRAM = "program.pt2"
 JOB = "job.json"
 

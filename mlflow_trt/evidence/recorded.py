@@ -19,7 +19,7 @@ from ..plan import degenerate
 from ..plan import manifest as _manifest
 from ..plan import parity as _parity
 from ..plan.manifest import File, Host, Latency, Manifest, Parity, PlanRecord
-from . import measuring_child
+from . import measuring_child, names
 
 _logger = logging.getLogger(__name__)
 
@@ -200,11 +200,11 @@ def tags(manifest: Manifest) -> dict[str, str]:
     """Tags of the logged model and the registered version: what a search or a deployment asks for."""
     record = manifest.plans[0]
     return {
-        "mlflow_trt.digest": record.file.sha256,
-        "mlflow_trt.target": ", ".join(_plan.folder_name(r) for r in manifest.plans),
-        "mlflow_trt.precision": record.precision.requested or "model",
-        "mlflow_trt.parity": record.parity.status,
-        "mlflow_trt.latency": record.latency.status,
+        names.DIGEST: record.file.sha256,
+        names.TARGET: ", ".join(_plan.folder_name(r) for r in manifest.plans),
+        names.PRECISION: record.precision.requested or "model",
+        names.PARITY: record.parity.status,
+        names.LATENCY: record.latency.status,
     }
 
 
@@ -274,12 +274,12 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
         [Param(key, value) for key, value in params(manifest).items()],
         [RunTag(key, value) for key, value in tags(manifest).items()],
     )
-    folder = f"mlflow_trt/{info.model_id}"
-    client.log_text(run_id, manifest.to_json(), f"{folder}/manifest.json")
+    folder = names.folder_of(info.model_id)
+    client.log_text(run_id, manifest.to_json(), f"{folder}/{_manifest.FILE_NAME}")
     if measurements.layers:
-        client.log_text(run_id, _csv(measurements.layers), f"{folder}/layers.csv")
+        client.log_text(run_id, _csv(measurements.layers), f"{folder}/{names.LAYERS}")
     if measurements.latency_by_batch and find_spec("matplotlib"):  # the light runtime has none
-        client.log_figure(run_id, latency_figure(measurements.latency_by_batch), f"{folder}/latency_by_batch.png")
+        client.log_figure(run_id, latency_figure(measurements.latency_by_batch), f"{folder}/{names.LATENCY_FIGURE}")
 
 
 def latency_figure(rows: Sequence[Mapping[str, float]]) -> Any:
@@ -325,8 +325,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     import io
 
     out = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(out, names)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, columns)
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

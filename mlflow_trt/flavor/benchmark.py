@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .. import plan, store
 from ..errors import ManifestError
-from ..evidence import measure, recorded
+from ..evidence import measure, names, recorded
 from ..plan.manifest import Latency, Manifest, Parity
 from ..plan.parity import default_tolerance
 from . import load
@@ -88,7 +88,7 @@ def _log(model_uri: str, plan_digest: str, parity: Parity, latency: Latency) -> 
 
     info: Any = get_model_info(model_uri)
     client = MlflowClient()
-    tags = {"mlflow_trt.parity": parity.status, "mlflow_trt.latency": latency.status}
+    tags = {names.PARITY: parity.status, names.LATENCY: latency.status}
     if info.model_id:
         client.set_logged_model_tags(info.model_id, tags)
     run_id: str | None = info.run_id
@@ -99,5 +99,5 @@ def _log(model_uri: str, plan_digest: str, parity: Parity, latency: Latency) -> 
             run_id, metrics=[Metric(k, v, now, 0, model_id=info.model_id, run_id=run_id) for k, v in figures.items()]
         )
         found = {"plan": plan_digest, "parity": parity.model_dump(), "latency": latency.model_dump()}
-        client.log_dict(run_id, found, f"mlflow_trt/{info.model_id}/benchmark.json")
+        client.log_dict(run_id, found, f"{names.folder_of(info.model_id)}/{names.BENCHMARK}")
     return run_id

@@ -2,81 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, cast
+from typing import Any, Literal
 
 import mlflow
-import numpy as np
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.types import Schema, TensorSpec
 
 from .. import _mlflow
-from .. import plan as _plan
-from .._version import __version__
-from ..errors import SettingError, StoreError
+from ..errors import SettingError
 from ..evidence import recorded
 from ..model_uri import ModelUri
-from ..plan.compatibility import requirement
-from ..plan.files import Plan
-from ..plan.manifest import Interface, Manifest
-from . import cleanup, imported
-from .load import MODEL_CONFIG
-
-if TYPE_CHECKING:
-    import torch
-    from torch.export import ExportedProgram
-
-FLAVOR_NAME = "mlflow_trt"
-
-ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", Plan, Sequence[Plan], bytes, str, Path]
-
-_logger = logging.getLogger(__name__)
-
-MEASURE_TIMEOUT = 300.0
-"""Seconds: most engines take a tenth of that; TensorRT may also never come back from compiling a kernel."""
-
-
-@dataclass(frozen=True)
-class _Staged:
-    """A folder that holds everything of a model but MLflow's own files; what can fail about a model has not failed."""
-
-    folder: Path
-    manifest: Manifest
-    measurements: recorded.Measurements
-
-
-def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
-    """What a host needs to load a model: this package, the plan's exact TensorRT release, no torch.
-
-    Args:
-        manifest: The model's; where its plans are of several releases, the first of each runtime counts.
-    """
-    releases: dict[str, str] = {}
-    for record in manifest.plans if manifest else ():
-        releases.setdefault(record.runtime, requirement(record))
-    return [f"mlflow-trt=={__version__}", f"numpy=={np.__version__}", *releases.values()]
-
-
-def signature(interface: Interface) -> ModelSignature:
-    """The MLflow signature of an engine: named tensors, -1 for a dynamic size."""
-
-    def schema(tensors: Sequence[Any]) -> Schema:
-        return Schema(
-            [
-                TensorSpec(np.dtype(t.dtype), tuple(d if isinstance(d, int) else -1 for d in t.shape), t.name)
-                for t in tensors
-            ]
-        )
-
-    return ModelSignature(
-        inputs=schema(interface.inputs) if interface.inputs else None, outputs=schema(interface.outputs)
-    )
+from . import cleanup, mlmodel
+from .staging import MEASURE_TIMEOUT, ModelOrPlan, Staged, stage
 
 
 def save_model(
@@ -151,28 +92,13 @@ def save_model(
     existed = Path(path).exists()
     folder = _mlflow.prepare_folder(path)
     with cleanup.nothing_left_behind(folder, keep_folder=existed):
-        staged: _Staged
-        if isinstance(model_or_plan, _Staged):
-            staged = cast(_Staged, model_or_plan)
-            for entry in staged.folder.iterdir():
-                shutil.move(str(entry), folder / entry.name)
-        else:
-            staged = _stage(model_or_plan, folder, program, measure_timeout, conversion)
-        model = mlflow_model or Model()
-        if signature is not None:
-            model.signature = signature
-        elif staged.manifest.interface is not None:
-            model.signature = _signature(staged.manifest.interface)
-        if metadata is not None:
-            model.metadata = metadata
-        _mlflow.write_model(
+        staged = stage(model_or_plan, folder, program, measure_timeout, conversion)
+        mlmodel.write(
             folder,
-            model,
-            flavor=FLAVOR_NAME,
-            configuration=_configuration(staged.manifest),
-            loader_module="mlflow_trt",
-            model_config=MODEL_CONFIG,
-            requirements=get_default_pip_requirements(staged.manifest),
+            staged.manifest,
+            mlflow_model or Model(),
+            signature=signature,
+            metadata=metadata,
             conda_env=conda_env,
             code_paths=code_paths,
             input_example=input_example,
@@ -180,9 +106,6 @@ def save_model(
             extra_pip_requirements=extra_pip_requirements,
             extra_files=extra_files,
         )
-
-
-_signature = signature  # the parameter of save_model hides the function
 
 
 def log_model(
@@ -288,16 +211,15 @@ def log_model(
     if name is not None and artifact_path is not None:
         raise SettingError("Both name and artifact_path were given.", "one of them", "leave out artifact_path")
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch:
-        staged = _stage(model_or_plan, Path(scratch), program, measure_timeout, conversion)
+        staged = stage(model_or_plan, Path(scratch), program, measure_timeout, conversion)
         model_tags = {**recorded.tags(staged.manifest), **(tags or {})}
-        flavor = _Flavor()
+        flavor = _Flavor(staged)
         with cleanup.own_run(run_id) as run, cleanup.deleted_on_failure(flavor, given=model_id):
             info: ModelInfo = Model.log(
                 artifact_path=None,
                 name=name or artifact_path or "model",
                 flavor=flavor,
                 run_id=run,
-                model_or_plan=staged,
                 conda_env=conda_env,
                 code_paths=code_paths,
                 signature=signature,
@@ -325,81 +247,18 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _stage(
-    model_or_plan: ModelOrPlan, folder: Path, program: str, measure_timeout: float | None, conversion: Mapping[str, Any]
-) -> _Staged:
-    """Converts, writes and measures: everything that can fail about the model itself."""
-    if program not in ("include", "omit"):
-        raise SettingError(f"program={program!r}", '"include" or "omit"', "choose one of the two")
-    plans = _plans(model_or_plan, conversion)
-    try:
-        manifest = _plan.write(plans, folder, program=program == "include")
-    except OSError as error:
-        raise StoreError(
-            f"The model can't be written to {folder}: {error.strerror}.",
-            "room for the plan and the program on this disk",
-            "free space, or set TMPDIR to a folder on another disk",
-        ) from error
-    manifest, measurements = recorded.measure(folder, manifest, measure_timeout)
-    seconds = {**plans[0].seconds, **measurements.seconds}
-    return _Staged(folder, manifest, replace(measurements, seconds=seconds))
-
-
-def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
-    """What to log, as plans: converted, read, or taken as they are."""
-    if isinstance(model_or_plan, (bytes, str, Path)):
-        plans = imported.read_plans(model_or_plan)
-    elif isinstance(model_or_plan, Plan):
-        plans = [model_or_plan]
-    elif isinstance(model_or_plan, Sequence) and model_or_plan and all(isinstance(p, Plan) for p in model_or_plan):
-        plans = list(model_or_plan)
-    else:
-        from ..conversion import convert
-
-        return [convert(model_or_plan, **conversion)]
-    if conversion:
-        raise SettingError(
-            f"The plan is built already, and {', '.join(sorted(conversion))} would be ignored.",
-            "conversion arguments only beside a model that is still to be converted",
-            "give them to mlflow_trt.convert, or leave them out",
-        )
-    return plans
-
-
-def _configuration(manifest: Manifest) -> dict[str, Any]:
-    """What MLmodel says under the flavor's key: enough to tell versions apart without the manifest.
-
-    Of dynamic dimensions the signature says -1; here are their names, which tell which of them are one.
-    """
-
-    def shapes(tensors: Sequence[Any]) -> dict[str, list[Any]]:
-        return {t.name: list(t.shape) for t in tensors}
-
-    interface = manifest.interface
-    return {
-        "manifest": "manifest.json",
-        "inputs": shapes(interface.inputs) if interface else None,
-        "outputs": shapes(interface.outputs) if interface else None,
-        "plans": [
-            {
-                "path": record.file.path,
-                "runtime": record.runtime,
-                "release": record.release,
-                "capabilities": list(record.capabilities or ()) or None,
-                "precision": record.precision.requested,
-                "sha256": record.file.sha256,
-            }
-            for record in manifest.plans
-        ],
-    }
-
-
 class _Flavor:
     """What ``Model.log`` calls; remembers the logged model that MLflow made, which ``Model.log`` hides on failure."""
 
-    __name__ = FLAVOR_NAME
+    __name__ = mlmodel.FLAVOR_NAME
     model_id: str | None = None
+
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
 
     def save_model(self, path: str, mlflow_model: Model, **arguments: Any) -> None:
         self.model_id = mlflow_model.model_id
-        save_model(path=path, mlflow_model=mlflow_model, **arguments)
+        folder = _mlflow.prepare_folder(path)
+        for entry in self._staged.folder.iterdir():
+            shutil.move(str(entry), folder / entry.name)
+        mlmodel.write(folder, self._staged.manifest, mlflow_model, **arguments)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union
 import numpy as np
 
 from ..errors import SettingError
+from ..evidence import names
 from ..plan.signature import batch_symbols
 from .gate_context import Case, Subject
 from .verdicts import Chart, Mark, Table, Verdict
@@ -182,7 +183,7 @@ def _evaluate(
             evaluators="default",
             evaluator_config={"log_model_explainability": False, "log_explainer": False},
         ).metrics
-        mlflow.set_tag("mlflow_trt.evaluated", subject.uri)
+        mlflow.set_tag(names.EVALUATED, subject.uri)
     if dry_run:
         mlflow.delete_run(run.info.run_id)
     if metric not in found:

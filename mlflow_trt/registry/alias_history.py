@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-MOVE_TAG = "mlflow_trt.move."
-"""Key of a move: ``…<alias>.<number>`` on the registered model, ``…<id>`` on the version that became holder."""
-REFUSED_TAG = "mlflow_trt.refused."
-"""Key on a version of the last refusal to give it an alias: ``…<alias>``."""
+from ..evidence import names
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def moves_of(tags: Mapping[str, str], alias: str) -> tuple[Move, ...]:
     found = []
     for key, value in tags.items():
         where, _, number = key.rpartition(".")
-        if where == f"{MOVE_TAG}{alias}" and number.isdigit() and (move := parse(value)) is not None:
+        if where == f"{names.MOVE}{alias}" and number.isdigit() and (move := parse(value)) is not None:
             found.append(move)
     return tuple(sorted(found, key=lambda move: move.number))
 
@@ -68,7 +65,7 @@ def evidence_of(tags: Mapping[str, str]) -> tuple[Move, ...]:
 
     A copy of a version carries the tags of what it was copied from: its moves under other names are in here too.
     """
-    found = [parse(value) for key, value in tags.items() if key.startswith(MOVE_TAG)]
+    found = [parse(value) for key, value in tags.items() if key.startswith(names.MOVE)]
     return tuple(sorted((m for m in found if m is not None), key=lambda move: (move.when, move.number)))
 
 

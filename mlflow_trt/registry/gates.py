@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from ..errors import ManifestError, PlanError
+from ..evidence import names
 from ..plan import compatibility
 from ..plan.files import check_header, folder_name
 from ..plan.manifest import Host, PlanRecord, Tolerance
@@ -30,8 +31,6 @@ from .parity import Parity, judge_parity
 from .verdicts import Table, Verdict
 
 __all__ = ["Accuracy", "Compatibility", "Contract", "Integrity", "Latency", "Parity", "default", "judge_parity"]
-
-DIGEST_TAG = "mlflow_trt.digest"
 
 
 def default(
@@ -102,11 +101,11 @@ def _header_problem(folder: Path, record: PlanRecord) -> str | None:
 
 
 def _tag_problem(candidate: Subject) -> list[str]:
-    digest, tag = candidate.manifest.plans[0].file.sha256, candidate.tags.get(DIGEST_TAG)
+    digest, tag = candidate.manifest.plans[0].file.sha256, candidate.tags.get(names.DIGEST)
     if tag == digest:
         return []
     says = f"says {tag}" if tag else "is missing"
-    return [f"The manifest's plan has the SHA-256 {digest}, and the registry's tag {DIGEST_TAG} {says}."]
+    return [f"The manifest's plan has the SHA-256 {digest}, and the registry's tag {names.DIGEST} {says}."]
 
 
 @dataclass(frozen=True)

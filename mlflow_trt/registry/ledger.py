@@ -50,10 +50,9 @@ from typing import Any, Literal
 from mlflow.exceptions import MlflowException
 
 from ..errors import PromotionError, SettingError, StoreError, TrtError
+from ..evidence import names
 from . import alias_history
 from .alias_history import Move
-
-CLAIM_TAG = "mlflow_trt.claim"
 
 _logger = logging.getLogger(__name__)
 
@@ -191,7 +190,7 @@ class Ledger:
     def _claimed(self, number: int) -> Move | None:
         with registry_errors(f"the claims on {self.name}@{self.alias} can't be read"):
             model = _unless(_ABSENT, lambda: self.client.get_registered_model(self._claim(number)))
-        return alias_history.parse(model.tags.get(CLAIM_TAG, "")) if model is not None else None
+        return alias_history.parse(model.tags.get(names.CLAIM, "")) if model is not None else None
 
     def _clear(self, state: State) -> None:
         """Deletes the last move's claim if its process was killed just before it did: it means nothing any more."""
@@ -212,9 +211,9 @@ class Ledger:
                     "promote another one",
                 )
             text = move.to_json()
-            tag = f"{alias_history.MOVE_TAG}{move.id}"
+            tag = f"{names.MOVE}{move.id}"
             _repeated(lambda: self.client.set_model_version_tag(self.name, move.to_version, tag, text))
-            key = f"{alias_history.MOVE_TAG}{self.alias}.{move.number}"
+            key = f"{names.MOVE}{self.alias}.{move.number}"
             _repeated(lambda: self.client.set_registered_model_tag(self.name, key, text))
         try:
             self._delete_claim(move)
@@ -248,7 +247,7 @@ class Ledger:
         with registry_errors(what, remedy):
             made = _unless(
                 _TAKEN,
-                lambda: self.client.create_registered_model(name, {CLAIM_TAG: move.to_json()}, description),
+                lambda: self.client.create_registered_model(name, {names.CLAIM: move.to_json()}, description),
             )
             if made is not None:
                 return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evidence import names
 from ..plan import compatibility, host
 from ..plan.files import folder_name
 from ..plan.manifest import Interface, Manifest, OutputParity, PlanRecord, Tolerance
@@ -284,8 +285,8 @@ def _benchmarked(candidate: Subject, record: PlanRecord) -> Figures | None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    folder = f"mlflow_trt/{candidate.model_id}"
-    path = f"{folder}/benchmark.json"
+    folder = names.folder_of(candidate.model_id)
+    path = f"{folder}/{names.BENCHMARK}"
     try:
         # Looked for first: what is not there, servers of MLflow 3.10 call an error, which is asked for for minutes.
         there = mlflow.MlflowClient().list_artifacts(candidate.run_id, folder)

@@ -29,6 +29,7 @@ from typing import Any
 
 from .. import model_uri, store
 from ..errors import ManifestError, PromotionError, StoreError
+from ..evidence import names
 from . import alias_history as _moves
 from . import gates as _gates
 from .alias_history import Move
@@ -224,7 +225,7 @@ def _no_version(ledger: Ledger, version: str) -> PromotionError:
 
 
 def _report(subject: Subject, seen: State, alias: str, outcome: Any, **fields: Any) -> PromotionReport:
-    digest = subject.model.manifest.plans[0].file.sha256 if subject.model else subject.tags.get(_gates.DIGEST_TAG)
+    digest = subject.model.manifest.plans[0].file.sha256 if subject.model else subject.tags.get(names.DIGEST)
     return PromotionReport(
         id=secrets.token_hex(6),
         name=subject.name,
@@ -254,13 +255,13 @@ def _keep(ledger: Ledger, subject: Subject, report: PromotionReport) -> Promotio
     if subject.model_id is None:
         reason = "The version belongs to no logged model: the report is kept in the registry's tags only."
         return report.with_outcome(report.outcome, *report.reasons, reason)
-    folder = f"promotions/{report.id}"
+    folder = names.promotion_folder(report.id)
     kept = PromotionReport(**{**vars(report), "evidence": f"{subject.uri}/{folder}"})
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch:
         where = Path(scratch) / folder
         where.mkdir(parents=True)
-        (where / "report.json").write_text(json.dumps(kept.to_dict(), indent=2) + "\n")
-        (where / "report.html").write_text(kept.to_html(), encoding="utf-8")
+        (where / names.REPORT_JSON).write_text(json.dumps(kept.to_dict(), indent=2) + "\n")
+        (where / names.REPORT_HTML).write_text(kept.to_html(), encoding="utf-8")
         with registry_errors(f"The report can't be written to the logged model {subject.model_id}; no alias was moved"):
             ledger.client.log_model_artifacts(subject.model_id, scratch)
     return kept
@@ -279,4 +280,4 @@ def _tag_refusal(ledger: Ledger, report: PromotionReport) -> None:
         }
     )
     with registry_errors(f"The refusal of {report.name} version {report.version} can't be written; no alias was moved"):
-        ledger.client.set_model_version_tag(report.name, report.version, f"{_moves.REFUSED_TAG}{report.alias}", text)
+        ledger.client.set_model_version_tag(report.name, report.version, f"{names.REFUSED}{report.alias}", text)

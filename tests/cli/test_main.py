@@ -16,7 +16,7 @@ from manifests import H100, MANIFEST, MEASURED
 import mlflow_trt
 from mlflow_trt.cli import main as cli
 from mlflow_trt.cli.main import main
-from mlflow_trt.flavor import save
+from mlflow_trt.flavor import staging
 from mlflow_trt.plan import manifest
 from mlflow_trt.plan.manifest import Latency, Parity
 
@@ -269,7 +269,7 @@ def test_wrong_usage_is_status_2(arguments):
 def test_measuring_may_take_as_long_as_by_the_api():
     for command in (cli.convert, cli.log):
         (option,) = [o for o in command.params if o.name == "measure_timeout"]
-        assert option.default == save.MEASURE_TIMEOUT
+        assert option.default == staging.MEASURE_TIMEOUT
 
 
 def test_help_names_every_command_and_imports_neither_mlflow_nor_torch():

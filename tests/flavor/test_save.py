@@ -18,7 +18,7 @@ from plans import Classifier
 import mlflow_trt
 from mlflow_trt import SettingError, StoreError, TrtError
 from mlflow_trt.evidence import recorded
-from mlflow_trt.flavor import save as flavor
+from mlflow_trt.flavor import mlmodel
 from mlflow_trt.plan.files import read_header
 from mlflow_trt.plan.manifest import Parity
 
@@ -332,7 +332,7 @@ def test_failed_parity_shows_the_table(classifier_plan):
 
 
 def test_default_requirements_without_a_model_name_no_runtime():
-    assert [r.split("==")[0] for r in flavor.get_default_pip_requirements()] == ["mlflow-trt", "numpy"]
+    assert [r.split("==")[0] for r in mlmodel.get_default_pip_requirements()] == ["mlflow-trt", "numpy"]
 
 
 # ---- engines that someone else built ------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(classifier_folder, tmp_path
     assert sizes["plans"] > 1_000
     code = f"""
 import resource, mlflow_trt
-plans = mlflow_trt.foreign.read_plans({str(classifier_folder)!r})
+plans = mlflow_trt.flavor.imported.read_plans({str(classifier_folder)!r})
 import torch
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:

@@ -1,0 +1,57 @@
+"""What one module writes and another reads has one name, which stands in one place."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import mlflow_trt
+from mlflow_trt.evidence import names
+from mlflow_trt.plan import files, manifest
+
+PACKAGE = Path(mlflow_trt.__file__).parent
+SHARED = {
+    *(value for key, value in vars(names).items() if key.isupper()),
+    *(getattr(files, key) for key in ("MODEL_PLAN", "RUNTIME_CACHE", "PROGRAM", "GOLDEN_INPUTS", "GOLDEN_OUTPUTS")),
+    manifest.FILE_NAME,
+}
+OTHERS = {"mlflow_trt.access", "mlflow_trt.serving", "mlflow_trt.refused"}
+"""Loggers, and a key of an ASGI scope: no tags, but named alike."""
+
+
+def literals(source: str) -> set[str]:
+    """Strings of a module that are no docstrings, those inside f-strings too."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    }
+
+
+def modules_by_name() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        for text in literals(path.read_text()):
+            for name in SHARED:
+                if name == text or (name in text and "." in name and name.startswith("mlflow_trt.")):
+                    found[name].add(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_a_shared_name_is_a_literal_in_one_module():
+    twice = {name: modules for name, modules in modules_by_name().items() if len(modules) > 1}
+    assert not twice
+
+
+def test_every_tag_has_a_name():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path != PACKAGE / "evidence" / "names.py":
+            found |= {
+                t for t in literals(path.read_text()) if t.startswith("mlflow_trt.") and t.islower() and " " not in t
+            }
+    modules = {t for t in found if (PACKAGE.parent / Path(*t.split("."))).with_suffix(".py").exists()}
+    assert found - modules - OTHERS == set()
