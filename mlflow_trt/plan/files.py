@@ -53,7 +53,7 @@ def read_header(start: bytes, name: str = "The plan") -> Header:
     """Reads a plan's header.
 
     Args:
-        start: The plan, or its first :data:`~mlflow_trt.lookalikes.START_BYTES`, by which an error says what it is
+        start: The plan, or its first :data:`~mlflow_trt.plan.lookalikes.START_BYTES`, by which an error says what it is
             instead; 64 are enough to read a header.
         name: What the error calls it.
 
