@@ -55,4 +55,4 @@ def parse(uri: str) -> ModelUri | None:
     if "@" not in name:
         return ModelUri(model_id=name, registry=registry)
     name, _, alias = name.rpartition("@")
-    return ModelUri(name, alias=alias, registry=registry) if alias.strip() else None
+    return ModelUri(name, alias=alias, registry=registry) if name.strip() and alias.strip() else None

@@ -64,3 +64,7 @@ def test_as_mlflow_does(uri):
 )
 def test_what_is_written_is_read(made):
     assert model_uri.parse(str(made)) == made
+
+
+def test_an_alias_of_no_model_is_malformed():
+    assert model_uri.parse("models:/@champion") is None
