@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ENTRIES = {"mlflow": "mlflow.cli:cli", **PROJECT["scripts"]}
+ENTRIES = {"mlflow": "mlflow.cli:cli", "uvicorn": "uvicorn.main:main", **PROJECT["scripts"]}
 main: click.Group = pkgutil.resolve_name(ENTRIES["mlflow-trt"])
 
 RUN = ("python", "bash", "console")
