@@ -18,8 +18,8 @@ from ..plan.manifest import Host, Latency, Manifest, Parity, PlanRecord, Profile
 if TYPE_CHECKING:
     from ..plan.compatibility import Report, Verdict
 
-_GOOD, _BAD, _UNSURE = "green", "bold red", "yellow"
-_STATUS = {"passed": _GOOD, "failed": _BAD, "measured": "", "not_measured": _UNSURE}
+GOOD, BAD, UNSURE = "green", "bold red", "yellow"
+STATUS = {"passed": GOOD, "failed": BAD, "measured": "", "not_measured": UNSURE}
 
 
 def of_manifest(manifest: Manifest) -> Group:
@@ -27,7 +27,7 @@ def of_manifest(manifest: Manifest) -> Group:
     common = next((p.profiles for p in manifest.plans if p.profiles), None)
     parts: list[RenderableType] = []
     if manifest.interface is None:
-        parts.append(Text("Inputs and outputs are not known before a GPU loads the engine.\n", style=_UNSURE))
+        parts.append(Text("Inputs and outputs are not known before a GPU loads the engine.\n", style=UNSURE))
     else:
         parts += [
             _tensors("Inputs", manifest.interface.inputs, common),
@@ -47,11 +47,11 @@ def of_report(report: Report) -> Group:
     grid.add_column()
     for record, verdict in report.entries:
         name, style = (
-            ("loads", _GOOD)
+            ("loads", GOOD)
             if record is report.accepted
             else ("would load too", "")
             if verdict.accepted
-            else ("does not load", _BAD)
+            else ("does not load", BAD)
         )
         grid.add_row(Text(name, style), Group(folder_name(record), *_why(verdict)))
     return Group(_heading("Host", describe(report.host)), _below(grid))
@@ -66,7 +66,7 @@ def of_latency(latency: Latency) -> RenderableType:
     """Latency at every profile point."""
     where = f" on {latency.host.gpu}" if latency.host and latency.host.gpu else ""
     if latency.status == "not_measured":
-        return Text(f"Latency: not measured ({latency.reason or 'no reason on record'})", style=_UNSURE)
+        return Text(f"Latency: not measured ({latency.reason or 'no reason on record'})", style=UNSURE)
     table = Table(title=f"Latency{where}: arrays on the host in and out", title_justify="left")
     for heading in ("profile", "point", "batch", "p50 ms", "p99 ms", "per second", "runs"):
         table.add_column(heading, justify="left" if heading in ("profile", "point") else "right")
@@ -95,7 +95,7 @@ def range_text(shape: ShapeRange) -> str:
 
 
 def _tensors(title: str, tensors: Iterable[Tensor], profiles: tuple[Profile, ...] | None) -> Group:
-    table = _table("name", "dtype", "shape", *(["min:opt:max"] if profiles else []))
+    table = headed("name", "dtype", "shape", *(["min:opt:max"] if profiles else []))
     for t in tensors:
         dtype = t.dtype if t.dtype == t.binding_dtype else f"{t.dtype} ({t.binding_dtype} inside)"
         row = [t.name, dtype, ", ".join(map(str, t.shape)) or "scalar"]
@@ -183,7 +183,7 @@ def _built(record: PlanRecord) -> str:
 
 
 def _parity_line(parity: Parity) -> Text:
-    text = Text(parity.status.replace("_", " "), _STATUS[parity.status])
+    text = Text(parity.status.replace("_", " "), STATUS[parity.status])
     outputs = [output for point in parity.points for output in point.outputs]
     if outputs:
         worst = max(o.rel_l2 for o in outputs)
@@ -199,7 +199,7 @@ def _parity_line(parity: Parity) -> Text:
 
 
 def _latency_line(latency: Latency) -> Text:
-    text = Text(latency.status.replace("_", " "), _STATUS[latency.status])
+    text = Text(latency.status.replace("_", " "), STATUS[latency.status])
     if latency.status == "not_measured":
         return text.append(f": {latency.reason}" if latency.reason else "", style="none")
     points = [p for p in latency.points if p.point == "opt"] or list(latency.points)
@@ -208,7 +208,7 @@ def _latency_line(latency: Latency) -> Text:
 
 
 def _files(manifest: Manifest) -> Group:
-    table = _table("size", "sha256", "path")
+    table = headed("size", "sha256", "path")
     for file in manifest.files():
         table.add_row(size(file.size), file.sha256[:12], file.path)
     return Group(_heading("Files"), _below(table))
@@ -219,7 +219,7 @@ def _why(verdict: Verdict) -> Iterator[RenderableType]:
 
     if isinstance(verdict, Accepted):
         for note in verdict.notes:
-            yield Text(f"note: {note}", style=_UNSURE)
+            yield Text(f"note: {note}", style=UNSURE)
         return
     for reason in verdict.reasons:
         yield Text(reason.found)
@@ -239,7 +239,8 @@ def _below(table: Table) -> Padding:
     return Padding(table, (0, 0, 1, 2), expand=False)
 
 
-def _table(*headings: str) -> Table:
+def headed(*headings: str) -> Table:
+    """An empty table with these columns."""
     table = Table(box=SIMPLE_HEAD, header_style="dim", show_edge=False, pad_edge=False)
     for heading in headings:
         table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")

@@ -1,6 +1,6 @@
 """The building child: a process of its own, in which torch may be told that there is a GPU.
 
-``python -m mlflow_trt.conversion.build_child FOLDER`` reads job.json and program.pt2 there, and writes model.plan.
+``python -m mlflow_trt.conversion.build_child FOLDER`` reads job.json and program.pt2 there, and writes built.plan.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ tell; then the next one is tried.
 Either is run with scratch memory full of zeros, and again full of NaN: what another call left there must not be in an
 answer. Where the two runs differ, scratch memory is cleared before every call, and the call is repeated. Kernels that
 then still answer differently from one run to the next are not used: they run side by side and do not wait for each
-other (1.4.0.76 and 1.6.1.120, timm's ``res2net50_26w_4s`` in float32 at a batch of 8, without specialization too: 60
-answers of 60 differed). If the others are like that as well, the engine is refused at these shapes.
+other (1.4.0.76, timm's ``res2net50_26w_4s`` in float32 at a batch of 8, without specialization too; 1.6.1.120 is wrong
+there as well). If the others are like that too, the engine is refused at these shapes.
 """
 
 from __future__ import annotations

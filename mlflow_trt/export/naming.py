@@ -30,7 +30,7 @@ def parse(model_uri: str | Path) -> Named:
     if local is not None:
         return Named(local.resolve().name)
     read = parse_uri(str(model_uri))
-    if read is None or read.name is None:
+    if read is None or read.name is None or read.registry:
         return Named(None)
     if read.newest or read.stage is not None:
         raise SettingError(
