@@ -38,7 +38,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError
-from . import rewrites
+from . import maxima, rewrites
 from .integers import FLOATS, held, narrow, public_dtype, wrap_limits
 from .operators import (
     ARITHMETIC,
@@ -203,7 +203,8 @@ class _Rewriter:
         doubles = any(no_double(dtype) != dtype for dtype in dtypes_of(node.meta.get("val")))
         if name == "batch_norm":
             mapped_args = rewrites.affine(self._call, mapped_args)
-        if not changed and not doubles and not named and name not in _WRITTEN_OUT:
+        written = maxima.chosen if maxima.of_product(node) else _WRITTEN_OUT.get(name)
+        if not changed and not doubles and not named and written is None:
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
             self._note_kept(node, name, mapped_args)
@@ -227,8 +228,8 @@ class _Rewriter:
         else:
             mapped_args, mapped_kwargs = self._unify(node, name, mapped_args, mapped_kwargs)
         mapped_args, mapped_kwargs = self._clamped(mapped_args, mapped_kwargs)
-        if name in _WRITTEN_OUT:
-            replaced = _WRITTEN_OUT[name](self._call, node, mapped_args, mapped_kwargs)
+        if written is not None:
+            replaced = written(self._call, node, mapped_args, mapped_kwargs)
             if replaced is not None:
                 self.nodes[node] = replaced
                 self._note_kept(node, name, mapped_args)

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ..errors import ConversionError
+from . import maxima
 from .integers import narrow
 from .operators import operator_name, written_operands
 from .structure import Output, user_outputs
@@ -26,7 +27,8 @@ def written_out(program: ExportedProgram, outputs: Sequence[Output]) -> tuple[Ex
     """Writes a program's regions out; a program without them comes back as it is.
 
     Writes in place are written out too, where they go into a part of a tensor (Torch-TensorRT's own way fails where
-    another dimension is dynamic), or where integers are held in another dtype and wrapped after each operation.
+    another dimension is dynamic), where they are a maximum that becomes a choice, or where integers are held in another
+    dtype and wrapped after each operation.
 
     Raises:
         ConversionError: PyTorch can't do it.
@@ -84,4 +86,5 @@ def _name(node: Node) -> str:
 def _writes(node: Node, anywhere: bool) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return False
-    return anywhere or any(operator_name(n) in ("slice", "select") for n in written_operands(node.target, node.args))
+    into = written_operands(node.target, node.args)
+    return anywhere or maxima.of_product(node) or any(operator_name(n) in ("slice", "select") for n in into)

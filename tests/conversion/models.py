@@ -113,3 +113,17 @@ class Two(nn.Module):
 
     def forward(self, a, b):
         return self.function(a, b)
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, or a gate at each position, and a maximum of it."""
+
+    def __init__(self, tail, squeeze=True, channels=4):
+        super().__init__()
+        few = max(2, channels // 12)
+        self.down, self.norm, self.up = nn.Conv2d(channels, few, 1), nn.BatchNorm2d(few), nn.Conv2d(few, channels, 1)
+        self.tail, self.squeeze = tail, squeeze
+
+    def forward(self, x):
+        narrow = x.mean((2, 3), keepdim=True) if self.squeeze else x
+        return self.tail(x * torch.sigmoid(self.up(torch.relu(self.norm(self.down(narrow))))))

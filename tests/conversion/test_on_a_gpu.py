@@ -16,7 +16,7 @@ from mlflow_trt.conversion import core
 from mlflow_trt.conversion.precision import prepare
 from mlflow_trt.conversion.structure import computed_outputs
 
-from .models import Attention, Cnn
+from .models import Attention, Cnn, Gated
 
 pytestmark = pytest.mark.gpu
 
@@ -99,6 +99,26 @@ def test_attention(trt, precision, limit):
     mask[:, 0] = 1
     plan = mlflow_trt.convert(Attention(), [spec, spec], precision=precision, golden_inputs=[(ids, mask)])
     check(trt, plan, trt.Runtime(trt.Logger()).deserialize_cuda_engine(plan.serialized), limit)
+
+
+@pytest.mark.parametrize(
+    ("tail", "precision"),
+    [("relu6", "fp32"), ("relu", "fp32"), ("abs", "fp32"), ("clamp", "fp32"), ("maximum", "fp32"), ("relu", "bf16")],
+)
+def test_a_maximum_of_a_gated_product_is_not_lost(trt, tail, precision):
+    """TensorRT-RTX answers the product itself, from some 12,000 numbers a row on (benchmarks/maxima.py)."""
+    functions = {
+        "relu6": torch.nn.functional.relu6,
+        "relu": lambda v: torch.nn.functional.relu(v, inplace=True),
+        "abs": torch.abs,
+        "clamp": lambda v: v.clamp(-0.1, 0.1),
+        "maximum": lambda v: torch.maximum(v, -0.5 * v),
+    }
+    plan = mlflow_trt.convert(
+        Gated(functions[tail], channels=228), [Input(((1, 4, 8), 228, 8, 8))], precision=precision
+    )
+    engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(plan.serialized)
+    check(trt, plan, engine, FP32 if precision == "fp32" else 4e-2)
 
 
 def test_unused_input_stays_a_binding(trt):

@@ -1,0 +1,108 @@
+"""Maxima of a product with what a convolution answered, written as choices between two values.
+
+TensorRT-RTX 1.4.0.76 and 1.6.1.120 drop them in float32, and answer the product itself, where that is larger than
+some 12,000 numbers a row: squeeze-and-excitation with a ReLU6 after it (timm's ``rexnet_100``), a gated convolution
+with a ReLU. A ReLU, a maximum, a lower bound, an absolute value are lost; a choice of two values and an upper bound
+are not (``benchmarks/maxima.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .operators import operator_name
+from .rewrites import Call
+
+aten = torch.ops.aten
+
+NAMES = ("relu", "relu6", "hardtanh", "clamp", "clamp_min", "abs", "maximum", "max")
+"""Operations that are, or begin with, a maximum."""
+
+_PASSED = (
+    *NAMES, "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
+    "unsqueeze", "expand", "slice", "select", "clone", "contiguous", "alias", "detach", "dropout", "_to_copy", "to",
+    "neg", "minimum", "min", "clamp_max",
+)  # fmt: skip
+"""What may stand between the product and the maximum."""
+
+_PRODUCTS = ("mul", "glu")
+_CONVOLUTIONS = ("convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d")
+_FAR = 24
+"""Operations between a convolution and the product that are looked at."""
+
+
+def of_product(node: Node) -> bool:
+    """Whether an operation is a maximum of a product with what a convolution answered."""
+    if operator_name(node) not in NAMES or (operator_name(node) == "max" and node.target is not aten.max.other):
+        return False
+    return any(_is_product(operand) for operand in node.all_input_nodes)
+
+
+def _is_product(node: Node) -> bool:
+    name = operator_name(node)
+    factors = node.all_input_nodes
+    if name in _PRODUCTS and (len(factors) > 1 or name == "glu"):
+        return any(_from_convolution(factor, _FAR) for factor in factors)
+    # A product with a number too.
+    return (name in _PASSED or name in _PRODUCTS) and any(_is_product(factor) for factor in factors)
+
+
+def _from_convolution(node: Node, steps: int) -> bool:
+    name = operator_name(node)
+    if name in _CONVOLUTIONS:
+        return True
+    if not steps or not name:
+        return False
+    pointwise = torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
+    if not pointwise and name not in _PASSED and name != "batch_norm":
+        return False
+    return any(_from_convolution(operand, steps - 1) for operand in node.all_input_nodes)
+
+
+def chosen(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+    """A maximum as a choice; NaN stays NaN.
+
+    Returns:
+        None in float16, where TensorRT keeps it.
+    """
+    value: Node = args[0]
+    dtype = value.meta["val"].dtype
+    if not dtype.is_floating_point or dtype == torch.float16:
+        return None
+    name = operator_name(node)
+    if name == "abs":
+        return call(
+            node, aten.where.self, call(node, aten.lt.Scalar, value, 0), call(node, aten.neg.default, value), value
+        )
+    if name in ("maximum", "max"):
+        other = args[1]
+        return call(node, aten.where.self, call(node, aten.lt.Tensor, value, other), other, value)
+    low, high = _bounds(name, args, kwargs)
+    if low is not None:
+        value = _bounded(call, node, value, low, aten.lt)
+    if high is not None:
+        value = _bounded(call, node, value, high, aten.gt)
+    return value
+
+
+def _bounds(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    if name == "relu":
+        return 0.0, None
+    if name == "relu6":
+        return 0.0, 6.0
+    low, high = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
+    usual = {low: -1.0, high: 1.0} if name == "hardtanh" else {}
+    given = {**usual, **dict(zip((low, high), args[1:])), **kwargs}
+    return given.get(low), given.get(high)
+
+
+def _bounded(call: Call, node: Node, value: Node, bound: Any, beyond: Any) -> Node:
+    if isinstance(bound, Node):
+        return call(node, aten.where.self, call(node, beyond.Tensor, value, bound), bound, value)
+    dtype = value.meta["val"].dtype
+    constant = call(node, aten.full.default, [], float(bound), dtype=dtype)
+    return call(node, aten.where.self, call(node, beyond.Scalar, value, bound), constant, value)
