@@ -1,4 +1,4 @@
-"""Maxima of a product that TensorRT-RTX drops, and the same written as choices: ``python -m benchmarks.maxima``.
+"""Maxima of a product that TensorRT-RTX drops, and the same as clips and choices: ``python -m benchmarks.maxima``.
 
 Each row is a small module that is converted twice, as it is and as ``mlflow_trt.convert`` writes it
 (``mlflow_trt/conversion/maxima.py``), and its largest relative error over batches of 1, 4 and 8, by PyTorch's own
@@ -7,6 +7,7 @@ answers. Needs a GPU.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ class Gated(nn.Module):
         super().__init__()
         narrow = channels // 12
         self.down, self.up = nn.Conv2d(channels, narrow, 1), nn.Conv2d(narrow, channels, 1)
+        self.norm = nn.BatchNorm2d(narrow)
         self.left, self.right = nn.Linear(channels, narrow), nn.Linear(narrow, channels)
         self.one, self.both = nn.Conv2d(channels, 1, 1), nn.Conv2d(channels, 2 * channels, 1)
         self.tail, self.kind = tail, kind
@@ -49,6 +51,8 @@ class Gated(nn.Module):
         """Of images of shape (N, C, H, W)."""
         if self.kind == "squeezed":
             product = x * torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        elif self.kind == "normed":
+            product = x * torch.sigmoid(self.up(torch.relu(self.norm(self.down(x.mean((2, 3), keepdim=True))))))
         elif self.kind == "linear":
             product = x * torch.sigmoid(self.right(torch.relu(self.left(x.mean((2, 3))))))[..., None, None]
         elif self.kind == "spatial":
@@ -71,11 +75,11 @@ def modules() -> Iterator[tuple[str, str | None, nn.Module]]:
     }  # fmt: skip
     for name, tail in tails.items():
         yield f"squeezed, {name}", "fp32", Gated(tail)
-    for kind in ("linear", "spatial", "glu", "silu"):
+    for kind in ("normed", "linear", "spatial", "glu", "silu"):
         yield f"{kind}, relu", "fp32", Gated(torch.relu, kind)
     yield "squeezed of 64 channels, relu", "fp32", Gated(torch.relu, channels=64)
-    yield "squeezed, relu", "bf16", Gated(torch.relu)
-    yield "squeezed, relu", "fp16", Gated(torch.relu)
+    for kind, precision in itertools.product(("squeezed", "normed"), ("bf16", "fp16")):
+        yield f"{kind}, relu", precision, Gated(torch.relu, kind)
 
 
 def error(module: nn.Module, precision: str | None) -> float:
@@ -95,11 +99,11 @@ def error(module: nn.Module, precision: str | None) -> float:
 
 
 def main() -> int:
-    """Prints the table; returns 1 if what is written as choices is wrong."""
+    """Prints the table; returns 1 if what is written otherwise is wrong."""
     import tensorrt_rtx as trt
 
     print(f"tensorrt_rtx {trt.__version__}, {torch.cuda.get_device_name()}, Torch-TensorRT's networks")
-    print(f"{'':34} {'precision':10} {'as it is':>10} {'as choices':>11}")
+    print(f"{'':34} {'precision':10} {'as it is':>10} {'as written':>11}")
     torch.manual_seed(0)
     failed = False
     for name, precision, module in modules():

@@ -1,9 +1,9 @@
-"""Maxima of a product with what a convolution answered, written as choices between two values.
+"""Maxima of a product with what a convolution answered, written as clips and choices.
 
 TensorRT-RTX 1.4.0.76 and 1.6.1.120 drop them in float32, and answer the product itself, where that is larger than
 some 12,000 numbers a row: squeeze-and-excitation with a ReLU6 after it (timm's ``rexnet_100``), a gated convolution
-with a ReLU. A ReLU, a maximum, a lower bound, an absolute value are lost; a choice of two values and an upper bound
-are not (``benchmarks/maxima.py``).
+with a ReLU. A ReLU, a maximum, a lower bound, an absolute value are lost; a clip, an upper bound and a choice of two
+values are not (``benchmarks/maxima.py``).
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ def _from_convolution(node: Node, steps: int) -> bool:
     return any(_from_convolution(operand, steps - 1) for operand in node.all_input_nodes)
 
 
-def chosen(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
-    """A maximum as a choice; NaN stays NaN.
+def rewritten(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+    """A maximum as what TensorRT keeps: a clip by numbers, or a choice of two tensors.
+
+    The clip is hardtanh, which must stay whole up to its converter. TensorRT wants it bounded on both sides, so that an
+    infinite value becomes the dtype's largest.
 
     Returns:
         None in float16, where TensorRT keeps it.
@@ -75,18 +78,20 @@ def chosen(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any
         return None
     name = operator_name(node)
     if name == "abs":
-        return call(
-            node, aten.where.self, call(node, aten.lt.Scalar, value, 0), call(node, aten.neg.default, value), value
-        )
+        negative = call(node, aten.lt.Scalar, value, 0)
+        return call(node, aten.where.self, negative, call(node, aten.neg.default, value), value)
     if name in ("maximum", "max"):
-        other = args[1]
-        return call(node, aten.where.self, call(node, aten.lt.Tensor, value, other), other, value)
+        return _larger(call, node, value, args[1])
     low, high = _bounds(name, args, kwargs)
-    if low is not None:
-        value = _bounded(call, node, value, low, aten.lt)
-    if high is not None:
-        value = _bounded(call, node, value, high, aten.gt)
-    return value
+    if isinstance(low, Node) or isinstance(high, Node):
+        value = value if low is None else _larger(call, node, value, low)
+        return value if high is None else call(node, aten.minimum.default, value, high)
+    most = torch.finfo(dtype).max
+    return call(node, aten.hardtanh.default, value, -most if low is None else low, most if high is None else high)
+
+
+def _larger(call: Call, node: Node, one: Node, other: Node) -> Node:
+    return call(node, aten.where.self, call(node, aten.gt.Tensor, one, other), one, other)
 
 
 def _bounds(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -98,11 +103,3 @@ def _bounds(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
     usual = {low: -1.0, high: 1.0} if name == "hardtanh" else {}
     given = {**usual, **dict(zip((low, high), args[1:])), **kwargs}
     return given.get(low), given.get(high)
-
-
-def _bounded(call: Call, node: Node, value: Node, bound: Any, beyond: Any) -> Node:
-    if isinstance(bound, Node):
-        return call(node, aten.where.self, call(node, beyond.Tensor, value, bound), bound, value)
-    dtype = value.meta["val"].dtype
-    constant = call(node, aten.full.default, [], float(bound), dtype=dtype)
-    return call(node, aten.where.self, call(node, beyond.Scalar, value, bound), constant, value)

@@ -203,7 +203,7 @@ class _Rewriter:
         doubles = any(no_double(dtype) != dtype for dtype in dtypes_of(node.meta.get("val")))
         if name == "batch_norm":
             mapped_args = rewrites.affine(self._call, mapped_args)
-        written = maxima.chosen if maxima.of_product(node) else _WRITTEN_OUT.get(name)
+        written = maxima.rewritten if maxima.of_product(node) else _WRITTEN_OUT.get(name)
         if not changed and not doubles and not named and written is None:
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs

@@ -107,7 +107,7 @@ def build(program: ExportedProgram, job: Job, listener: ProgressListener | None 
 
     watch = _Watch(job, listener)
     started = time.perf_counter()
-    with _lock, _hooked(watch), _whole_attention(), _captured(watch):
+    with _lock, _hooked(watch), _whole(), _captured(watch):
         try:
             serialized = converter(
                 program, arg_inputs=tuple(_input(torch_tensorrt, spec) for spec in job.inputs), **job.settings
@@ -224,11 +224,12 @@ def _hooked(watch: _Watch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _whole_attention() -> Iterator[None]:
-    """Keeps attention whole up to its converter.
+def _whole() -> Iterator[None]:
+    """Keeps attention and clips whole up to their converters.
 
-    Torch-TensorRT 2.11 lets PyTorch split it by device, and for a program that was exported on the CPU that is a kernel
-    without a converter.
+    Torch-TensorRT 2.11 lets PyTorch split attention by device, and for a program that was exported on the CPU that is a
+    kernel without a converter. A clip would become a minimum and a maximum, which is what it stands in for
+    (:mod:`.maxima`).
     """
     import torch
     from torch_tensorrt.dynamo import _compiler
@@ -237,6 +238,7 @@ def _whole_attention() -> Iterator[None]:
 
     def table(experimental: bool = False, decompose_attention: bool = False, *args: Any, **kwargs: Any) -> Any:
         found = dict(upstream(experimental, decompose_attention, *args, **kwargs))
+        found.pop(torch.ops.aten.hardtanh.default, None)
         if not decompose_attention:
             found.pop(torch.ops.aten.scaled_dot_product_attention.default, None)
         return found

@@ -112,7 +112,7 @@ def test_a_maximum_of_a_gated_product_is_not_lost(trt, tail, precision):
         "relu": lambda v: torch.nn.functional.relu(v, inplace=True),
         "abs": torch.abs,
         "clamp": lambda v: v.clamp(-0.1, 0.1),
-        "maximum": lambda v: torch.maximum(v, -0.5 * v),
+        "maximum": lambda v: torch.maximum(v, torch.zeros(1, device=v.device)),
     }
     plan = mlflow_trt.convert(
         Gated(functions[tail], channels=228), [Input(((1, 4, 8), 228, 8, 8))], precision=precision
