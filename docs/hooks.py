@@ -27,6 +27,8 @@ import mlflow_trt
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
+WIDTH = 80
+"""Characters that the column of a page has room for."""
 HELP = "<!-- the commands' help -->"
 LINK = re.compile(r"\]\(([^)#\s:]+)((?:#[^)\s]*)?)\)")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?(?:mlflow_trt\.)?([\w.]+)</code>")
@@ -91,7 +93,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _help(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:
     """A command's help and that of its subcommands, each under a heading."""
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=100)
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH)
     yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
     if isinstance(command, click.Group):
         for inner in command.list_commands(context):
