@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in pieces of at most ten minutes, with all output in one folder:
 #
-#   benchmarks/gpu_visit.sh OUT            the GPU tests, the examples, then all benchmarks
-#   benchmarks/gpu_visit.sh OUT tests      one piece: tests, examples, serving, moves, speed, or rest
+#   benchmarks/gpu_visit.sh OUT            the GPU tests, coverage, then all benchmarks
+#   benchmarks/gpu_visit.sh OUT tests      one piece: tests, alone (those that measure), coverage, maxima, serving, moves,
+#                                          speed, or rest
 #
 # PYTHON=…  the interpreter (default: python3); SECONDS_EACH=…  the limit of a piece (default: 570)
+# JOBS=…    tests, and architectures, at once (default: 8); CUDA_VISIBLE_DEVICES and taskset let two pieces run side by side,
+#           but beside alone and the benchmarks only what leaves their cores and their GPU free
 # The models that the benchmarks share stay in WORK (default: a folder under TMPDIR), so that the pieces build them once.
 set -u
-out=$(mkdir -p "${1:?usage: gpu_visit.sh OUT [tests|examples|serving|moves|speed|rest]}" && cd "$1" && pwd)
-pieces=${2:-tests examples serving moves speed rest}
+out=$(mkdir -p "${1:?usage: gpu_visit.sh OUT [tests|alone|coverage|maxima|serving|moves|speed|rest]}" && cd "$1" && pwd)
+pieces=${2:-tests alone coverage maxima serving moves speed rest}
+jobs=${JOBS:-8}
 python=${PYTHON:-python3}
 limit=${SECONDS_EACH:-570}
 work=${WORK:-${TMPDIR:-/tmp}/mlflow-trt-gpu-visit}
@@ -21,22 +25,31 @@ bench() {
   return "${PIPESTATUS[0]}"
 }
 
+piece_of() {
+  local module=$1
+  shift
+  timeout "$limit" "$python" -m "$module" "$@" 2>&1 | tee "$out/${module#benchmarks.}.txt"
+  return "${PIPESTATUS[0]}"
+}
+
 check() {
   local name=$1
   shift
-  timeout "$limit" "$python" -m pytest "$@" -v -ra --junitxml="$out/$name.xml" 2>&1 | tee "$out/$name.txt"
+  timeout "$limit" "$python" -m pytest "$@" -q -ra --junitxml="$out/$name.xml" 2>&1 | tee "$out/$name.txt"
   return "${PIPESTATUS[0]}"
 }
 
 for piece in $pieces; do
   case $piece in
-    tests) check gpu-tests tests -m gpu --ignore=tests/test_examples.py || status=1 ;;
-    examples) check gpu-examples tests/test_examples.py || status=1 ;;
+    tests) check gpu-tests tests -m "gpu and not alone" -n "$jobs" --dist loadgroup --timeout 200 || status=1 ;;
+    alone) check gpu-tests-alone tests -m "gpu and alone" --timeout 120 || status=1 ;;
+    coverage) piece_of benchmarks.coverage --jobs "$jobs" --timeout "$((limit - 60))" --budget "$((limit - 30))" --out "$out" || status=1 ;;
+    maxima) piece_of benchmarks.maxima || status=1 ;;
     serving) bench serving_latency serving_concurrent || status=1 ;;
     moves) bench serving_moves || status=1 ;;
     speed) bench prepare resnet50_batch1 resnet50_batch8 tiny_mlp sizes_in_turn random_sizes threads first_answer || status=1 ;;
     rest) bench log_model peak_memory imports wrapper alternatives || status=1 ;;
-    *) echo "unknown piece: $piece (tests, examples, serving, moves, speed, rest)" >&2; exit 2 ;;
+    *) echo "unknown piece: $piece (tests, alone, coverage, maxima, serving, moves, speed, rest)" >&2; exit 2 ;;
   esac
 done
 exit $status

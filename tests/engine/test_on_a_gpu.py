@@ -199,6 +199,7 @@ def test_rows_of_several_calls_run_as_one(engine, cnn):
         near(found["scores"][:6], answer(cnn, np.concatenate(parts))[0])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("memory_limit", [None, 1])
 def test_a_batch_of_one_spoils_no_larger_one(cnn, memory_limit):
     """TensorRT-RTX 1.4 takes kernels that it specialized for one row for every batch, given the chance."""
@@ -243,6 +244,7 @@ def test_a_context_keeps_its_shape(engine):
     assert engine.memory["lanes"] == 2
 
 
+@pytest.mark.alone
 def test_memory_limit_holds_over_many_shapes(cnn):
     with load_engine(*cnn[:2], max_contexts=1) as engine:
         engine.predict(images(32))
@@ -262,6 +264,7 @@ def free_memory():
     return free
 
 
+@pytest.mark.alone
 def test_closing_gives_the_memory_back(cnn):
     def use():
         with load_engine(*cnn[:2]) as engine:
@@ -276,6 +279,7 @@ def test_closing_gives_the_memory_back(cnn):
     assert before - free_memory() < 16 << 20
 
 
+@pytest.mark.alone
 def test_out_of_memory_is_an_error_and_the_engine_stays_usable(cnn):
     import torch
 
@@ -679,6 +683,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_loading_takes_little_more_host_memory_than_the_plan(cnn, tmp_path_factory):

@@ -79,6 +79,7 @@ def mlp(width, depth):
     return torch.nn.Sequential(*layers, torch.nn.Linear(width, 8)).eval()
 
 
+@pytest.mark.alone
 def test_a_slower_engine_is_refused_and_the_same_again_passes():
     def log(width, depth):
         info = mlflow_trt.log_model(
@@ -104,6 +105,7 @@ def test_a_slower_engine_is_refused_and_the_same_again_passes():
     print(refused.text(), passed.text(), sep="\n")
 
 
+@pytest.mark.alone
 def test_all_default_gates_measure_here():
     first, second = log_attention("everything"), log_attention("everything")
     mlflow_trt.promote("everything", first)

@@ -77,6 +77,7 @@ def used():
     return total - free
 
 
+@pytest.mark.alone
 def test_the_first_requests_find_everything_warm(versions, serve):
     model = serve(f"models:/{NAME}/{versions[0]}", max_contexts=2)
     [engine] = model.current.engines
@@ -92,6 +93,7 @@ def test_the_first_requests_find_everything_warm(versions, serve):
     assert engine.memory["lanes"] == warm
 
 
+@pytest.mark.alone
 def test_moves_under_load_leave_no_memory_behind(versions, serve):
     point(versions[0])
     model = serve(f"models:/{NAME}@champion", max_queue=10_000)
