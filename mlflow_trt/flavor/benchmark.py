@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .. import plan, store
+from .. import store
 from ..errors import ManifestError
 from ..evidence import measure, names, recorded
 from ..plan.manifest import Latency, Manifest, Parity
@@ -56,23 +56,22 @@ def benchmark(
         ManifestError: The model has no golden tensors to compare with.
     """
     model = store.open_model(model_uri)
-    golden = model.manifest.golden
+    golden = model.golden()
     if golden is None:
         raise ManifestError(
             f"{model_uri} has no golden tensors.",
             "a model that was converted by mlflow-trt",
             "measure the engine with inputs of your own through mlflow_trt.load_model",
         )
-    tensors = plan.read_golden(model.fetch([golden.inputs, golden.outputs]), golden)
     plan_digest: str | None = None
-    with load.load_model(model_uri, device=device, backend=backend) as engine:
-        latency = measure.measure_latency(engine, tensors, runs)
+    with load.load_stored(model, device=device, backend=backend) as engine:
+        latency = measure.measure_latency(engine, golden, runs)
         if backend == "reference":
             parity = Parity(status="not_measured", reason="the reference backend is what an engine is compared with")
         else:
             record = cast("TensorRTEngine", engine).record
             tolerance = record.parity.tolerance or default_tolerance(record.precision.requested)
-            parity = measure.measure_parity(engine, tensors, tolerance)
+            parity = measure.measure_parity(engine, golden, tolerance)
             plan_digest = record.file.sha256
     logged_to = _log(str(model_uri), plan_digest, parity, latency) if plan_digest else None
     return BenchmarkReport(model.manifest, parity, latency, backend, logged_to)

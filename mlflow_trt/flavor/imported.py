@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from .. import store
 from ..errors import SettingError
-from ..plan import manifest as _manifest
 from ..plan.files import (
     MODEL_PLAN,
     GoldenTensors,
@@ -14,7 +14,6 @@ from ..plan.files import (
     check_header,
     check_length,
     folder_name,
-    read_golden,
     read_header,
     verify,
 )
@@ -93,8 +92,8 @@ def _ask_engine(serialized: bytes, record: PlanRecord) -> tuple[Interface | None
 
 
 def _read_folder(folder: Path) -> list[Plan]:
-    manifest = _manifest.read(folder)
-    golden = read_golden(folder, manifest.golden) if manifest.golden else None
+    model = store.open_model(folder)
+    manifest, golden = model.manifest, model.golden()
     program = verify(folder, manifest.program.file) if manifest.program else None
     return [_read_plan(folder, manifest, record, golden, program) for record in manifest.plans]
 

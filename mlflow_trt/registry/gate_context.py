@@ -14,6 +14,7 @@ from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..plan.compatibility import SelectedPlan
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,17 @@ class Subject:
             )
         return self.model
 
-    def load(self, *, device: int = 0, backend: Literal["tensorrt", "reference"] = "tensorrt") -> Engine:
+    def load(
+        self,
+        *,
+        device: int = 0,
+        backend: Literal["tensorrt", "reference"] = "tensorrt",
+        selected: SelectedPlan | None = None,
+    ) -> Engine:
         """Loads it, one context only: two versions share the GPU while they are compared."""
-        from ..flavor.load import load_model
+        from ..flavor.load import load_stored
 
-        return load_model(self.uri, device=device, backend=backend, max_contexts=1)
+        return load_stored(self.stored, device=device, backend=backend, max_contexts=1, selected=selected)
 
 
 @dataclass(frozen=True)

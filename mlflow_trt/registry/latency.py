@@ -24,11 +24,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import plan, store
+from .. import store
 from ..errors import InputError
 from ..evidence import measure
 from ..plan import compatibility, host
-from ..plan.manifest import Manifest
 from ..plan.signature import Binder
 from .gate_context import Case, Subject
 from .statistics import FEWEST_BLOCKS, Decision, Interval, Tails, decide, ratio_interval, shared_tails
@@ -362,10 +361,9 @@ def pairs_of(candidate: Any, champion: Any, stored: store.StoredModel) -> Iterat
 
 
 def _points(champion: Any, stored: store.StoredModel) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    manifest: Manifest = stored.manifest
-    if manifest.golden is not None:
-        folder = stored.fetch([manifest.golden.inputs, manifest.golden.outputs])
-        for profile, point, inputs, _ in plan.read_golden(folder, manifest.golden).points():
+    golden = stored.golden()
+    if golden is not None:
+        for profile, point, inputs, _ in golden.points():
             yield f"profile {profile} {point}", inputs
         return
     for profile, point, inputs in measure.made_up_points(champion.interface, champion.profiles):

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import CompatibilityError
 from ..evidence import names
-from ..plan import compatibility, host
+from ..plan import host
+from ..plan.compatibility import SelectedPlan
 from ..plan.files import folder_name
 from ..plan.manifest import Interface, Manifest, OutputParity, PlanRecord, Tolerance
 from ..plan.manifest import Parity as Figures
 from ..plan.parity import NOT_FINITE, default_tolerance
+from ..store import StoredModel
 from .gate_context import Case, Subject
 from .verdicts import Chart, Mark, Table, Verdict
 
@@ -44,29 +47,36 @@ class Parity:
     def __call__(self, case: Case) -> Verdict:
         """Measures, reads the records, judges."""
         model = case.candidate.stored
-        here = host.probe(self.device)
-        chosen = compatibility.check_all(model.manifest, here).accepted if here.gpu and self.measure else None
+        selected = self._selected(model)
         found: dict[str, Figures] = {}
         limits: dict[str, Limit] = {}
         for record in model.manifest.plans:
             name, figures = folder_name(record), record.parity
             limits[name] = limit(record.precision.requested, self.tolerance, record.parity.tolerance)
-            if record is chosen and model.manifest.golden is not None:
-                figures = self._measure(case.candidate, limits[name].tolerance)
+            if selected is not None and record is selected.record and model.manifest.golden is not None:
+                figures = self._measure(case.candidate, selected, limits[name].tolerance)
             elif figures.status == "not_measured":
                 figures = _benchmarked(case.candidate, record) or figures
             found[name] = figures
         return judge_parity(found, limits=limits, exact=exact_outputs(model.manifest))
 
-    def _measure(self, candidate: Subject, tolerance: Tolerance) -> Figures:
-        from ..evidence import measure
-        from ..plan.files import read_golden
+    def _selected(self, model: StoredModel) -> SelectedPlan | None:
+        """The plan to measure; None: it is not to be measured, or none loads here."""
+        here = host.probe(self.device)
+        if here.gpu is None or not self.measure:
+            return None
+        try:
+            return model.select(here)
+        except CompatibilityError:
+            return None
 
-        golden = candidate.manifest.golden
+    def _measure(self, candidate: Subject, selected: SelectedPlan, tolerance: Tolerance) -> Figures:
+        from ..evidence import measure
+
+        golden = candidate.stored.golden()
         assert golden is not None
-        tensors = read_golden(candidate.stored.fetch([golden.inputs, golden.outputs]), golden)
-        with candidate.load(device=self.device) as engine:
-            return measure.measure_parity(engine, tensors, tolerance)
+        with candidate.load(device=self.device, selected=selected) as engine:
+            return measure.measure_parity(engine, golden, tolerance)
 
 
 @dataclass(frozen=True)
