@@ -340,3 +340,12 @@ def read(folder: str | Path) -> Manifest:
             "check the model URI",
         ) from error
     return parse(text, str(path))
+
+
+def write(folder: str | Path, manifest: Manifest) -> None:
+    """Writes the manifest of a model's folder.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    (Path(folder) / FILE_NAME).write_text(manifest.to_json())

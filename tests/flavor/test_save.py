@@ -319,6 +319,40 @@ def test_a_failed_registration_leaves_no_model(classifier_plan):
     assert all_models() == []
 
 
+def test_the_manifest_is_written_once_after_the_figures_are_taken(classifier_plan, tmp_path, monkeypatch):
+    """A stand-in for a GPU: it looks at the folder when it is measured."""
+    there = []
+
+    def measured(folder, manifest, timeout):
+        there.extend(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        record = manifest.plans[0].model_copy(update={"build_seconds": 4.5})
+        return manifest.model_copy(update={"plans": (record,)}), recorded.Measurements()
+
+    monkeypatch.setattr(recorded, "measure", measured)
+    mlflow_trt.save_model(classifier_plan, tmp_path / "saved")
+
+    assert classifier_plan.record.file.path in there
+    assert "golden/outputs.safetensors" in there
+    assert "manifest.json" not in there
+    assert mlflow_trt.inspect(tmp_path / "saved").plans[0].build_seconds == 4.5
+
+
+def test_a_refusal_by_parity_leaves_nothing(classifier_plan, tmp_path, monkeypatch):
+    def refuses(folder, manifest, timeout):
+        raise mlflow_trt.ParityError("The engine's answers differ from PyTorch's")
+
+    monkeypatch.setattr(recorded, "measure", refuses)
+    with pytest.raises(mlflow_trt.ParityError):
+        mlflow_trt.save_model(classifier_plan, tmp_path / "saved")
+    with pytest.raises(mlflow_trt.ParityError):
+        mlflow_trt.log_model(classifier_plan, "classifier", registered_model_name="classifier")
+
+    assert not (tmp_path / "saved").exists()
+    assert all_models() == []
+    assert all_runs() == []
+    assert mlflow.search_model_versions() == []
+
+
 def test_failed_parity_shows_the_table(classifier_plan):
     figures = {"output": "scores", "max_abs": 1.0, "rel_l2": 0.5, "cosine": 0.8, "passed": False}
     failed = Parity.model_validate(
