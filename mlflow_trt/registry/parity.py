@@ -14,8 +14,7 @@ from ..evidence import names
 from ..plan import host
 from ..plan.compatibility import SelectedPlan
 from ..plan.files import folder_name
-from ..plan.manifest import Interface, Manifest, OutputParity, PlanRecord, Tolerance
-from ..plan.manifest import Parity as Figures
+from ..plan.manifest import Interface, Manifest, OutputParity, ParityRecord, PlanRecord, Tolerance
 from ..plan.parity import NOT_FINITE, default_tolerance
 from ..store import StoredModel
 from .gate_context import Case, Subject
@@ -48,7 +47,7 @@ class Parity:
         """Measures, reads the records, judges."""
         model = case.candidate.stored
         selected = self._selected(model)
-        found: dict[str, Figures] = {}
+        found: dict[str, ParityRecord] = {}
         limits: dict[str, Limit] = {}
         for record in model.manifest.plans:
             name, figures = folder_name(record), record.parity
@@ -70,7 +69,7 @@ class Parity:
         except CompatibilityError:
             return None
 
-    def _measure(self, candidate: Subject, selected: SelectedPlan, tolerance: Tolerance) -> Figures:
+    def _measure(self, candidate: Subject, selected: SelectedPlan, tolerance: Tolerance) -> ParityRecord:
         from ..evidence import measure
 
         golden = candidate.stored.golden()
@@ -135,7 +134,7 @@ def exact_outputs(manifest: Manifest) -> frozenset[str]:
 
 
 def judge_parity(
-    found: Mapping[str, Figures],
+    found: Mapping[str, ParityRecord],
     tolerance: Tolerance | None = None,
     *,
     limits: Mapping[str, Limit] | None = None,
@@ -217,7 +216,7 @@ def within(figures: OutputParity, allowed: Limit, *, exact: bool) -> bool:
     return figures.rel_l2 <= tolerance.rel_l2 and figures.cosine >= tolerance.cosine
 
 
-def _not_shown(name: str, figures: Figures, allowed: Limit) -> list[str]:
+def _not_shown(name: str, figures: ParityRecord, allowed: Limit) -> list[str]:
     """What figures that are all within the limit leave open."""
     if not any(point.outputs for point in figures.points):
         return [f"{name}: not measured (the record says {figures.status!r} and has no figures)."]
@@ -232,7 +231,7 @@ def _not_shown(name: str, figures: Figures, allowed: Limit) -> list[str]:
     return []
 
 
-def _looser(allowed: Limit, figures: Figures) -> bool:
+def _looser(allowed: Limit, figures: ParityRecord) -> bool:
     """Whether the limit allows what the record's own tolerance did not."""
     by = figures.tolerance
     return by is not None and allowed.tolerance != _stricter([allowed.tolerance, by])
@@ -280,7 +279,7 @@ def _cells(tolerance: Tolerance | None) -> tuple[str, str, str]:
     return f"{tolerance.rel_l2:g}", f"{tolerance.cosine:g}", f"{tolerance.top1:g}"
 
 
-def _figured(figures: Figures, allowed: Limit) -> dict[str, Any]:
+def _figured(figures: ParityRecord, allowed: Limit) -> dict[str, Any]:
     return {
         **figures.model_dump(mode="json"),
         "judged_by": {**allowed.tolerance.model_dump(), "equal_entries": allowed.share, "source": allowed.source},
@@ -288,7 +287,7 @@ def _figured(figures: Figures, allowed: Limit) -> dict[str, Any]:
     }
 
 
-def _benchmarked(candidate: Subject, record: PlanRecord) -> Figures | None:
+def _benchmarked(candidate: Subject, record: PlanRecord) -> ParityRecord | None:
     """What ``mlflow-trt benchmark`` recorded later, on a GPU host, of this very plan."""
     if candidate.run_id is None or candidate.model_id is None:
         return None
@@ -307,4 +306,4 @@ def _benchmarked(candidate: Subject, record: PlanRecord) -> Figures | None:
         return None
     if content.get("plan", record.file.sha256 if len(candidate.manifest.plans) == 1 else None) != record.file.sha256:
         return None
-    return Figures.model_validate(content["parity"])
+    return ParityRecord.model_validate(content["parity"])
