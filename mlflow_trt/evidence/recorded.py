@@ -162,7 +162,7 @@ def _explained(model: StoredModel) -> list[str]:
 def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) -> list[str]:
     """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
     precision = manifest.plans[0].precision.requested
-    found = degenerate.reasons(golden, precision)
+    reasons = degenerate.reasons(golden, precision)
     if precision == "fp16" and manifest.program is not None and manifest.interface is not None:
         try:
             import torch
@@ -170,10 +170,10 @@ def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) 
             from ..conversion import ranges
 
             program = torch.export.load(_plan.verify(folder, manifest.program.file))
-            found += ranges.explain(program, manifest.interface, golden)
+            reasons += ranges.explain(program, manifest.interface, golden)
         except Exception as error:  # an explanation, which must not take the place of what it explains
             _logger.debug("Where the network leaves float16 could not be told: %s", error)
-    return found
+    return reasons
 
 
 def params(manifest: Manifest) -> dict[str, Any]:

@@ -99,6 +99,6 @@ def _log(model_uri: str, plan_digest: str, parity: ParityRecord, latency: Latenc
         client.log_batch(
             run_id, metrics=[Metric(k, v, now, 0, model_id=info.model_id, run_id=run_id) for k, v in figures.items()]
         )
-        found = {"plan": plan_digest, "parity": parity.model_dump(), "latency": latency.model_dump()}
-        client.log_dict(run_id, found, f"{names.folder_of(info.model_id)}/{names.BENCHMARK}")
+        measured = {"plan": plan_digest, "parity": parity.model_dump(), "latency": latency.model_dump()}
+        client.log_dict(run_id, measured, f"{names.folder_of(info.model_id)}/{names.BENCHMARK}")
     return run_id

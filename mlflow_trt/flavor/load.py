@@ -134,8 +134,10 @@ def as_inputs(data: Any, interface: Interface) -> Any:
     dtypes = {tensor.name: tensor.dtype for tensor in interface.inputs}
 
     def fitting(name: str, tensor: Any) -> Any:
-        foreign = isinstance(tensor, np.ndarray) and tensor.ndim and tensor.dtype != dtypes.get(name, tensor.dtype)
-        return list(tensor) if foreign else tensor
+        of_another_dtype = (
+            isinstance(tensor, np.ndarray) and tensor.ndim and tensor.dtype != dtypes.get(name, tensor.dtype)
+        )
+        return list(tensor) if of_another_dtype else tensor
 
     return {name: fitting(name, tensor) for name, tensor in tensors.items()}
 

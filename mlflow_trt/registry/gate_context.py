@@ -74,7 +74,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Case:
+class GateContext:
     """A version that shall take an alias, and the one that holds it."""
 
     alias: str
@@ -86,8 +86,8 @@ class Case:
 
 
 Answer = Union[Verdict, bool, str]
-Gate = Callable[[Case], Answer]
-"""Any function of a case. It answers a :class:`Verdict`, or True (passed), or False or a text (failed, for it)."""
+Gate = Callable[[GateContext], Answer]
+"""Any function of a context. It answers a :class:`Verdict`, or True (passed), or False or a text (failed, for it)."""
 
 
 def name_of(gate: Gate) -> str:
@@ -95,7 +95,7 @@ def name_of(gate: Gate) -> str:
     return str(getattr(gate, "name", None) or getattr(gate, "__name__", None) or type(gate).__name__)
 
 
-def ask(gate: Gate, case: Case, allow_not_measured: Collection[str] = ()) -> Verdict:
+def ask(gate: Gate, context: GateContext, allow_not_measured: Collection[str] = ()) -> Verdict:
     """Asks a gate.
 
     An engine that can't be loaded here, for want of a GPU or of a plan for it, is "not measured"; any other expected
@@ -103,7 +103,7 @@ def ask(gate: Gate, case: Case, allow_not_measured: Collection[str] = ()) -> Ver
 
     Args:
         gate: A gate of this package or a function of the user's.
-        case: What to judge.
+        context: What to judge.
         allow_not_measured: Names of gates that need not be measured.
 
     Raises:
@@ -112,7 +112,7 @@ def ask(gate: Gate, case: Case, allow_not_measured: Collection[str] = ()) -> Ver
     """
     name = name_of(gate)
     try:
-        answer = gate(case)
+        answer = gate(context)
     except StoreError:
         raise
     except (CompatibilityError, DeviceError) as error:

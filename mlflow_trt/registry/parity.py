@@ -17,7 +17,7 @@ from ..plan.files import folder_name
 from ..plan.manifest import Interface, Manifest, OutputParity, ParityRecord, PlanRecord, Tolerance
 from ..plan.parity import NOT_FINITE, default_tolerance
 from ..store import StoredModel
-from .gate_context import Case, Subject
+from .gate_context import GateContext, Subject
 from .verdicts import Chart, Mark, Table, Verdict
 
 
@@ -43,21 +43,21 @@ class Parity:
 
     name = "parity"
 
-    def __call__(self, case: Case) -> Verdict:
+    def __call__(self, context: GateContext) -> Verdict:
         """Measures, reads the records, judges."""
-        model = case.candidate.stored
+        model = context.candidate.stored
         selected = self._selected(model)
-        found: dict[str, ParityRecord] = {}
+        by_plan: dict[str, ParityRecord] = {}
         limits: dict[str, Limit] = {}
         for record in model.manifest.plans:
             name, figures = folder_name(record), record.parity
             limits[name] = limit(record.precision.requested, self.tolerance, record.parity.tolerance)
             if selected is not None and record is selected.record and model.manifest.golden is not None:
-                figures = self._measure(case.candidate, selected, limits[name].tolerance)
+                figures = self._measure(context.candidate, selected, limits[name].tolerance)
             elif figures.status == "not_measured":
-                figures = _benchmarked(case.candidate, record) or figures
-            found[name] = figures
-        return judge_parity(found, limits=limits, exact=exact_outputs(model.manifest))
+                figures = _benchmarked(context.candidate, record) or figures
+            by_plan[name] = figures
+        return judge_parity(by_plan, limits=limits, exact=exact_outputs(model.manifest))
 
     def _selected(self, model: StoredModel) -> SelectedPlan | None:
         """The plan to measure; None: it is not to be measured, or none loads here."""
@@ -134,7 +134,7 @@ def exact_outputs(manifest: Manifest) -> frozenset[str]:
 
 
 def judge_parity(
-    found: Mapping[str, ParityRecord],
+    by_plan: Mapping[str, ParityRecord],
     tolerance: Tolerance | None = None,
     *,
     limits: Mapping[str, Limit] | None = None,
@@ -145,17 +145,17 @@ def judge_parity(
     The verdicts that stand in the figures do not count: they were made with another tolerance.
 
     Args:
-        found: Figures by plan.
+        by_plan: What is on record or was measured of each plan.
         tolerance: The gate's own; None: the default of the model's own precision. For plans without a limit.
         limits: What to judge by, by plan.
         exact: Names of outputs that hold whole numbers or booleans.
     """
-    limits = {name: (limits or {}).get(name) or limit(None, tolerance, f.tolerance) for name, f in found.items()}
+    limits = {name: (limits or {}).get(name) or limit(None, tolerance, f.tolerance) for name, f in by_plan.items()}
     failed: list[str] = []
     missing: list[str] = []
     rows: list[tuple[str, ...]] = []
     marks: list[Mark] = []
-    for name, figures in found.items():
+    for name, figures in by_plan.items():
         allowed = limits[name]
         where = f" on {figures.host.gpu}" if figures.host and figures.host.gpu else ""
         if figures.status == "not_measured":
@@ -182,18 +182,18 @@ def judge_parity(
         failed += problems
         missing += [] if problems else _not_shown(name, figures, allowed)
     said = _said(limits)
-    tables = (*((_figures_table(rows),) if rows else ()), _limits_table(limits)) if found else ()
+    tables = (*((_figures_table(rows),) if rows else ()), _limits_table(limits)) if by_plan else ()
     most = max((allowed.tolerance.rel_l2 for allowed in limits.values()), default=None)
     chart = Chart("Engine against PyTorch", "relative L2 error", tuple(marks), most, True)
     charts = (chart,) if marks else ()
-    figured = {name: _figured(figures, limits[name]) for name, figures in found.items()}
+    figured = {name: _figured(figures, limits[name]) for name, figures in by_plan.items()}
     if failed:
         return Verdict("parity", "failed", (*failed, *missing, *said), tables, charts, figures=figured)
     if missing:
         measured = said if rows else ()
         return Verdict("parity", "not_measured", (*missing, *measured), tables, charts, figures=figured)
     worst = max((m.value for m in marks), default=0.0)
-    places = sorted({f.host.gpu for f in found.values() if f.host and f.host.gpu})
+    places = sorted({f.host.gpu for f in by_plan.values() if f.host and f.host.gpu})
     ground = f"Within tolerance at {len(rows)} points; worst relative L2 error {worst:.3g}"
     ground += f", on {', '.join(places)}." if places else "."
     return Verdict("parity", "passed", (ground, *said), tables, charts, figures=figured)

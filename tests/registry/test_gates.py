@@ -15,7 +15,7 @@ from mlflow_trt.plan import manifest
 from mlflow_trt.plan.manifest import Host, OutputParity, ParityPoint, ParityRecord, Tolerance
 from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.registry import gates
-from mlflow_trt.registry.gate_context import Case, Subject
+from mlflow_trt.registry.gate_context import GateContext, Subject
 from mlflow_trt.registry.parity import exact_outputs, limit
 from mlflow_trt.registry.report import PromotionReport
 
@@ -474,10 +474,10 @@ def test_at_most_so_much_worse(candidate, champion, drop, higher, expected):
 def test_an_expected_error_in_a_gate_is_its_reason():
     from mlflow_trt.registry.gate_context import ask
 
-    def reads(case):
+    def reads(context):
         return manifest.parse("no JSON")
 
-    case = Case("champion", Subject("m", "1"), None)
+    context = GateContext("champion", Subject("m", "1"), None)
 
-    assert ask(reads, case).status == "failed"
-    assert "not JSON" in ask(reads, case).reasons[0]
+    assert ask(reads, context).status == "failed"
+    assert "not JSON" in ask(reads, context).reasons[0]
