@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from interfaces import host, manifest, record
+from manifests import host, manifest, record
 from servers import BUCKET
 
 import mlflow_trt

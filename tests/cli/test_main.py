@@ -14,8 +14,7 @@ from click.testing import CliRunner
 from manifests import H100, MANIFEST, MEASURED
 
 import mlflow_trt
-from mlflow_trt.cli import main as cli
-from mlflow_trt.cli.main import main
+from mlflow_trt.cli.main import convert, log, main
 from mlflow_trt.flavor import staging
 from mlflow_trt.plan import manifest
 from mlflow_trt.plan.manifest import LatencyRecord, ParityRecord
@@ -268,7 +267,7 @@ def test_wrong_usage_is_status_2(arguments):
 
 
 def test_measuring_may_take_as_long_as_by_the_api():
-    for command in (cli.convert, cli.log):
+    for command in (convert, log):
         (option,) = [o for o in command.params if o.name == "measure_timeout"]
         assert option.default == staging.MEASURE_TIMEOUT
 

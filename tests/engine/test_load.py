@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import standin
-from interfaces import host, manifest, record
+from manifests import host, manifest, record
 from test_engine import AFFINE, affine, rows, write_plan
 
 from mlflow_trt.engine import load as load_engine

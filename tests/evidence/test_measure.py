@@ -221,7 +221,7 @@ def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
     """Nothing in its program ties the rows of the mask to those of the tokens."""
     torch = pytest.importorskip("torch", reason="needs the conversion extra")
     transformers = pytest.importorskip("transformers")
-    import described
+    import forged
 
     from mlflow_trt import Input
 
@@ -235,7 +235,7 @@ def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
     random = np.random.default_rng(0)
     given = [{"input_ids": random.integers(0, 50, (3, 16)), "attention_mask": random.integers(0, 2, (3, 16))}]
     given[0]["attention_mask"][:, 0] = 1
-    made = described.plan(model, [Input(((1, 4, 8), length), "int64")] * 2, golden_inputs=given)
+    made = forged.described_plan(model, [Input(((1, 4, 8), length), "int64")] * 2, golden_inputs=given)
     assert {t.shape[0] for t in (*made.manifest.interface.inputs, *made.manifest.interface.outputs)} == {"batch"}
     with load_engine(tmp_path, plan.write([made], tmp_path, program=True), backend="reference") as found:
         parity = measure.measure_parity(found, made.golden, TIGHT)

@@ -3,14 +3,15 @@
 A fake stands for that process, since it needs a GPU: it says what a real one says.
 """
 
+import json
 import logging
 import types
 
 import pytest
 
-from mlflow_trt import store
+from mlflow_trt import engine, store
 from mlflow_trt.errors import DeviceError, ParityError
-from mlflow_trt.evidence import recorded
+from mlflow_trt.evidence import measuring_child, recorded
 from mlflow_trt.plan import manifest
 from mlflow_trt.plan.host import probe
 
@@ -92,3 +93,26 @@ def test_a_crash_is_an_error_that_names_the_step(measure):
 def test_a_failed_comparison_is_refused_whatever_comes_after(measure):
     with pytest.raises(ParityError):
         measure(status="failed", end="hang", timeout=5.0)
+
+
+def test_the_child_needs_no_manifest_in_the_folder(classifier_folder, tmp_path, monkeypatch):
+    """The logged program answers in place of the engine, so that the child itself runs without a GPU."""
+    text = store.open_model(classifier_folder).manifest.to_json()
+    (classifier_folder / manifest.FILE_NAME).unlink()
+    (tmp_path / measuring_child.JOB).write_text(json.dumps({"model": str(classifier_folder), "manifest": text}))
+
+    class Reference(engine.ReferenceEngine):
+        def layers(self):
+            return [{"name": "a"}]
+
+        def runtime_cache(self):
+            return b"kernels"
+
+    monkeypatch.setattr(engine, "load", Reference)
+    said = {}
+    measuring_child._measure(tmp_path, said.update)
+
+    assert said["parity"]["status"] == "passed"
+    assert said["latency"]["status"] == "measured"
+    assert said["layers"] == [{"name": "a"}]
+    assert (classifier_folder / said["runtime_cache"]["path"]).read_bytes() == b"kernels"

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interfaces import host, manifest, record
+from manifests import host, manifest, record
 
 from mlflow_trt.errors import CompatibilityError, SettingError
 from mlflow_trt.plan.compatibility import check, check_all, describe, runtime_for, select

@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from interfaces import interface, manifest, record, tensor
+from interfaces import interface, tensor
+from manifests import manifest, record
 
 from mlflow_trt.errors import ParityError
 from mlflow_trt.evidence import recorded

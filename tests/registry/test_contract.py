@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import forged
 import pytest
+from interfaces import branch, tensor
 
-from mlflow_trt.plan.manifest import Branch, ConstantLeaf, ShapeRange, TensorLeaf
+from mlflow_trt.plan.manifest import ConstantLeaf, ShapeRange, TensorLeaf
 from mlflow_trt.registry import contract, sizes
 
 X = ("x", "float32", ("batch", 3, "height"))
@@ -17,8 +18,8 @@ def manifest(inputs=(X, MASK), outputs=(("scores", "float32", ("batch", 10)),), 
     base = forged.plan().manifest
     interface = base.interface.model_copy(
         update={
-            "inputs": tuple(forged.tensor(*t) for t in inputs),
-            "outputs": tuple(forged.tensor(*t) for t in outputs),
+            "inputs": tuple(tensor(name, shape, dtype) for name, dtype, shape in inputs),
+            "outputs": tuple(tensor(name, shape, dtype) for name, dtype, shape in outputs),
         }
     )
     if profiles is None:
@@ -259,10 +260,6 @@ def answering(result, outputs=("a", "b")):
 
 
 A, B, C = (TensorLeaf(name=name) for name in "abc")
-
-
-def branch(kind, *items, keys=None, type_name=None):
-    return Branch(kind=kind, items=items, keys=keys, type_name=type_name)
 
 
 @pytest.mark.parametrize(

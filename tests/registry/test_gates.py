@@ -8,10 +8,12 @@ import shutil
 import forged
 import numpy as np
 import pytest
+from interfaces import tensor
 
 import mlflow_trt
 from mlflow_trt import store
-from mlflow_trt.plan import manifest
+from mlflow_trt.flavor.load import load_stored
+from mlflow_trt.plan import host
 from mlflow_trt.plan.manifest import Host, OutputParity, ParityPoint, ParityRecord, Tolerance
 from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.registry import gates
@@ -191,6 +193,28 @@ def test_figures_that_a_gpu_host_recorded_count(registry):
     assert failed.blocks
 
 
+def test_the_plan_that_this_gpu_loads_is_measured_and_the_host_asked_once(classifier_folder, monkeypatch):
+    """The logged program answers in place of the engine, so that no GPU is needed."""
+    model = store.open_model(classifier_folder)
+    record = model.manifest.plans[0]
+    here = GPU.model_copy(update={"capability": record.capabilities[-1], "runtimes": {record.runtime: record.release}})
+    probed, loaded = [], []
+
+    def load(self, **arguments):
+        loaded.append(arguments["selected"])
+        return load_stored(self.stored, backend="reference")
+
+    monkeypatch.setattr(host, "probe", lambda device=0: probed.append(device) or here)
+    monkeypatch.setattr(Subject, "load", load)
+    verdict = gates.Parity()(GateContext("champion", Subject("m", "1", model=model), None))
+
+    assert verdict.status == "passed"
+    assert probed == [0]
+    (selected,) = loaded
+    assert selected.record is record
+    assert selected.report.host is here
+
+
 def test_not_measured_is_not_passed(registry, versions):
     verdict = judged(registry, versions[0], gates.Parity(measure=False))
 
@@ -304,7 +328,7 @@ def test_whole_numbers_are_judged_by_the_share_that_is_equal(rel_l2, share, own,
 
 def test_which_outputs_hold_whole_numbers_is_in_the_interface():
     made = forged.plan().manifest
-    outputs = [forged.tensor(n, t, ()) for n, t in (("a", "float32"), ("b", "int64"), ("c", "bool"), ("d", "uint8"))]
+    outputs = [tensor(n, (), t) for n, t in (("a", "float32"), ("b", "int64"), ("c", "bool"), ("d", "uint8"))]
     interface = made.interface.model_copy(update={"outputs": tuple(outputs)})
 
     assert exact_outputs(made.model_copy(update={"interface": interface})) == {"b", "c", "d"}
@@ -466,18 +490,3 @@ def test_at_most_so_much_worse(candidate, champion, drop, higher, expected):
     from mlflow_trt.registry.accuracy import judge
 
     assert judge(candidate, champion, drop, higher_is_better=higher).status == expected
-
-
-# ---- asking --------------------------------------------------------------------------------------------------------
-
-
-def test_an_expected_error_in_a_gate_is_its_reason():
-    from mlflow_trt.registry.gate_context import ask
-
-    def reads(context):
-        return manifest.parse("no JSON")
-
-    context = GateContext("champion", Subject("m", "1"), None)
-
-    assert ask(reads, context).status == "failed"
-    assert "not JSON" in ask(reads, context).reasons[0]
