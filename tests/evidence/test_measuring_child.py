@@ -68,21 +68,21 @@ def measure(tmp_path, monkeypatch, classifier_folder):
 
 
 def test_all_figures_and_the_time_of_each_step(measure):
-    record, found = measure()
+    record, measured = measure()
     assert (record.parity.status, record.latency.status) == ("passed", "measured")
-    assert found.seconds == {"load": 0.5, "parity": 1.5, "latency": 2.5}
-    assert [row["batch"] for row in found.latency_by_batch] == [1]
-    assert list(found.layers) == [{"name": "a"}]
+    assert measured.seconds == {"load": 0.5, "parity": 1.5, "latency": 2.5}
+    assert [row["batch"] for row in measured.latency_by_batch] == [1]
+    assert list(measured.layers) == [{"name": "a"}]
 
 
 def test_when_the_time_is_up_what_is_missing_says_so(measure, caplog):
     with caplog.at_level(logging.WARNING):
-        record, found = measure(end="hang", timeout=5.0)
+        record, measured = measure(end="hang", timeout=5.0)
     assert record.parity.status == "passed"
     assert record.latency.status == "not_measured"
     assert "latency was not done when the 5 s for measuring were over" in record.latency.reason
     assert "latency was not done" in caplog.text
-    assert found.seconds == {"load": 0.5, "parity": 1.5}
+    assert measured.seconds == {"load": 0.5, "parity": 1.5}
 
 
 def test_a_crash_is_an_error_that_names_the_step(measure):

@@ -32,13 +32,13 @@ def literals(source: str) -> set[str]:
 
 
 def modules_by_name() -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
+    modules: dict[str, set[str]] = defaultdict(set)
     for path in PACKAGE.rglob("*.py"):
         for text in literals(path.read_text()):
             for name in SHARED:
                 if name == text or (name in text and "." in name and name.startswith(("mlflow_trt.", "trt."))):
-                    found[name].add(str(path.relative_to(PACKAGE)))
-    return found
+                    modules[name].add(str(path.relative_to(PACKAGE)))
+    return modules
 
 
 def test_a_shared_name_is_a_literal_in_one_module():
@@ -47,14 +47,14 @@ def test_a_shared_name_is_a_literal_in_one_module():
 
 
 def test_every_tag_has_a_name():
-    found = set()
+    tags = set()
     for path in PACKAGE.rglob("*.py"):
         if path != PACKAGE / "evidence" / "names.py":
-            found |= {
+            tags |= {
                 t for t in literals(path.read_text()) if t.startswith("mlflow_trt.") and t.islower() and " " not in t
             }
-    modules = {t for t in found if (PACKAGE.parent / Path(*t.split("."))).with_suffix(".py").exists()}
-    assert found - modules - OTHERS == set()
+    modules = {t for t in tags if (PACKAGE.parent / Path(*t.split("."))).with_suffix(".py").exists()}
+    assert tags - modules - OTHERS == set()
 
 
 def test_every_parameter_and_metric_has_a_name():

@@ -76,12 +76,12 @@ def test_a_failed_check_names_plan_point_and_output(classifier_plan):
 
 
 def test_parameters_and_tags_describe_the_first_plan(classifier_plan):
-    found = recorded.params(classifier_plan.manifest)
+    params = recorded.params(classifier_plan.manifest)
 
-    assert found["trt.precision"] == "fp32"
-    assert found["trt.profiles"] == "x[1:2:8x4]"
-    assert found["trt.torch"] == classifier_plan.record.built_on.torch
-    assert found["trt.settings.attn_bias_is_causal"] == "False"
+    assert params["trt.precision"] == "fp32"
+    assert params["trt.profiles"] == "x[1:2:8x4]"
+    assert params["trt.torch"] == classifier_plan.record.built_on.torch
+    assert params["trt.settings.attn_bias_is_causal"] == "False"
     assert recorded.tags(classifier_plan.manifest)["mlflow_trt.digest"] == classifier_plan.record.file.sha256
 
 

@@ -50,9 +50,9 @@ def test_figures_go_to_the_run_the_model_and_its_tags(classifier_plan):
     run_id = benchmark._log(info.model_uri, "0" * 64, parity, latency)
 
     assert run_id == info.run_id
-    found = mlflow.get_run(run_id).data.metrics
-    assert found["trt.parity.rel_l2"] == 0.01
-    assert found["trt.latency.0.max.p50_ms"] == 1.5
+    metrics = mlflow.get_run(run_id).data.metrics
+    assert metrics["trt.parity.rel_l2"] == 0.01
+    assert metrics["trt.latency.0.max.p50_ms"] == 1.5
     model = mlflow.get_logged_model(info.model_id)
     assert (model.tags["mlflow_trt.parity"], model.tags["mlflow_trt.latency"]) == ("passed", "measured")
     assert {m.key: m.value for m in model.metrics}["trt.parity.rel_l2"] == 0.01

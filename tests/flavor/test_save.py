@@ -151,12 +151,12 @@ def test_a_run_gets_the_figures(classifier_plan):
     with mlflow.start_run() as run:
         info = mlflow_trt.log_model(classifier_plan, "classifier", step=7)
 
-    found = mlflow.get_run(run.info.run_id).data
-    assert found.metrics["trt.plan_bytes"] == len(classifier_plan.serialized)
-    assert found.metrics["trt.build_seconds"] > 0
-    assert found.params["trt.precision"] == "fp32"
-    assert found.params["trt.release"] == classifier_plan.record.release
-    assert found.tags["mlflow_trt.parity"] == classifier_plan.record.parity.status
+    logged = mlflow.get_run(run.info.run_id).data
+    assert logged.metrics["trt.plan_bytes"] == len(classifier_plan.serialized)
+    assert logged.metrics["trt.build_seconds"] > 0
+    assert logged.params["trt.precision"] == "fp32"
+    assert logged.params["trt.release"] == classifier_plan.record.release
+    assert logged.tags["mlflow_trt.parity"] == classifier_plan.record.parity.status
     assert mlflow.MlflowClient().get_metric_history(run.info.run_id, "trt.plan_bytes")[0].step == 7
     of_the_model = {m.key: m.value for m in mlflow.get_logged_model(info.model_id).metrics}
     assert of_the_model["trt.plan_bytes"] == len(classifier_plan.serialized)
