@@ -90,12 +90,12 @@ def run(folder: Path, work: Path, kinds: dict[str, int], options: Sequence[str])
 
 def _serve(arguments: Sequence[str], log: Path) -> None:
     """``mlflow-trt`` with a log, in a process of its own."""
-    from mlflow_trt.cli import main as cli
+    import mlflow_trt.cli.main
 
     with log.open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    cli.main(arguments)
+    mlflow_trt.cli.main.main(arguments)
 
 
 def _ready(url: str, server: multiprocessing.process.BaseProcess, log: Path) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import aside
+from . import isolated_environments
 
 PACKAGE = "nvidia-pytriton==0.7.0"
 NUMPY = "numpy==1.26.4"
@@ -135,13 +135,15 @@ def installation() -> Path:
     Raises:
         RuntimeError: It can't be had here: another system than Linux on x86-64, or no package index.
     """
-    packages = aside.packages_of(aside.environment(PACKAGE, NUMPY))
+    packages = isolated_environments.packages_of(isolated_environments.environment(PACKAGE, NUMPY))
     triton = packages / "pytriton" / "tritonserver"
     stub = triton / "backends" / "python" / "triton_python_backend_stub"
     if not stub.exists():
         # The Python backend starts this program for each model; the wheel has one for each Python.
         made = stub.with_name(f"{stub.name}.{os.getpid()}")
-        shutil.copy(triton / "python_backend_stubs" / aside.PYTHON.removeprefix("python") / stub.name, made)
+        shutil.copy(
+            triton / "python_backend_stubs" / isolated_environments.PYTHON.removeprefix("python") / stub.name, made
+        )
         for program in (made, triton / "bin" / "tritonserver"):
             program.chmod(0o755)
         made.replace(stub)
@@ -193,7 +195,7 @@ def pytriton_echo() -> Iterator[int]:
     Raises:
         RuntimeError: It can't be had here, or does not answer.
     """
-    python = aside.environment(PACKAGE, NUMPY, dependencies=True) / "bin" / "python"
+    python = isolated_environments.environment(PACKAGE, NUMPY, dependencies=True) / "bin" / "python"
     http, grpc = _free_ports(2)
     # The program that Triton's Python backend starts must find this Python's own library, not the system's.
     libraries = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))

@@ -1,4 +1,4 @@
-"""Where a model lies: a local folder, a run, the registry, S3. Fetches the manifest first, then only what is asked for.
+"""One way to a stored model: a local folder, a run, the registry, S3. The manifest first, then only what is asked for.
 
 MLflow downloads a whole model into a fresh temporary folder at every load and checks no digest. Here the manifest alone
 decides what is needed; a fetched file is compared with the manifest's SHA-256 and kept, so that the next load finds it.
@@ -19,9 +19,10 @@ from urllib.parse import unquote, urlparse
 
 from . import cache
 from .errors import ManifestError, PlanError, StoreError
-from .plan import manifest
-from .plan.files import verify
-from .plan.manifest import File, Manifest
+from .plan import compatibility, manifest
+from .plan.compatibility import SelectedPlan
+from .plan.files import GoldenTensors, read_golden, verify
+from .plan.manifest import File, Host, Manifest
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,37 @@ class StoredModel:
     """Holds the manifest, and the files that were fetched."""
     repository: Any = None
     """MLflow's artifact repository; None: the folder is the model itself."""
+
+    def select(self, host: Host) -> SelectedPlan:
+        """Selects the plan that a host loads, by the manifest alone: the first that is accepted.
+
+        Args:
+            host: The machine, from :func:`~mlflow_trt.plan.host.probe` or described by hand.
+
+        Returns:
+            The plan, with what was said of every other.
+
+        Raises:
+            CompatibilityError: None loads there; the message holds every plan with its reasons.
+        """
+        return compatibility.select(self.manifest, host, self.uri)
+
+    def files_to_load(self, selected: SelectedPlan | None) -> list[File]:
+        """What an engine is loaded from: the plan and its compiled kernels; None: the reference backend's program."""
+        if selected is not None:
+            record = selected.record
+            return [record.file, *([record.runtime_cache] if record.runtime_cache else [])]
+        return [self.manifest.program.file] if self.manifest.program else []
+
+    def golden(self) -> GoldenTensors | None:
+        """Fetches and reads the golden tensors; None: the model was logged without.
+
+        Raises:
+            PlanError: A file is missing, cut short, or altered.
+            StoreError: The store can't be read.
+        """
+        golden = self.manifest.golden
+        return read_golden(self.fetch([golden.inputs, golden.outputs]), golden) if golden else None
 
     def fetch(self, files: Iterable[File], *, anew: bool = False) -> Path:
         """Makes files of the model available, from the local cache where it holds them.

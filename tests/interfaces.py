@@ -1,23 +1,10 @@
-"""Interfaces and manifests made by hand, so that the runtime is tested without building anything."""
+"""Interfaces made by hand, with profiles and inputs that fit them, so that nothing need be built."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mlflow_trt.plan.manifest import (
-    Branch,
-    File,
-    Host,
-    Interface,
-    Latency,
-    Manifest,
-    Parity,
-    PlanRecord,
-    Precision,
-    ShapeRange,
-    Tensor,
-    TensorLeaf,
-)
+from mlflow_trt.plan.manifest import Branch, Interface, ShapeRange, Tensor, TensorLeaf
 
 
 def tensor(name, shape, dtype="float32", binding_dtype=None, binding=None):
@@ -47,39 +34,6 @@ def interface(inputs, outputs, *, arguments=None, result=None):
 
 def span(low, opt, high):
     return ShapeRange(min=low, opt=opt, max=high)
-
-
-def record(**changes):
-    fields = {
-        "file": File(path="plans/p/model.plan", size=1, sha256="0" * 64),
-        "runtime": "tensorrt_rtx",
-        "release": "1.6.1.120",
-        "capabilities": ("8.6", "8.9"),
-        "profiles": None,
-        "precision": Precision(requested="fp32"),
-        "parity": Parity(status="not_measured"),
-        "latency": Latency(status="not_measured"),
-        **changes,
-    }
-    return PlanRecord(**fields)
-
-
-def manifest(*records, **changes):
-    return Manifest(**{"interface": None, "plans": records or (record(),), **changes})
-
-
-def host(**changes):
-    fields = {
-        "gpu": "NVIDIA L4",
-        "capability": "8.9",
-        "driver": "580.95.05",
-        "cuda": "13.0",
-        "os": "linux",
-        "machine": "x86_64",
-        "runtimes": {"tensorrt_rtx": "1.6.1.120"},
-        **changes,
-    }
-    return Host(**fields)
 
 
 IMAGES = interface([tensor("x", ("batch", 3, 4))], [tensor("y", ("batch", 3))])

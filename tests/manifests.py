@@ -1,4 +1,8 @@
-"""Manifests made by hand: two plans of one model, measured and not measured, every optional part once there."""
+"""Manifests, records of plans and hosts, made by hand.
+
+``MANIFEST`` has two plans of one model, measured and not measured, every optional part once there; ``record``,
+``manifest`` and ``host`` make small ones.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ from mlflow_trt.plan.manifest import (
     Host,
     InputLeaf,
     Interface,
-    Latency,
     LatencyPoint,
+    LatencyRecord,
     Manifest,
     OutputParity,
-    Parity,
     ParityPoint,
+    ParityRecord,
     PlanRecord,
     Precision,
     Program,
@@ -31,6 +35,39 @@ from mlflow_trt.plan.manifest import (
 
 def file(path: str, content: bytes = b"") -> File:
     return File(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def record(**changes):
+    fields = {
+        "file": File(path="plans/p/model.plan", size=1, sha256="0" * 64),
+        "runtime": "tensorrt_rtx",
+        "release": "1.6.1.120",
+        "capabilities": ("8.6", "8.9"),
+        "profiles": None,
+        "precision": Precision(requested="fp32"),
+        "parity": ParityRecord(status="not_measured"),
+        "latency": LatencyRecord(status="not_measured"),
+        **changes,
+    }
+    return PlanRecord(**fields)
+
+
+def manifest(*records, **changes):
+    return Manifest(**{"interface": None, "plans": records or (record(),), **changes})
+
+
+def host(**changes):
+    fields = {
+        "gpu": "NVIDIA L4",
+        "capability": "8.9",
+        "driver": "580.95.05",
+        "cuda": "13.0",
+        "os": "linux",
+        "machine": "x86_64",
+        "runtimes": {"tensorrt_rtx": "1.6.1.120"},
+        **changes,
+    }
+    return Host(**fields)
 
 
 H100 = Host(
@@ -107,7 +144,7 @@ MEASURED = PlanRecord(
     settings={"attn_bias_is_causal": False, "optimization_level": 3},
     built_on=H100,
     build_seconds=11.2,
-    parity=Parity(
+    parity=ParityRecord(
         status="passed",
         tolerance=Tolerance(rel_l2=0.01, cosine=0.999, top1=0.99),
         points=tuple(
@@ -125,7 +162,7 @@ MEASURED = PlanRecord(
         ),
         host=H100,
     ),
-    latency=Latency(
+    latency=LatencyRecord(
         status="measured",
         points=(
             LatencyPoint(profile=0, point="opt", batch=1, p50_ms=0.78, p99_ms=0.81, runs=200),
@@ -143,8 +180,8 @@ NOT_MEASURED = PlanRecord(
     capabilities=("9.0",),
     profiles=PROFILES,
     precision=Precision(requested=None),
-    parity=Parity(status="not_measured", reason="no GPU was there"),
-    latency=Latency(status="not_measured", reason="no GPU was there"),
+    parity=ParityRecord(status="not_measured", reason="no GPU was there"),
+    latency=LatencyRecord(status="not_measured", reason="no GPU was there"),
 )
 
 MANIFEST = Manifest(

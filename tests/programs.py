@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from interfaces import branch, interface, leaf, manifest, record, span, tensor
+from interfaces import branch, interface, leaf, span, tensor
+from manifests import manifest, record
 
 from mlflow_trt.plan.files import PROGRAM, digest
 from mlflow_trt.plan.manifest import ConstantLeaf, InputLeaf, Program

@@ -115,7 +115,7 @@ HERE = Host(gpu="NVIDIA L4", capability="8.9", os="linux", machine="x86_64", run
 
 def test_a_refusal_for_its_release_names_the_command_with_the_models_own_uri():
     with pytest.raises(mlflow_trt.CompatibilityError) as caught:
-        compatibility.choose(MANIFEST, HERE, "models:/resnet/3")
+        compatibility.select(MANIFEST, HERE, "models:/resnet/3")
 
     assert caught.value.remedy.startswith("pip install $(mlflow-trt inspect models:/resnet/3 --requirements)")
     assert "pip install tensorrt" not in caught.value.remedy
@@ -130,7 +130,7 @@ def test_a_refusal_for_the_gpu_alone_names_no_release():
     other_gpu = HERE.model_copy(update={"capability": "7.5", "runtimes": {"tensorrt_rtx": MEASURED.release}})
 
     with pytest.raises(mlflow_trt.CompatibilityError) as caught:
-        compatibility.choose(MANIFEST, other_gpu, "models:/resnet/3")
+        compatibility.select(MANIFEST, other_gpu, "models:/resnet/3")
 
     assert "--requirements" not in caught.value.remedy
 

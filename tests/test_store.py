@@ -9,10 +9,11 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from manifests import host, manifest, record
 from servers import BUCKET
 
 import mlflow_trt
-from mlflow_trt import ManifestError, PlanError, StoreError, cache, store
+from mlflow_trt import CompatibilityError, ManifestError, PlanError, StoreError, cache, store
 
 X = np.ones((2, 4), np.float32)
 
@@ -250,3 +251,30 @@ def test_a_second_process_finds_the_cache(in_s3):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
     assert done.stdout.strip() == "reference", done.stderr
+
+
+def test_the_plan_is_selected_once_and_every_refusal_is_told(tmp_path):
+    elsewhere, fits = record(capabilities=("12.0",)), record()
+    model = store.StoredModel("models:/net/1", manifest(elsewhere, fits), tmp_path)
+
+    selected = model.select(host())
+
+    assert selected.record is fits
+    assert selected.report.host == host()
+    assert [passed_over for passed_over, _ in selected.report.passed_over()] == [elsewhere]
+    with pytest.raises(CompatibilityError, match=r"inspect models:/net/1 --requirements"):
+        model.select(host(runtimes={}))
+
+
+def test_golden_tensors_come_with_their_digests_checked(classifier_folder):
+    model = store.open_model(classifier_folder)
+
+    assert {point for _, point, _, _ in model.golden().points()} == {"min", "between", "opt", "max"}
+    with (classifier_folder / "golden/outputs.safetensors").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(PlanError, match=r"outputs\.safetensors"):
+        model.golden()
+
+
+def test_a_model_without_golden_tensors_has_none_to_read(tmp_path):
+    assert store.StoredModel("net", manifest(record()), tmp_path).golden() is None

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -22,9 +22,6 @@ from . import terminal
 from .export import export_kserve, export_triton
 from .promotion import history, promote, rollback
 from .serve import serve
-
-if TYPE_CHECKING:
-    pass
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 

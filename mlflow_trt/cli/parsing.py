@@ -122,8 +122,8 @@ def load_source(text: str) -> Any:
             "a file that torch.export.save wrote, or a name such as models:make_classifier",
             "give one of the two",
         )
-    found = _attribute(text)
-    model = found if isinstance(found, torch.nn.Module) or not callable(found) else found()
+    named = _attribute(text)
+    model = named if isinstance(named, torch.nn.Module) or not callable(named) else named()
     if not isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
         raise SettingError(
             f"{text} is a {type(model).__name__}.",
@@ -142,7 +142,7 @@ def _attribute(text: str) -> Any:
     module_name, _, path = text.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        attribute: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports is not
@@ -155,9 +155,9 @@ def _attribute(text: str) -> Any:
         sys.path.remove(str(Path.cwd()))
     for name in path.split("."):
         try:
-            found = getattr(found, name)
+            attribute = getattr(attribute, name)
         except AttributeError as error:
             raise SettingError(
                 f"The module {module_name!r} has no {path!r}.", "the name of a model in it", "check the name"
             ) from error
-    return found
+    return attribute

@@ -91,16 +91,16 @@ def rollback(name: str, alias: str, as_json: bool) -> None:
 @terminal.json_option
 def history(name: str, alias: str, as_json: bool) -> None:
     """Show all moves of an alias of a registered model: who, when, from, to, and where the evidence is."""
-    from ..registry import history as moves_of
+    from ..registry import history as history_of
 
     with terminal.results() as stdout:
-        moves = moves_of(name, alias)
+        moves = history_of(name, alias)
         if as_json:
             terminal.show_json(stdout, [vars(move) for move in moves])
         else:
             from . import registry_tables
 
-            terminal.show(stdout, registry_tables.of_moves(name, alias, moves))
+            terminal.show(stdout, registry_tables.of_history(name, alias, moves))
 
 
 def _show(stdout: TextIO, report: PromotionReport, as_json: bool) -> None:

@@ -32,7 +32,7 @@ def of_promotion(report: PromotionReport) -> Group:
     return Group(*parts)
 
 
-def of_moves(name: str, alias: str, moves: Sequence[Move]) -> RenderableType:
+def of_history(name: str, alias: str, moves: Sequence[Move]) -> RenderableType:
     """One line for each move."""
     if not moves:
         return Text(f"No moves of {name}@{alias} are on record.")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import SettingError
 from ..plan.api import Backend, Engine, Result
-from ..plan.compatibility import check_all, choose, describe
+from ..plan.compatibility import SelectedPlan, describe, select
 from ..plan.files import folder_name
 from ..plan.host import check_index, probe
-from ..plan.manifest import Manifest, PlanRecord
+from ..plan.manifest import Manifest
 
 if TYPE_CHECKING:
     from .engine import TensorRTEngine as TensorRTEngine
@@ -30,7 +30,7 @@ def load(
     backend: str = "tensorrt",
     max_contexts: int = 2,
     memory_limit: int | None = None,
-    record: PlanRecord | None = None,
+    selected: SelectedPlan | None = None,
     **settings: Any,
 ) -> Engine:
     """Loads a model from its folder.
@@ -44,7 +44,7 @@ def load(
         max_contexts: How many calls run on the GPU at once; further ones wait.
         memory_limit: Bytes of GPU memory that execution contexts and their buffers may take, beside the engine's
             weights; None: a quarter of what is free once the engine is loaded.
-        record: The plan to load, if it was chosen already; None: the first that loads on this host.
+        selected: The plan to load, if it was selected already; None: the first that loads on this host.
         **settings: Further settings of :class:`~mlflow_trt.engine.engine.TensorRTEngine`.
 
     Raises:
@@ -66,11 +66,10 @@ def load(
             "backend=reference, as asked: PyTorch on the CPU answers, with the program that the plans were built from"
         )
         return reference
-    check_index(device)
-    host = probe(device)
-    report = check_all(manifest, host)
-    if record is None:
-        record = choose(manifest, host)
+    if selected is None:
+        check_index(device)
+        selected = select(manifest, probe(device))
+    record, report = selected.record, selected.report
     from .engine import TensorRTEngine
 
     engine = TensorRTEngine(
@@ -80,14 +79,14 @@ def load(
         device=device,
         max_contexts=max_contexts,
         memory_limit=memory_limit,
-        host=host,
+        host=report.host,
         **settings,
     )
     over = "; ".join(f"{folder_name(r)}: {' '.join(x.found for x in v.reasons)}" for r, v in report.passed_over())
     _logger.info(
         "backend=tensorrt: the plan %s answers on %s%s",
         folder_name(record),
-        describe(host),
+        describe(report.host),
         f". Passed over: {over}" if over else "",
     )
     return engine

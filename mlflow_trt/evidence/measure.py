@@ -19,10 +19,10 @@ from ..plan.host import probe
 from ..plan.manifest import (
     Dimension,
     Interface,
-    Latency,
     LatencyPoint,
-    Parity,
+    LatencyRecord,
     ParityPoint,
+    ParityRecord,
     Profile,
     ShapeRange,
     Tensor,
@@ -40,7 +40,7 @@ _LONGEST = 3.0
 
 def measure_parity(
     engine: Engine, golden: GoldenTensors, tolerance: Tolerance, listener: Listener | None = None
-) -> Parity:
+) -> ParityRecord:
     """Compares an engine with PyTorch's recorded answers at every golden point.
 
     At each point with a batch of at least two there is one more check: the first row in every row of every input, along
@@ -81,7 +81,7 @@ def measure_latency(
     *,
     warm_up: int = WARM_UP,
     listener: Listener | None = None,
-) -> Latency:
+) -> LatencyRecord:
     """Times native calls, arrays in host memory in and out, at every point.
 
     Args:
@@ -95,17 +95,17 @@ def measure_latency(
         Median and 99th percentile of wall time by a monotonic clock, in ms, and this machine.
     """
     if golden is not None:
-        cases = [(profile, point, inputs) for profile, point, inputs, _ in sorted(golden.points(), key=_place)]
+        calls = [(profile, point, inputs) for profile, point, inputs, _ in sorted(golden.points(), key=_place)]
     else:
-        cases = list(made_up_points(engine.interface, engine.profiles))
+        calls = list(made_up_points(engine.interface, engine.profiles))
     points = []
-    for profile, point, inputs in counted(listener, "latency", cases):
+    for profile, point, inputs in counted(listener, "latency", calls):
         p50, p99, count = _time(_call(engine, inputs), runs, warm_up)
         batch = batch_size(engine.interface, inputs)
         points.append(LatencyPoint(profile=profile, point=point, batch=batch, p50_ms=p50, p99_ms=p99, runs=count))
     if not points:
-        return Latency(status="not_measured", reason="the engine has no profile and no inputs were given")
-    return Latency(status="measured", points=tuple(points), host=getattr(engine, "host", None) or probe())
+        return LatencyRecord(status="not_measured", reason="the engine has no profile and no inputs were given")
+    return LatencyRecord(status="measured", points=tuple(points), host=getattr(engine, "host", None) or probe())
 
 
 def latency_by_batch(
@@ -157,9 +157,10 @@ def made_up(interface: Interface, shapes: Shapes) -> dict[str, np.ndarray]:
     return {t.name: _made_up(t, shape) for t, shape in zip(interface.inputs, shapes)}
 
 
-def _place(case: tuple[int, str, object, object]) -> tuple[int, int, str]:
+def _place(golden_point: tuple[int, str, object, object]) -> tuple[int, int, str]:
     """Orders points as people read them; a file holds them by the alphabet."""
-    return case[0], {"min": 0, "between": 1, "opt": 2, "max": 3}.get(case[1], 4), case[1]
+    profile, point, *_ = golden_point
+    return profile, {"min": 0, "between": 1, "opt": 2, "max": 3}.get(point, 4), point
 
 
 def _identical_rows(engine: Engine, inputs: Mapping[str, np.ndarray], tolerance: Tolerance) -> bool | None:
@@ -175,8 +176,8 @@ def _identical_rows(engine: Engine, inputs: Mapping[str, np.ndarray], tolerance:
                 repeated[tensor.name] = np.repeat(array.take([0], axis), array.shape[axis], axis)
     answer = engine.predict(repeated)
     verdict: bool | None = None
-    for name, found in axes.items():
-        for axis in found:
+    for name, judged in axes.items():
+        for axis in judged:
             rows = np.moveaxis(np.asarray(answer[name]), axis, 0)
             if len(rows) > 1:
                 agree = all(_same(rows[0], row, tolerance.rel_l2 / 10) for row in rows[1:])

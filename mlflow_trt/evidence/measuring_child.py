@@ -1,7 +1,8 @@
-"""The measuring child: loads one plan of a model's folder on the GPU, and compares and times it.
+"""The measuring child: loads the one plan of a manifest on the GPU, and compares and times it.
 
-``python -m mlflow_trt._measuring FOLDER`` reads job.json there. An engine that hangs in TensorRT, or crashes it, ends
-this process and not the one that logs the model.
+``python -m mlflow_trt.evidence.measuring_child FOLDER`` reads job.json there: the manifest, which need not be written
+yet, and where its files are. An engine that hangs in TensorRT, or crashes it, ends this process and not the one that
+logs the model.
 """
 
 from __future__ import annotations
@@ -20,17 +21,15 @@ JOB = "job.json"
 
 def _measure(folder: Path, say: Say) -> dict[str, Any]:
     """Says each figure as soon as it is there, so that what comes before the time is up counts."""
-    from .. import plan
+    from .. import plan, store
     from ..engine import load as load_engine
     from ..plan import manifest as _manifest
     from ..plan import parity
     from . import measure
 
     job = json.loads((folder / JOB).read_text())
-    model = Path(job["model"])
-    manifest = _manifest.read(model)
-    record = manifest.plans[job["plan"]]
-    manifest = manifest.model_copy(update={"plans": (record,)})
+    model = store.StoredModel(job["model"], _manifest.parse(job["manifest"]), Path(job["model"]))
+    record = model.manifest.plans[0]
 
     def listener(event: str, phase: str, steps: int) -> None:
         say({"progress": [event, phase, steps]})
@@ -43,9 +42,9 @@ def _measure(folder: Path, say: Say) -> dict[str, Any]:
         say({"done": name, "seconds": round(time.monotonic() - begin, 3)})
 
     with step("load"):
-        engine = load_engine(model, manifest)
+        engine = load_engine(model.folder, model.manifest)
     with engine:
-        golden = plan.read_golden(model, manifest.golden) if manifest.golden else None
+        golden = model.golden()
         if golden is not None:
             tolerance = record.parity.tolerance or parity.default_tolerance(record.precision.requested)
             with step("parity"):
@@ -62,7 +61,7 @@ def _measure(folder: Path, say: Say) -> dict[str, Any]:
         cache = engine.runtime_cache()
         if cache:
             path = f"{Path(record.file.path).parent.as_posix()}/{plan.RUNTIME_CACHE}"
-            say({"runtime_cache": plan.write_file(model, path, cache).model_dump(mode="json")})
+            say({"runtime_cache": plan.write_file(model.folder, path, cache).model_dump(mode="json")})
     return {}
 
 

@@ -1,4 +1,5 @@
-"""What this package's tags, artifacts and folders are called in MLflow: one side writes them and another reads them.
+"""What this package's tags, parameters, metrics, artifacts and folders are called in MLflow: what one side writes and
+another reads.
 
 They are part of the format: renaming one hides what earlier versions of this package wrote.
 """
@@ -23,6 +24,23 @@ CLAIM = "mlflow_trt.claim"
 EVALUATED = "mlflow_trt.evaluated"
 """The version that a run of ``mlflow.models.evaluate`` is about."""
 
+# Parameters of the logged model and of its run.
+RUNTIME_PARAM = "trt.runtime"
+RELEASE_PARAM = "trt.release"
+CAPABILITIES_PARAM = "trt.capabilities"
+PRECISION_PARAM = "trt.precision"
+PROFILES_PARAM = "trt.profiles"
+PLANS_PARAM = "trt.plans"
+GPU_PARAM = "trt.gpu"
+TORCH_PARAM = "trt.torch"
+TORCH_TENSORRT_PARAM = "trt.torch_tensorrt"
+
+# Metrics of the logged model and of its run.
+PLAN_BYTES_METRIC = "trt.plan_bytes"
+BUILD_SECONDS_METRIC = "trt.build_seconds"
+LATENCY_BY_BATCH_METRIC = "trt.latency_by_batch.p50_ms"
+"""Its step is the batch size."""
+
 # Artifacts of the run that logged a model, in folder_of(model_id).
 BENCHMARK = "benchmark.json"
 """What ``mlflow-trt benchmark`` measured later."""
@@ -32,6 +50,26 @@ LATENCY_FIGURE = "latency_by_batch.png"
 # Artifacts of a promotion, in promotion_folder(id) of the logged model.
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
+
+
+def setting_param(setting: str) -> str:
+    """The parameter that holds a setting of Torch-TensorRT."""
+    return f"trt.settings.{setting}"
+
+
+def seconds_metric(step: str) -> str:
+    """How long a step of converting or measuring took."""
+    return f"trt.seconds.{step}"
+
+
+def parity_metric(figure: str) -> str:
+    """The worst figure of all outputs and profile points: ``max_abs``, ``rel_l2``, ``cosine`` or ``top1``."""
+    return f"trt.parity.{figure}"
+
+
+def latency_metric(profile: int, point: str, figure: str) -> str:
+    """A figure at a profile point: ``p50_ms`` or ``p99_ms``."""
+    return f"trt.latency.{profile}.{point}.{figure}"
 
 
 def folder_of(model_id: str) -> str:

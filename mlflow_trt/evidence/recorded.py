@@ -18,7 +18,8 @@ from ..errors import DeviceError, ParityError
 from ..plan import degenerate
 from ..plan import manifest as _manifest
 from ..plan import parity as _parity
-from ..plan.manifest import File, Host, Latency, Manifest, Parity, PlanRecord
+from ..plan.manifest import File, Host, LatencyRecord, Manifest, ParityRecord, PlanRecord
+from ..store import StoredModel
 from . import measuring_child, names
 
 _logger = logging.getLogger(__name__)
@@ -37,11 +38,11 @@ class Measurements:
 
 
 def measure(folder: Path, manifest: Manifest, timeout: float | None = None) -> tuple[Manifest, Measurements]:
-    """Measures each plan of a model's folder that loads on this machine, and writes the figures to its manifest.
+    """Measures each plan of a model's folder that loads on this machine.
 
     Args:
-        folder: Holds the model; its ``manifest.json`` is written anew, runtime caches are added.
-        manifest: The folder's manifest.
+        folder: Holds the files that the manifest lists; runtime caches are added.
+        manifest: What it holds; it need not be written yet.
         timeout: Seconds that the measuring of one plan may take; what was not measured by then says so. None: any time.
 
     Returns:
@@ -56,18 +57,17 @@ def measure(folder: Path, manifest: Manifest, timeout: float | None = None) -> t
     here = host.probe()
     records: list[PlanRecord] = []
     measurements = Measurements()
-    for index, record in enumerate(manifest.plans):
+    for record in manifest.plans:
         if here.gpu is None:
             record = _not_measured(record, "the machine that logged it has no GPU")
         elif not compatibility.check(record, here).accepted:
             record = _not_measured(record, "it does not load on the machine that logged it")
         else:
-            record, found = _measure_plan(folder, record, index, timeout)
-            measurements = measurements if measurements.seconds else found
+            of_the_plan = manifest.model_copy(update={"plans": (record,)})
+            record, measured = _measure_plan(StoredModel(str(folder), of_the_plan, folder), timeout)
+            measurements = measurements if measurements.seconds else measured
         records.append(record)
-    manifest = manifest.model_copy(update={"plans": tuple(records)})
-    (folder / _manifest.FILE_NAME).write_text(manifest.to_json())
-    return manifest, measurements
+    return manifest.model_copy(update={"plans": tuple(records)}), measurements
 
 
 def _not_measured(record: PlanRecord, reason: str) -> PlanRecord:
@@ -81,14 +81,13 @@ def _not_measured(record: PlanRecord, reason: str) -> PlanRecord:
     return record.model_copy(update=update)
 
 
-def _measure_plan(
-    folder: Path, record: PlanRecord, index: int, timeout: float | None
-) -> tuple[PlanRecord, Measurements]:
-    """Measures a plan in a process of its own, which an engine that hangs or crashes ends alone."""
+def _measure_plan(model: StoredModel, timeout: float | None) -> tuple[PlanRecord, Measurements]:
+    """Measures a model's only plan in a process of its own, which an engine that hangs or crashes ends alone."""
+    record = model.manifest.plans[0]
     said: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as scratch, progress.shown() as listener:
-        job = {"model": str(folder.resolve()), "plan": index}
+        job = {"model": str(model.folder.resolve()), "manifest": model.manifest.to_json()}
         (Path(scratch) / measuring_child.JOB).write_text(json.dumps(job))
 
         def heard(message: dict[str, Any]) -> None:
@@ -118,11 +117,11 @@ def _measure_plan(
             ) from None
     update: dict[str, Any] = {}
     if "parity" in said:
-        update["parity"] = parity = Parity.model_validate(said["parity"])
+        update["parity"] = parity = ParityRecord.model_validate(said["parity"])
         if parity.status == "failed":
-            refuse_failed(parity, record, _explained(folder, record))
+            refuse_failed(parity, record, _explained(model))
     if "latency" in said:
-        update["latency"] = Latency.model_validate(said["latency"])
+        update["latency"] = LatencyRecord.model_validate(said["latency"])
     if "runtime_cache" in said:
         update["runtime_cache"] = File.model_validate(said["runtime_cache"])
     record = record.model_copy(update=update)
@@ -131,7 +130,7 @@ def _measure_plan(
     return record, Measurements(said.get("latency_by_batch", ()), said.get("layers", ()), seconds)
 
 
-def refuse_failed(parity: Parity, record: PlanRecord, reasons: Sequence[str] = ()) -> None:
+def refuse_failed(parity: ParityRecord, record: PlanRecord, reasons: Sequence[str] = ()) -> None:
     """Raises a ParityError with the whole table if a plan failed its parity check.
 
     Args:
@@ -155,15 +154,15 @@ def refuse_failed(parity: Parity, record: PlanRecord, reasons: Sequence[str] = (
         )
 
 
-def _explained(folder: Path, record: PlanRecord) -> list[str]:
-    manifest = _manifest.read(folder).model_copy(update={"plans": (record,)})
-    return explanations(folder, manifest, _plan.read_golden(folder, manifest.golden)) if manifest.golden else []
+def _explained(model: StoredModel) -> list[str]:
+    golden = model.golden()
+    return explanations(model.folder, model.manifest, golden) if golden else []
 
 
 def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) -> list[str]:
     """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
     precision = manifest.plans[0].precision.requested
-    found = degenerate.reasons(golden, precision)
+    reasons = degenerate.reasons(golden, precision)
     if precision == "fp16" and manifest.program is not None and manifest.interface is not None:
         try:
             import torch
@@ -171,29 +170,29 @@ def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) 
             from ..conversion import ranges
 
             program = torch.export.load(_plan.verify(folder, manifest.program.file))
-            found += ranges.explain(program, manifest.interface, golden)
+            reasons += ranges.explain(program, manifest.interface, golden)
         except Exception as error:  # an explanation, which must not take the place of what it explains
             _logger.debug("Where the network leaves float16 could not be told: %s", error)
-    return found
+    return reasons
 
 
 def params(manifest: Manifest) -> dict[str, Any]:
     """Parameters of the logged model: what it is."""
     record = manifest.plans[0]
     built_on = record.built_on or Host()
-    found = {
-        "runtime": record.runtime,
-        "release": record.release,
-        "capabilities": ", ".join(record.capabilities or ()) or None,
-        "precision": record.precision.requested,
-        "profiles": "; ".join(_profile_text(profile) for profile in record.profiles or ()) or None,
-        "plans": len(manifest.plans),
-        "gpu": built_on.gpu,
-        "torch": built_on.torch,
-        "torch_tensorrt": built_on.torch_tensorrt,
-        **{f"settings.{name}": value for name, value in record.settings.items()},
+    values = {
+        names.RUNTIME_PARAM: record.runtime,
+        names.RELEASE_PARAM: record.release,
+        names.CAPABILITIES_PARAM: ", ".join(record.capabilities or ()) or None,
+        names.PRECISION_PARAM: record.precision.requested,
+        names.PROFILES_PARAM: "; ".join(_profile_text(profile) for profile in record.profiles or ()) or None,
+        names.PLANS_PARAM: len(manifest.plans),
+        names.GPU_PARAM: built_on.gpu,
+        names.TORCH_PARAM: built_on.torch,
+        names.TORCH_TENSORRT_PARAM: built_on.torch_tensorrt,
+        **{names.setting_param(setting): value for setting, value in record.settings.items()},
     }
-    return {f"trt.{name}": str(value)[:500] for name, value in found.items() if value is not None}
+    return {name: str(value)[:500] for name, value in values.items() if value is not None}
 
 
 def tags(manifest: Manifest) -> dict[str, str]:
@@ -210,32 +209,34 @@ def tags(manifest: Manifest) -> dict[str, str]:
 
 def metrics(record: PlanRecord) -> dict[str, float]:
     """Figures of one plan: size in bytes, times in seconds or ms as their names say, worst parity of all points."""
-    found: dict[str, float] = {"trt.plan_bytes": record.file.size}
+    figures: dict[str, float] = {names.PLAN_BYTES_METRIC: record.file.size}
     if record.build_seconds is not None:
-        found["trt.build_seconds"] = record.build_seconds
-    return {**found, **parity_metrics(record.parity), **latency_metrics(record.latency)}
+        figures[names.BUILD_SECONDS_METRIC] = record.build_seconds
+    return {**figures, **parity_metrics(record.parity), **latency_metrics(record.latency)}
 
 
-def parity_metrics(parity: Parity) -> dict[str, float]:
+def parity_metrics(parity: ParityRecord) -> dict[str, float]:
     """The worst of all outputs and profile points; empty if not measured."""
     outputs = [output for point in parity.points for output in point.outputs]
     if not outputs:
         return {}
-    found = {
-        "trt.parity.max_abs": max(o.max_abs for o in outputs),
-        "trt.parity.rel_l2": max(o.rel_l2 for o in outputs),
-        "trt.parity.cosine": min(o.cosine for o in outputs),
+    worst = {
+        "max_abs": max(o.max_abs for o in outputs),
+        "rel_l2": max(o.rel_l2 for o in outputs),
+        "cosine": min(o.cosine for o in outputs),
     }
     top1 = [o.top1 for o in outputs if o.top1 is not None]
-    return {**found, "trt.parity.top1": min(top1)} if top1 else found
+    if top1:
+        worst["top1"] = min(top1)
+    return {names.parity_metric(figure): value for figure, value in worst.items()}
 
 
-def latency_metrics(latency: Latency) -> dict[str, float]:
+def latency_metrics(latency: LatencyRecord) -> dict[str, float]:
     """p50 and p99 at every profile point, in ms; empty if not measured."""
     return {
-        f"trt.latency.{point.profile}.{point.point}.{name}": getattr(point, name)
+        names.latency_metric(point.profile, point.point, figure): getattr(point, figure)
         for point in latency.points
-        for name in ("p50_ms", "p99_ms")
+        for figure in ("p50_ms", "p99_ms")
     }
 
 
@@ -255,16 +256,15 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
 
     client = MlflowClient()
     now = get_current_time_millis()
-    steps = {f"trt.seconds.{name}": seconds for name, seconds in measurements.seconds.items()}
+    steps = {names.seconds_metric(step_name): seconds for step_name, seconds in measurements.seconds.items()}
     figures = [
         Metric(key, value, now, step, model_id=info.model_id, run_id=run_id)
         for key, value in {**metrics(manifest.plans[0]), **steps}.items()
     ]
+    curve = names.LATENCY_BY_BATCH_METRIC
     rows = [
         # A metric's step is the x axis of MLflow's chart: here it is the batch size.
-        Metric(
-            "trt.latency_by_batch.p50_ms", row["p50_ms"], now, int(row["batch"]), model_id=info.model_id, run_id=run_id
-        )
+        Metric(curve, row["p50_ms"], now, int(row["batch"]), model_id=info.model_id, run_id=run_id)
         for row in measurements.latency_by_batch
     ]
     _log_batch(

@@ -115,9 +115,8 @@ def export_triton(
             "names, dtypes and shapes, which Triton's configuration must hold",
             "log the engine again on a machine with a GPU that loads it, which is then asked for them",
         )
-    golden_files = [model.manifest.golden.inputs, model.manifest.golden.outputs] if model.manifest.golden else []
-    folder = model.fetch([*golden_files, *(record.file for record in selection.files.values())])
-    golden = _plan.read_golden(folder, model.manifest.golden) if model.manifest.golden else None
+    golden = model.golden()
+    folder = model.fetch(record.file for record in selection.files.values())
     configuration = configure(name, model.manifest.interface, selection, golden, options)
     try:
         path = _write(Path(repository), name, version, configuration, selection, folder)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .. import plan, store
+from .. import store
 from ..errors import ManifestError
 from ..evidence import measure, names, recorded
-from ..plan.manifest import Latency, Manifest, Parity
+from ..plan.manifest import LatencyRecord, Manifest, ParityRecord
 from ..plan.parity import default_tolerance
 from . import load
 
@@ -22,8 +22,8 @@ class BenchmarkReport:
     """What this machine measured."""
 
     manifest: Manifest
-    parity: Parity
-    latency: Latency
+    parity: ParityRecord
+    latency: LatencyRecord
     backend: str
     logged_to: str | None
     """The run that holds the figures; None: the model belongs to none."""
@@ -56,29 +56,30 @@ def benchmark(
         ManifestError: The model has no golden tensors to compare with.
     """
     model = store.open_model(model_uri)
-    golden = model.manifest.golden
+    golden = model.golden()
     if golden is None:
         raise ManifestError(
             f"{model_uri} has no golden tensors.",
             "a model that was converted by mlflow-trt",
             "measure the engine with inputs of your own through mlflow_trt.load_model",
         )
-    tensors = plan.read_golden(model.fetch([golden.inputs, golden.outputs]), golden)
     plan_digest: str | None = None
-    with load.load_model(model_uri, device=device, backend=backend) as engine:
-        latency = measure.measure_latency(engine, tensors, runs)
+    with load.load_stored(model, device=device, backend=backend) as engine:
+        latency = measure.measure_latency(engine, golden, runs)
         if backend == "reference":
-            parity = Parity(status="not_measured", reason="the reference backend is what an engine is compared with")
+            parity = ParityRecord(
+                status="not_measured", reason="the reference backend is what an engine is compared with"
+            )
         else:
             record = cast("TensorRTEngine", engine).record
             tolerance = record.parity.tolerance or default_tolerance(record.precision.requested)
-            parity = measure.measure_parity(engine, tensors, tolerance)
+            parity = measure.measure_parity(engine, golden, tolerance)
             plan_digest = record.file.sha256
     logged_to = _log(str(model_uri), plan_digest, parity, latency) if plan_digest else None
     return BenchmarkReport(model.manifest, parity, latency, backend, logged_to)
 
 
-def _log(model_uri: str, plan_digest: str, parity: Parity, latency: Latency) -> str | None:
+def _log(model_uri: str, plan_digest: str, parity: ParityRecord, latency: LatencyRecord) -> str | None:
     if store.local_folder(model_uri) is not None:
         return None
     from mlflow import MlflowClient
@@ -98,6 +99,6 @@ def _log(model_uri: str, plan_digest: str, parity: Parity, latency: Latency) -> 
         client.log_batch(
             run_id, metrics=[Metric(k, v, now, 0, model_id=info.model_id, run_id=run_id) for k, v in figures.items()]
         )
-        found = {"plan": plan_digest, "parity": parity.model_dump(), "latency": latency.model_dump()}
-        client.log_dict(run_id, found, f"{names.folder_of(info.model_id)}/{names.BENCHMARK}")
+        measured = {"plan": plan_digest, "parity": parity.model_dump(), "latency": latency.model_dump()}
+        client.log_dict(run_id, measured, f"{names.folder_of(info.model_id)}/{names.BENCHMARK}")
     return run_id

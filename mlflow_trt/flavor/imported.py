@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from .. import store
 from ..errors import SettingError
-from ..plan import manifest as _manifest
 from ..plan.files import (
     MODEL_PLAN,
     GoldenTensors,
@@ -14,11 +14,10 @@ from ..plan.files import (
     check_header,
     check_length,
     folder_name,
-    read_golden,
     read_header,
     verify,
 )
-from ..plan.manifest import File, Interface, Latency, Manifest, Parity, PlanRecord, Precision, Profile
+from ..plan.manifest import File, Interface, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Profile
 
 _REASON = "the engine was built elsewhere and came without inputs to compare"
 
@@ -70,8 +69,8 @@ def from_engine(serialized: bytes) -> Plan:
         capabilities=header.capabilities,
         profiles=None,
         precision=Precision(requested=None),
-        parity=Parity(status="not_measured", reason=_REASON),
-        latency=Latency(status="not_measured", reason="no GPU on the host that logged it"),
+        parity=ParityRecord(status="not_measured", reason=_REASON),
+        latency=LatencyRecord(status="not_measured", reason="no GPU on the host that logged it"),
     )
     record = record.model_copy(
         update={"file": record.file.model_copy(update={"path": f"plans/{folder_name(record)}/{MODEL_PLAN}"})}
@@ -93,8 +92,8 @@ def _ask_engine(serialized: bytes, record: PlanRecord) -> tuple[Interface | None
 
 
 def _read_folder(folder: Path) -> list[Plan]:
-    manifest = _manifest.read(folder)
-    golden = read_golden(folder, manifest.golden) if manifest.golden else None
+    model = store.open_model(folder)
+    manifest, golden = model.manifest, model.golden()
     program = verify(folder, manifest.program.file) if manifest.program else None
     return [_read_plan(folder, manifest, record, golden, program) for record in manifest.plans]
 

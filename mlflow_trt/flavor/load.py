@@ -15,7 +15,8 @@ from .. import store
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..plan.manifest import Interface, PlanRecord
+    from ..plan.compatibility import SelectedPlan
+    from ..plan.manifest import Interface
 
 # What mlflow.pyfunc.load_model(model_config=...) may override: MLflow passes on only keys that were saved.
 MODEL_CONFIG: dict[str, Any] = {"backend": "tensorrt", "device": 0, "max_contexts": 2, "memory_limit": None}
@@ -57,24 +58,42 @@ def load_model(
         PlanError: The plan was cut short or altered.
         StoreError: The store or registry can't be read.
     """
-    from .. import engine
-    from ..plan import compatibility, host
+    return load_stored(
+        store.open_model(model_uri),
+        device=device,
+        backend=backend,
+        max_contexts=max_contexts,
+        memory_limit=memory_limit,
+    )
 
-    model = store.open_model(model_uri)
-    record: PlanRecord | None = None
-    files = [model.manifest.program.file] if model.manifest.program else []
-    if backend == "tensorrt":
+
+def load_stored(
+    model: store.StoredModel,
+    *,
+    device: int = 0,
+    backend: Literal["tensorrt", "reference"] = "tensorrt",
+    max_contexts: int = 2,
+    memory_limit: int | None = None,
+    selected: SelectedPlan | None = None,
+) -> Engine:
+    """Loads a model whose manifest was read and, where the caller has asked for it already, whose plan was selected.
+
+    See :func:`load_model` for the rest.
+    """
+    from .. import engine
+    from ..plan import host
+
+    if backend == "tensorrt" and selected is None:
         host.check_index(device)
-        record = compatibility.choose(model.manifest, host.probe(device), model_uri)
-        files = [record.file, *([record.runtime_cache] if record.runtime_cache else [])]
+        selected = model.select(host.probe(device))
     return engine.load(
-        model.fetch(files),
+        model.fetch(model.files_to_load(selected)),
         model.manifest,
         device=device,
         backend=backend,
         max_contexts=max_contexts,
         memory_limit=memory_limit,
-        record=record,
+        selected=selected,
     )
 
 
@@ -115,8 +134,10 @@ def as_inputs(data: Any, interface: Interface) -> Any:
     dtypes = {tensor.name: tensor.dtype for tensor in interface.inputs}
 
     def fitting(name: str, tensor: Any) -> Any:
-        foreign = isinstance(tensor, np.ndarray) and tensor.ndim and tensor.dtype != dtypes.get(name, tensor.dtype)
-        return list(tensor) if foreign else tensor
+        of_another_dtype = (
+            isinstance(tensor, np.ndarray) and tensor.ndim and tensor.dtype != dtypes.get(name, tensor.dtype)
+        )
+        return list(tensor) if of_another_dtype else tensor
 
     return {name: fitting(name, tensor) for name, tensor in tensors.items()}
 

@@ -1,8 +1,9 @@
-"""Everything of a model but MLflow's own files, in a folder: converted, written, and measured on a GPU."""
+"""Everything of a model but MLflow's own files, in a folder: converted, written, measured on a GPU, described last."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Union
 from .. import plan as _plan
 from ..errors import SettingError, StoreError
 from ..evidence import recorded
+from ..plan import manifest as _manifest
 from ..plan.files import Plan
 from ..plan.manifest import Manifest
 from . import imported
@@ -36,21 +38,29 @@ class Staged:
 def stage(
     model_or_plan: ModelOrPlan, folder: Path, program: str, measure_timeout: float | None, conversion: Mapping[str, Any]
 ) -> Staged:
-    """Converts, writes and measures: everything that can fail about the model itself."""
+    """Converts, writes, measures, and writes the manifest last: everything that can fail about the model itself."""
     if program not in ("include", "omit"):
         raise SettingError(f"program={program!r}", '"include" or "omit"', "choose one of the two")
     plans = _plans(model_or_plan, conversion)
+    with _writing(folder):
+        manifest = _plan.write_files(plans, folder, program=program == "include")
+    manifest, measurements = recorded.measure(folder, manifest, measure_timeout)
+    with _writing(folder):
+        _manifest.write(folder, manifest)
+    seconds = {**plans[0].seconds, **measurements.seconds}
+    return Staged(folder, manifest, replace(measurements, seconds=seconds))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        manifest = _plan.write(plans, folder, program=program == "include")
+        yield
     except OSError as error:
         raise StoreError(
             f"The model can't be written to {folder}: {error.strerror}.",
             "room for the plan and the program on this disk",
             "free space, or set TMPDIR to a folder on another disk",
         ) from error
-    manifest, measurements = recorded.measure(folder, manifest, measure_timeout)
-    seconds = {**plans[0].seconds, **measurements.seconds}
-    return Staged(folder, manifest, replace(measurements, seconds=seconds))
 
 
 def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:

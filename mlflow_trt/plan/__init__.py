@@ -16,6 +16,7 @@ from .files import (
     verify,
     write,
     write_file,
+    write_files,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "verify",
     "write",
     "write_file",
+    "write_files",
 ]

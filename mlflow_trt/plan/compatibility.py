@@ -1,7 +1,7 @@
 """Which plan of a model loads on which machine: a pure function of the manifest and the host.
 
 Expected refusals are values, not exceptions: a version may hold plans for several kinds of machine, and the one that is
-passed over for a good reason is not an error. Only when none is left does :func:`choose` raise, with the whole trace.
+passed over for a good reason is not an error. Only when none is left does :func:`select` raise, with the whole trace.
 """
 
 from __future__ import annotations
@@ -121,6 +121,15 @@ class Report:
         }
 
 
+@dataclass(frozen=True)
+class SelectedPlan:
+    """The plan of a model that a host loads."""
+
+    record: PlanRecord
+    report: Report
+    """What was said of every plan, and the host."""
+
+
 def check(record: PlanRecord, host: Host) -> Verdict:
     """Decides whether a plan loads on a host.
 
@@ -158,8 +167,8 @@ def check_all(manifest: Manifest, host: Host) -> Report:
     return Report(host, tuple((record, check(record, host)) for record in manifest.plans))
 
 
-def choose(manifest: Manifest, host: Host, uri: str | Path | None = None) -> PlanRecord:
-    """Returns the first plan that loads on this host.
+def select(manifest: Manifest, host: Host, uri: str | Path | None = None) -> SelectedPlan:
+    """Selects the first plan that loads on this host.
 
     Args:
         manifest: The model's manifest.
@@ -171,7 +180,7 @@ def choose(manifest: Manifest, host: Host, uri: str | Path | None = None) -> Pla
     """
     report = check_all(manifest, host)
     if report.accepted is not None:
-        return report.accepted
+        return SelectedPlan(report.accepted, report)
     remedies = list(dict.fromkeys(r.remedy for _, verdict in report.passed_over() for r in verdict.reasons))
     wanted = with_its_release(manifest, host)
     if uri is not None and wanted is not None and host.runtimes.get(wanted.runtime) != wanted.release:
@@ -211,7 +220,7 @@ def requirements(manifest: Manifest, host: Host) -> list[str]:
     Raises:
         CompatibilityError: No plan loads here, whatever is installed.
     """
-    record = with_its_release(manifest, host) or choose(manifest, host)
+    record = with_its_release(manifest, host) or select(manifest, host).record
     return [requirement(record)]
 
 

@@ -225,7 +225,14 @@ def folder_name(record: PlanRecord) -> str:
 
 
 def write(plans: Sequence[Plan], folder: Path, *, program: bool = True) -> Manifest:
-    """Writes plans of one model into a folder, the manifest last.
+    """Writes plans of one model into a folder, the manifest last; see :func:`write_files`."""
+    manifest = write_files(plans, folder, program=program)
+    _manifest.write(folder, manifest)
+    return manifest
+
+
+def write_files(plans: Sequence[Plan], folder: Path, *, program: bool = True) -> Manifest:
+    """Writes what the manifest of plans of one model lists, and not the manifest itself, to which figures may be added.
 
     Args:
         plans: At least one; the loader tries them in this order. Program and golden tensors are the first plan's.
@@ -257,14 +264,12 @@ def write(plans: Sequence[Plan], folder: Path, *, program: bool = True) -> Manif
         file = write_file(folder, f"{where}/{MODEL_PLAN}", plan.serialized)
         cache = plan.runtime_cache and write_file(folder, f"{where}/{RUNTIME_CACHE}", plan.runtime_cache)
         records.append(plan.record.model_copy(update={"file": file, "runtime_cache": cache or None}))
-    manifest = Manifest(
+    return Manifest(
         interface=first.manifest.interface,
         plans=tuple(records),
         program=_write_program(folder, first.program) if program and first.program is not None else None,
         golden=_write_golden(folder, first.golden) if first.golden else None,
     )
-    (folder / _manifest.FILE_NAME).write_text(manifest.to_json())
-    return manifest
 
 
 def read_golden(folder: Path, golden: Golden) -> GoldenTensors:

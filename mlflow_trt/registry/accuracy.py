@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import SettingError
 from ..evidence import names
 from ..plan.signature import batch_symbols
-from .gate_context import Case, Subject
+from .gate_context import GateContext, Subject
 from .verdicts import Chart, Mark, Table, Verdict
 
 Metric = Union[str, Callable[[np.ndarray, np.ndarray], float]]
@@ -51,12 +51,12 @@ class Accuracy:
 
     name = "accuracy"
 
-    def __call__(self, case: Case) -> Verdict:
+    def __call__(self, context: GateContext) -> Verdict:
         """Predicts with both, evaluates, judges."""
-        candidate = self._measure(case.candidate, case)
+        candidate = self._measure(context.candidate, context)
         champion = None
-        if case.champion is not None and case.champion.model is not None:
-            champion = self._measure(case.champion, case)
+        if context.champion is not None and context.champion.model is not None:
+            champion = self._measure(context.champion, context)
         where = " (PyTorch on the CPU, not the engines)" if self.backend == "reference" else ""
         return judge(
             candidate,
@@ -67,7 +67,7 @@ class Accuracy:
             metric=(self.metric if isinstance(self.metric, str) else self.metric.__name__) + where,
         )
 
-    def _measure(self, subject: Subject, case: Case) -> float:
+    def _measure(self, subject: Subject, context: GateContext) -> float:
         with subject.load(device=self.device, backend=self.backend) as engine:
             if self.predict is not None:
                 predictions = np.asarray(self.predict(engine, self.data))
@@ -82,7 +82,7 @@ class Accuracy:
             )
         if not isinstance(self.metric, str):
             return float(self.metric(targets, predictions))
-        return _evaluate(subject, predictions, targets, self.metric, self.model_type, case.dry_run)
+        return _evaluate(subject, predictions, targets, self.metric, self.model_type, context.dry_run)
 
 
 def judge(
@@ -175,7 +175,7 @@ def _evaluate(
 
     frame = pd.DataFrame({"target": targets.tolist(), "prediction": predictions.tolist()})
     with mlflow.start_run(nested=True, run_name=f"evaluation of {subject.name}/{subject.version}") as run:
-        found = mlflow.models.evaluate(
+        metrics = mlflow.models.evaluate(
             data=frame,
             targets="target",
             predictions="prediction",
@@ -186,10 +186,10 @@ def _evaluate(
         mlflow.set_tag(names.EVALUATED, subject.uri)
     if dry_run:
         mlflow.delete_run(run.info.run_id)
-    if metric not in found:
+    if metric not in metrics:
         raise SettingError(
             f"mlflow.models.evaluate gives no metric {metric!r} for a {model_type}.",
-            f"one of {', '.join(sorted(found))}",
+            f"one of {', '.join(sorted(metrics))}",
             "name one of these, or give a function of (targets, predictions)",
         )
-    return float(found[metric])
+    return float(metrics[metric])

@@ -1,11 +1,11 @@
-"""The moves of an alias, and what follows from them: who held it before. Pure functions of records."""
+"""The history of an alias, move by move, and what follows from it: who held it before. Pure functions of records."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 from ..evidence import names
 
@@ -50,14 +50,14 @@ def parse(text: str) -> Move | None:
         return None
 
 
-def moves_of(tags: Mapping[str, str], alias: str) -> tuple[Move, ...]:
-    """The moves of an alias, from the registered model's tags, oldest first."""
-    found = []
+def history_of(tags: Mapping[str, str], alias: str) -> tuple[Move, ...]:
+    """All moves of an alias, from the registered model's tags, oldest first."""
+    moves = []
     for key, value in tags.items():
         where, _, number = key.rpartition(".")
         if where == f"{names.MOVE}{alias}" and number.isdigit() and (move := parse(value)) is not None:
-            found.append(move)
-    return tuple(sorted(found, key=lambda move: move.number))
+            moves.append(move)
+    return tuple(sorted(moves, key=lambda move: move.number))
 
 
 def evidence_of(tags: Mapping[str, str]) -> tuple[Move, ...]:
@@ -65,8 +65,8 @@ def evidence_of(tags: Mapping[str, str]) -> tuple[Move, ...]:
 
     A copy of a version carries the tags of what it was copied from: its moves under other names are in here too.
     """
-    found = [parse(value) for key, value in tags.items() if key.startswith(names.MOVE)]
-    return tuple(sorted((m for m in found if m is not None), key=lambda move: (move.when, move.number)))
+    moves = [parse(value) for key, value in tags.items() if key.startswith(names.MOVE)]
+    return tuple(sorted((m for m in moves if m is not None), key=lambda move: (move.when, move.number)))
 
 
 def holders(moves: Iterable[Move]) -> list[str]:
@@ -115,8 +115,3 @@ def previous(moves: Sequence[Move], holder: str | None, exists: Iterable[str]) -
         if version not in there:
             passed_over.append(version)
     return None, passed_over
-
-
-def to_rows(moves: Iterable[Move]) -> list[dict[str, Any]]:
-    """The moves as JSON takes them."""
-    return [asdict(move) for move in moves]

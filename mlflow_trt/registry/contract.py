@@ -43,26 +43,26 @@ def problems(old: Manifest, new: Manifest) -> list[str]:
     """
     assert old.interface is not None
     assert new.interface is not None
-    found = [
+    broken = [
         *_tensor_problems("input", old.interface.inputs, new.interface.inputs),
         *_tensor_problems("output", old.interface.outputs, new.interface.outputs),
     ]
     known = {t.name for t in old.interface.inputs}
-    found += [
+    broken += [
         f"The input {t.name!r} is new: clients do not send it." for t in new.interface.inputs if t.name not in known
     ]
-    if found:
-        return found
+    if broken:
+        return broken
     before, after = ([t.name for t in i.outputs] for i in (old.interface, new.interface))
     if after[: len(before)] != before:
-        found.append(
+        broken.append(
             f"Outputs come in another order, {', '.join(after)}, and came as {', '.join(before)}: clients that read "
             "them by their place would take one for another."
         )
     if old.interface.arguments != new.interface.arguments:
-        found.append("Arguments nest otherwise or come in another order: native calls (engine(x, …)) would fail.")
-    found += _result_problems(old.interface.result, new.interface.result, "result")
-    return list(dict.fromkeys([*found, *_shape_problems(old, new)]))
+        broken.append("Arguments nest otherwise or come in another order: native calls (engine(x, …)) would fail.")
+    broken += _result_problems(old.interface.result, new.interface.result, "result")
+    return list(dict.fromkeys([*broken, *_shape_problems(old, new)]))
 
 
 def notes(old: Manifest, new: Manifest) -> list[str]:

@@ -128,22 +128,22 @@ def check_upgrade(
         )
     [(runtime, release)] = runtimes.items()
     hosts = _hosts(fleet) if fleet is not None else None
-    found: list[Change] = []
+    changes: list[Change] = []
     for name, version, aliases in _served(client, names):
         try:
             manifest = inspection.inspect(str(ModelUri(name, version=version)))
         except ManifestError as error:
             other = "has no manifest.json" in error.message
-            found.append(Change(name, version, aliases, "", "other flavor" if other else "unknown", error.found))
+            changes.append(Change(name, version, aliases, "", "other flavor" if other else "unknown", error.found))
             continue
         except TrtError as error:
-            found.append(Change(name, version, aliases, "", "unknown", error.found))
+            changes.append(Change(name, version, aliases, "", "unknown", error.found))
             continue
         for where, host in (hosts or _built_for(manifest, runtime)).items():
             if runtime in host.runtimes:
                 verdict, reason = judge_upgrade(manifest, host, runtime, release)
-                found.append(Change(name, version, aliases, where, verdict, reason))
-    return found
+                changes.append(Change(name, version, aliases, where, verdict, reason))
+    return changes
 
 
 def judge_upgrade(

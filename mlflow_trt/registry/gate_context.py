@@ -14,6 +14,7 @@ from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..plan.compatibility import SelectedPlan
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,21 @@ class Subject:
             )
         return self.model
 
-    def load(self, *, device: int = 0, backend: Literal["tensorrt", "reference"] = "tensorrt") -> Engine:
+    def load(
+        self,
+        *,
+        device: int = 0,
+        backend: Literal["tensorrt", "reference"] = "tensorrt",
+        selected: SelectedPlan | None = None,
+    ) -> Engine:
         """Loads it, one context only: two versions share the GPU while they are compared."""
-        from ..flavor.load import load_model
+        from ..flavor.load import load_stored
 
-        return load_model(self.uri, device=device, backend=backend, max_contexts=1)
+        return load_stored(self.stored, device=device, backend=backend, max_contexts=1, selected=selected)
 
 
 @dataclass(frozen=True)
-class Case:
+class GateContext:
     """A version that shall take an alias, and the one that holds it."""
 
     alias: str
@@ -79,8 +86,8 @@ class Case:
 
 
 Answer = Union[Verdict, bool, str]
-Gate = Callable[[Case], Answer]
-"""Any function of a case. It answers a :class:`Verdict`, or True (passed), or False or a text (failed, for it)."""
+Gate = Callable[[GateContext], Answer]
+"""Any function of a context. It answers a :class:`Verdict`, or True (passed), or False or a text (failed, for it)."""
 
 
 def name_of(gate: Gate) -> str:
@@ -88,7 +95,7 @@ def name_of(gate: Gate) -> str:
     return str(getattr(gate, "name", None) or getattr(gate, "__name__", None) or type(gate).__name__)
 
 
-def ask(gate: Gate, case: Case, allow_not_measured: Collection[str] = ()) -> Verdict:
+def ask(gate: Gate, context: GateContext, allow_not_measured: Collection[str] = ()) -> Verdict:
     """Asks a gate.
 
     An engine that can't be loaded here, for want of a GPU or of a plan for it, is "not measured"; any other expected
@@ -96,7 +103,7 @@ def ask(gate: Gate, case: Case, allow_not_measured: Collection[str] = ()) -> Ver
 
     Args:
         gate: A gate of this package or a function of the user's.
-        case: What to judge.
+        context: What to judge.
         allow_not_measured: Names of gates that need not be measured.
 
     Raises:
@@ -105,7 +112,7 @@ def ask(gate: Gate, case: Case, allow_not_measured: Collection[str] = ()) -> Ver
     """
     name = name_of(gate)
     try:
-        answer = gate(case)
+        answer = gate(context)
     except StoreError:
         raise
     except (CompatibilityError, DeviceError) as error:

@@ -1,10 +1,10 @@
 """The gates: what a version must show before it may take an alias.
 
-Each is a small object that is called with a :class:`~mlflow_trt.registry.gate_context.Case` and answers a
+Each is a small object that is called with a :class:`~mlflow_trt.registry.gate_context.GateContext` and answers a
 :class:`~mlflow_trt.registry.verdicts.Verdict`; any function that does the same is a gate too::
 
-    def owned(case):
-        return True if "owner" in case.candidate.tags else "The version has no tag owner."
+    def owned(context):
+        return True if "owner" in context.candidate.tags else "The version has no tag owner."
 
     mlflow_trt.promote("classifier", 3, gates=[*gates.default(), owned])
 
@@ -25,7 +25,7 @@ from ..plan.files import check_header, folder_name
 from ..plan.manifest import Host, PlanRecord, Tolerance
 from . import contract, fleet
 from .accuracy import Accuracy
-from .gate_context import Case, Subject
+from .gate_context import GateContext, Subject
 from .latency import Latency
 from .parity import Parity, judge_parity
 from .verdicts import Table, Verdict
@@ -68,9 +68,9 @@ class Integrity:
 
     name = "integrity"
 
-    def __call__(self, case: Case) -> Verdict:
+    def __call__(self, context: GateContext) -> Verdict:
         """Fetches all files, compares digests, reads the plans' headers."""
-        model = case.candidate.stored
+        model = context.candidate.stored
         reasons: list[str] = []
         rows: list[tuple[str, ...]] = []
         for file in model.manifest.files():
@@ -83,7 +83,7 @@ class Integrity:
             rows.append((file.path, f"{file.size:,}", file.sha256[:16], verdict))
         if not reasons:
             reasons += [text for record in model.manifest.plans if (text := _header_problem(model.folder, record))]
-        reasons += _tag_problem(case.candidate)
+        reasons += _tag_problem(context.candidate)
         table = Table("Files", ("file", "bytes", "SHA-256", "stored"), tuple(rows))
         if reasons:
             return Verdict(self.name, "failed", tuple(reasons), (table,))
@@ -119,14 +119,14 @@ class Compatibility:
 
     name = "compatibility"
 
-    def __call__(self, case: Case) -> Verdict:
+    def __call__(self, context: GateContext) -> Verdict:
         """Judges each machine."""
         hosts = fleet.named(self.targets)
         if self.fleet is not None:
             hosts.update(fleet.read(self.fleet))
         if not hosts:
             return Verdict(self.name, "not_measured", ("No machine was named.",))
-        reports = {name: compatibility.check_all(case.candidate.manifest, where) for name, where in hosts.items()}
+        reports = {name: compatibility.check_all(context.candidate.manifest, where) for name, where in hosts.items()}
         return judge_compatibility(reports)
 
 
@@ -161,17 +161,17 @@ class Contract:
 
     name = "contract"
 
-    def __call__(self, case: Case) -> Verdict:
+    def __call__(self, context: GateContext) -> Verdict:
         """Compares the two manifests."""
-        if case.champion is None:
-            return Verdict(self.name, "passed", (f"Nobody holds {case.alias}: there are no clients to keep.",))
-        for subject in (case.champion, case.candidate):
+        if context.champion is None:
+            return Verdict(self.name, "passed", (f"Nobody holds {context.alias}: there are no clients to keep.",))
+        for subject in (context.champion, context.candidate):
             why = "it was logged by another flavor" if subject.model is None else contract.unknown(subject.manifest)
             if why:
                 return Verdict(self.name, "not_measured", (f"The contract of {subject.uri} is not known: {why}.",))
-        old, new = case.champion.manifest, case.candidate.manifest
+        old, new = context.champion.manifest, context.candidate.manifest
         problems, tables = contract.problems(old, new), (contract.relied_on(old, new),)
         if problems:
             return Verdict(self.name, "failed", tuple(problems), tables)
-        ground = f"Every call that version {case.champion.version} accepts is accepted."
+        ground = f"Every call that version {context.champion.version} accepts is accepted."
         return Verdict(self.name, "passed", (ground, *contract.notes(old, new)), tables)

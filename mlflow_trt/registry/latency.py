@@ -24,13 +24,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import plan, store
+from .. import store
 from ..errors import InputError
 from ..evidence import measure
 from ..plan import compatibility, host
-from ..plan.manifest import Manifest
 from ..plan.signature import Binder
-from .gate_context import Case, Subject
+from .gate_context import GateContext, Subject
 from .statistics import FEWEST_BLOCKS, Decision, Interval, Tails, decide, ratio_interval, shared_tails
 from .verdicts import Chart, Mark, Status, Table, Verdict
 
@@ -96,22 +95,23 @@ class Latency:
 
     name = "latency"
 
-    def __call__(self, case: Case) -> Verdict:
+    def __call__(self, context: GateContext) -> Verdict:
         """Loads both, measures, judges."""
-        if case.champion is None:
-            return Verdict(self.name, "passed", (f"Nobody holds {case.alias}: there is nothing to be slower than.",))
-        if case.champion.model is None:
-            why = f"{case.champion.uri} was logged by another flavor; compare the two with a gate of your own."
+        if context.champion is None:
+            return Verdict(self.name, "passed", (f"Nobody holds {context.alias}: there is nothing to be slower than.",))
+        if context.champion.model is None:
+            why = f"{context.champion.uri} was logged by another flavor; compare the two with a gate of your own."
             return Verdict(self.name, "not_measured", (why,))
-        if self.backend == "tensorrt" and (missing := self._not_here(case.candidate, case.champion)):
+        if self.backend == "tensorrt" and (missing := self._not_here(context.candidate, context.champion)):
             return Verdict(self.name, "not_measured", (missing,))
         with (
-            case.candidate.load(device=self.device, backend=self.backend) as candidate,
-            case.champion.load(device=self.device, backend=self.backend) as champion,
+            context.candidate.load(device=self.device, backend=self.backend) as candidate,
+            context.champion.load(device=self.device, backend=self.backend) as champion,
         ):
-            pairs = list(pairs_of(candidate, champion, case.champion.stored))
+            pairs = list(pairs_of(candidate, champion, context.champion.stored))
             if not pairs:
-                why = f"{case.champion.uri} has neither golden inputs nor profiles: there is nothing to call both with."
+                champion_uri = context.champion.uri
+                why = f"{champion_uri} has neither golden inputs nor profiles: there is nothing to call both with."
                 return Verdict(self.name, "not_measured", (why,))
             compared = compare(pairs, self.max_ratio, self.max_ratio_p99, self.confidence, self.seconds)
         where = "PyTorch on the CPU" if self.backend == "reference" else host.probe(self.device).gpu
@@ -165,7 +165,7 @@ def compare(
     begin = clock()
     timed: dict[str, Timed] = {}
     compared: dict[str, list[Comparison]] = {}
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for look in range(LOOKS):
         until = begin + seconds / 2 ** (LOOKS - 1 - look)
         open_ = [p for p in pairs if any(c.decision == "undecided" for c in compared.get(p.label, [])) or not look]
@@ -178,11 +178,11 @@ def compare(
             fewest = 1 if before is not None else FEWEST_BLOCKS
             timed[pair.label] = _joined(before, time_in_turn(pair, fewest, clock, end))
             compared[pair.label] = compare_samples(timed[pair.label], allowed, tails)
-        found = [c for comparisons in compared.values() for c in comparisons]
+        comparisons = [c for at_a_point in compared.values() for c in at_a_point]
         # One that failed decides for all.
-        if any(c.decision == "failed" for c in found) or all(c.decision == "passed" for c in found):
-            return found
-    return [at_the_end(c, max_ratio) for c in found]
+        if any(c.decision == "failed" for c in comparisons) or all(c.decision == "passed" for c in comparisons):
+            return comparisons
+    return [at_the_end(c, max_ratio) for c in comparisons]
 
 
 def compare_samples(timed: Timed, allowed: Mapping[str, float], tails: Tails) -> list[Comparison]:
@@ -193,10 +193,10 @@ def compare_samples(timed: Timed, allowed: Mapping[str, float], tails: Tails) ->
         allowed: The largest ratio of ``"p50"`` and ``"p99"``.
         tails: Of each interval.
     """
-    found = []
+    comparisons = []
     for name, quantile in _QUANTILES:
         interval = ratio_interval(timed.candidate, timed.champion, quantile, tails)
-        found.append(
+        comparisons.append(
             Comparison(
                 timed.label,
                 name,
@@ -208,7 +208,7 @@ def compare_samples(timed: Timed, allowed: Mapping[str, float], tails: Tails) ->
                 timed.candidate.size,
             )
         )
-    return found
+    return comparisons
 
 
 def at_the_end(compared: Comparison, max_ratio: float) -> Comparison:
@@ -362,10 +362,9 @@ def pairs_of(candidate: Any, champion: Any, stored: store.StoredModel) -> Iterat
 
 
 def _points(champion: Any, stored: store.StoredModel) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    manifest: Manifest = stored.manifest
-    if manifest.golden is not None:
-        folder = stored.fetch([manifest.golden.inputs, manifest.golden.outputs])
-        for profile, point, inputs, _ in plan.read_golden(folder, manifest.golden).points():
+    golden = stored.golden()
+    if golden is not None:
+        for profile, point, inputs, _ in golden.points():
             yield f"profile {profile} {point}", inputs
         return
     for profile, point, inputs in measure.made_up_points(champion.interface, champion.profiles):

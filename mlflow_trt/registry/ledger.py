@@ -67,13 +67,13 @@ class State:
 
     holder: str | None
     """The version that the alias names."""
-    moves: tuple[Move, ...]
-    """All on record, oldest first."""
+    history: tuple[Move, ...]
+    """All moves on record, oldest first."""
 
     @property
     def next(self) -> int:
         """The number of the next move."""
-        return self.moves[-1].number + 1 if self.moves else 1
+        return self.history[-1].number + 1 if self.history else 1
 
 
 class Ledger:
@@ -112,7 +112,7 @@ class Ledger:
         with registry_errors(f"{self.name} can't be read from the registry"):
             model = self.client.get_registered_model(self.name)
         holder = model.aliases.get(self.alias)
-        return State(None if holder is None else str(holder), alias_history.moves_of(model.tags, self.alias))
+        return State(None if holder is None else str(holder), alias_history.history_of(model.tags, self.alias))
 
     def version(self, version: str) -> Any:
         """MLflow's entity of a version; None if there is none."""
@@ -194,8 +194,8 @@ class Ledger:
 
     def _clear(self, state: State) -> None:
         """Deletes the last move's claim if its process was killed just before it did: it means nothing any more."""
-        if state.moves and state.moves[-1].id == getattr(self._claimed(state.moves[-1].number), "id", None):
-            self._delete_claim(state.moves[-1])
+        if state.history and state.history[-1].id == getattr(self._claimed(state.history[-1].number), "id", None):
+            self._delete_claim(state.history[-1])
 
     def _finish(self, move: Move) -> None:
         """Steps 3 to 6; harmless if others do them too."""
@@ -224,7 +224,7 @@ class Ledger:
     def _put_right(self) -> None:
         """Looks again where the alias is: a process that had slept may have written over it, this one or another."""
         state = self.read()
-        last = state.moves[-1]
+        last = state.history[-1]
         if state.holder != last.to_version and self.pending(state) is None:
             with registry_errors(f"{self.name}@{self.alias} can't be set to version {last.to_version} again"):
                 self._set_alias(last)
@@ -271,20 +271,20 @@ class Ledger:
         return f"{name}.{self.alias}.{number}"
 
     def _lost(self, seen: State, now: State) -> LostError:
-        winner = next((m for m in now.moves if m.number == seen.next), None)
+        winner = next((m for m in now.history if m.number == seen.next), None)
         before = f"version {seen.holder}" if seen.holder else "no version"
         if winner is not None:
-            found = (
+            what = (
                 f"{self.name}@{self.alias} moved from {before} to version {winner.to_version} meanwhile "
                 f"({winner.kind} by {winner.who} at {winner.when})."
             )
         else:
-            found = (
+            what = (
                 f"{self.name}@{self.alias} was set from {before} to "
                 f"{f'version {now.holder}' if now.holder else 'nothing'} meanwhile, by somebody without mlflow-trt."
             )
         return LostError(
-            found,
+            what,
             f"{before}, which the decision was based on",
             "run it again: it then compares with the present holder",
             winner,

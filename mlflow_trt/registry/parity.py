@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import CompatibilityError
 from ..evidence import names
-from ..plan import compatibility, host
+from ..plan import host
+from ..plan.compatibility import SelectedPlan
 from ..plan.files import folder_name
-from ..plan.manifest import Interface, Manifest, OutputParity, PlanRecord, Tolerance
-from ..plan.manifest import Parity as Figures
+from ..plan.manifest import Interface, Manifest, OutputParity, ParityRecord, PlanRecord, Tolerance
 from ..plan.parity import NOT_FINITE, default_tolerance
-from .gate_context import Case, Subject
+from ..store import StoredModel
+from .gate_context import GateContext, Subject
 from .verdicts import Chart, Mark, Table, Verdict
 
 
@@ -41,32 +43,39 @@ class Parity:
 
     name = "parity"
 
-    def __call__(self, case: Case) -> Verdict:
+    def __call__(self, context: GateContext) -> Verdict:
         """Measures, reads the records, judges."""
-        model = case.candidate.stored
-        here = host.probe(self.device)
-        chosen = compatibility.check_all(model.manifest, here).accepted if here.gpu and self.measure else None
-        found: dict[str, Figures] = {}
+        model = context.candidate.stored
+        selected = self._selected(model)
+        by_plan: dict[str, ParityRecord] = {}
         limits: dict[str, Limit] = {}
         for record in model.manifest.plans:
             name, figures = folder_name(record), record.parity
             limits[name] = limit(record.precision.requested, self.tolerance, record.parity.tolerance)
-            if record is chosen and model.manifest.golden is not None:
-                figures = self._measure(case.candidate, limits[name].tolerance)
+            if selected is not None and record is selected.record and model.manifest.golden is not None:
+                figures = self._measure(context.candidate, selected, limits[name].tolerance)
             elif figures.status == "not_measured":
-                figures = _benchmarked(case.candidate, record) or figures
-            found[name] = figures
-        return judge_parity(found, limits=limits, exact=exact_outputs(model.manifest))
+                figures = _benchmarked(context.candidate, record) or figures
+            by_plan[name] = figures
+        return judge_parity(by_plan, limits=limits, exact=exact_outputs(model.manifest))
 
-    def _measure(self, candidate: Subject, tolerance: Tolerance) -> Figures:
+    def _selected(self, model: StoredModel) -> SelectedPlan | None:
+        """The plan to measure; None: it is not to be measured, or none loads here."""
+        here = host.probe(self.device)
+        if here.gpu is None or not self.measure:
+            return None
+        try:
+            return model.select(here)
+        except CompatibilityError:
+            return None
+
+    def _measure(self, candidate: Subject, selected: SelectedPlan, tolerance: Tolerance) -> ParityRecord:
         from ..evidence import measure
-        from ..plan.files import read_golden
 
-        golden = candidate.manifest.golden
+        golden = candidate.stored.golden()
         assert golden is not None
-        tensors = read_golden(candidate.stored.fetch([golden.inputs, golden.outputs]), golden)
-        with candidate.load(device=self.device) as engine:
-            return measure.measure_parity(engine, tensors, tolerance)
+        with candidate.load(device=self.device, selected=selected) as engine:
+            return measure.measure_parity(engine, golden, tolerance)
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def exact_outputs(manifest: Manifest) -> frozenset[str]:
 
 
 def judge_parity(
-    found: Mapping[str, Figures],
+    by_plan: Mapping[str, ParityRecord],
     tolerance: Tolerance | None = None,
     *,
     limits: Mapping[str, Limit] | None = None,
@@ -136,17 +145,17 @@ def judge_parity(
     The verdicts that stand in the figures do not count: they were made with another tolerance.
 
     Args:
-        found: Figures by plan.
+        by_plan: What is on record or was measured of each plan.
         tolerance: The gate's own; None: the default of the model's own precision. For plans without a limit.
         limits: What to judge by, by plan.
         exact: Names of outputs that hold whole numbers or booleans.
     """
-    limits = {name: (limits or {}).get(name) or limit(None, tolerance, f.tolerance) for name, f in found.items()}
+    limits = {name: (limits or {}).get(name) or limit(None, tolerance, f.tolerance) for name, f in by_plan.items()}
     failed: list[str] = []
     missing: list[str] = []
     rows: list[tuple[str, ...]] = []
     marks: list[Mark] = []
-    for name, figures in found.items():
+    for name, figures in by_plan.items():
         allowed = limits[name]
         where = f" on {figures.host.gpu}" if figures.host and figures.host.gpu else ""
         if figures.status == "not_measured":
@@ -173,18 +182,18 @@ def judge_parity(
         failed += problems
         missing += [] if problems else _not_shown(name, figures, allowed)
     said = _said(limits)
-    tables = (*((_figures_table(rows),) if rows else ()), _limits_table(limits)) if found else ()
+    tables = (*((_figures_table(rows),) if rows else ()), _limits_table(limits)) if by_plan else ()
     most = max((allowed.tolerance.rel_l2 for allowed in limits.values()), default=None)
     chart = Chart("Engine against PyTorch", "relative L2 error", tuple(marks), most, True)
     charts = (chart,) if marks else ()
-    figured = {name: _figured(figures, limits[name]) for name, figures in found.items()}
+    figured = {name: _figured(figures, limits[name]) for name, figures in by_plan.items()}
     if failed:
         return Verdict("parity", "failed", (*failed, *missing, *said), tables, charts, figures=figured)
     if missing:
         measured = said if rows else ()
         return Verdict("parity", "not_measured", (*missing, *measured), tables, charts, figures=figured)
     worst = max((m.value for m in marks), default=0.0)
-    places = sorted({f.host.gpu for f in found.values() if f.host and f.host.gpu})
+    places = sorted({f.host.gpu for f in by_plan.values() if f.host and f.host.gpu})
     ground = f"Within tolerance at {len(rows)} points; worst relative L2 error {worst:.3g}"
     ground += f", on {', '.join(places)}." if places else "."
     return Verdict("parity", "passed", (ground, *said), tables, charts, figures=figured)
@@ -207,7 +216,7 @@ def within(figures: OutputParity, allowed: Limit, *, exact: bool) -> bool:
     return figures.rel_l2 <= tolerance.rel_l2 and figures.cosine >= tolerance.cosine
 
 
-def _not_shown(name: str, figures: Figures, allowed: Limit) -> list[str]:
+def _not_shown(name: str, figures: ParityRecord, allowed: Limit) -> list[str]:
     """What figures that are all within the limit leave open."""
     if not any(point.outputs for point in figures.points):
         return [f"{name}: not measured (the record says {figures.status!r} and has no figures)."]
@@ -222,7 +231,7 @@ def _not_shown(name: str, figures: Figures, allowed: Limit) -> list[str]:
     return []
 
 
-def _looser(allowed: Limit, figures: Figures) -> bool:
+def _looser(allowed: Limit, figures: ParityRecord) -> bool:
     """Whether the limit allows what the record's own tolerance did not."""
     by = figures.tolerance
     return by is not None and allowed.tolerance != _stricter([allowed.tolerance, by])
@@ -270,7 +279,7 @@ def _cells(tolerance: Tolerance | None) -> tuple[str, str, str]:
     return f"{tolerance.rel_l2:g}", f"{tolerance.cosine:g}", f"{tolerance.top1:g}"
 
 
-def _figured(figures: Figures, allowed: Limit) -> dict[str, Any]:
+def _figured(figures: ParityRecord, allowed: Limit) -> dict[str, Any]:
     return {
         **figures.model_dump(mode="json"),
         "judged_by": {**allowed.tolerance.model_dump(), "equal_entries": allowed.share, "source": allowed.source},
@@ -278,7 +287,7 @@ def _figured(figures: Figures, allowed: Limit) -> dict[str, Any]:
     }
 
 
-def _benchmarked(candidate: Subject, record: PlanRecord) -> Figures | None:
+def _benchmarked(candidate: Subject, record: PlanRecord) -> ParityRecord | None:
     """What ``mlflow-trt benchmark`` recorded later, on a GPU host, of this very plan."""
     if candidate.run_id is None or candidate.model_id is None:
         return None
@@ -297,4 +306,4 @@ def _benchmarked(candidate: Subject, record: PlanRecord) -> Figures | None:
         return None
     if content.get("plan", record.file.sha256 if len(candidate.manifest.plans) == 1 else None) != record.file.sha256:
         return None
-    return Figures.model_validate(content["parity"])
+    return ParityRecord.model_validate(content["parity"])

@@ -30,10 +30,10 @@ from typing import Any
 from .. import model_uri, store
 from ..errors import ManifestError, PromotionError, StoreError
 from ..evidence import names
-from . import alias_history as _moves
+from . import alias_history
 from . import gates as _gates
 from .alias_history import Move
-from .gate_context import Case, Gate, Subject, ask
+from .gate_context import Gate, GateContext, Subject, ask
 from .ledger import Ledger, LostError, State, find_version, registry_errors
 from .report import PromotionReport
 
@@ -76,12 +76,12 @@ def promote(
     version = str(version)
     seen = ledger.read() if dry_run else ledger.settle()
     candidate = _subject(ledger, version)
-    if seen.holder == version and seen.moves and seen.moves[-1].to_version == version:
-        return _report(candidate, seen, alias, "unchanged", move=seen.moves[-1])
+    if seen.holder == version and seen.history and seen.history[-1].to_version == version:
+        return _report(candidate, seen, alias, "unchanged", move=seen.history[-1])
     champion = _champion(ledger, seen, version)
-    case = Case(alias, candidate, champion, dry_run)
+    context = GateContext(alias, candidate, champion, dry_run)
     chosen = _gates.default() if gates is None else list(gates)
-    verdicts = tuple(ask(gate, case, allow_not_measured) for gate in chosen)
+    verdicts = tuple(ask(gate, context, allow_not_measured) for gate in chosen)
     refused = any(verdict.blocks for verdict in verdicts)
     report = _report(candidate, seen, alias, "refused" if refused else "accepted", verdicts=verdicts)
     if dry_run:
@@ -121,11 +121,11 @@ def rollback(name: str, alias: str = "champion") -> PromotionReport:
     """
     ledger = Ledger(name, alias)
     seen = ledger.settle()
-    target, deleted = _moves.previous(seen.moves, seen.holder, ledger.versions())
+    target, deleted = alias_history.previous(seen.history, seen.holder, ledger.versions())
     if target is None:
         raise PromotionError(
             f"Nobody held {name}@{alias} before {f'version {seen.holder}' if seen.holder else 'now'}.",
-            f"an earlier holder that still exists ({len(seen.moves)} moves are on record)",
+            f"an earlier holder that still exists ({len(seen.history)} moves are on record)",
             "promote a version instead, or set the alias by hand",
         )
     report = _report(_subject(ledger, target, manifest=False), seen, alias, "rolled back")
@@ -149,7 +149,7 @@ def history(name: str, alias: str = "champion") -> tuple[Move, ...]:
         SettingError: MLflow does not allow the alias.
         StoreError: The registry can't be read.
     """
-    return Ledger(name, alias).read().moves
+    return Ledger(name, alias).read().history
 
 
 def evidence(name: str, version: int | str) -> tuple[Move, ...]:
@@ -168,14 +168,14 @@ def evidence(name: str, version: int | str) -> tuple[Move, ...]:
     entity = find_version(MlflowClient(), name, str(version))
     if entity is None:
         raise PromotionError(f"{name} has no version {version}.", "a version that exists", "check name and version")
-    return _moves.evidence_of(entity.tags)
+    return alias_history.evidence_of(entity.tags)
 
 
 def _champion(ledger: Ledger, seen: State, version: str) -> Subject | None:
     """Whom the version has to stand up to: the holder, or the last other one if somebody set it to the version."""
     holder = seen.holder
     if holder == version:
-        holder, _ = _moves.previous(seen.moves, version, ledger.versions())
+        holder, _ = alias_history.previous(seen.history, version, ledger.versions())
     return _subject(ledger, holder, required=False) if holder is not None else None
 
 

@@ -1,4 +1,4 @@
-"""What a promotion found, as JSON, as text and as a page."""
+"""What a promotion found, as JSON, as text and as an HTML report."""
 
 from __future__ import annotations
 

@@ -81,10 +81,10 @@ def value(size: Dimension, known: Mapping[str, int]) -> int | None:
     if tree is None:
         return None
     try:
-        found = Number(_evaluate(tree, known))
+        number = Number(_evaluate(tree, known))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
-    return int(found) if found.denominator == 1 else None
+    return int(number) if number.denominator == 1 else None
 
 
 def kind(size: Dimension, known: Mapping[str, int]) -> Literal["told", "data", "unreadable"]:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import standin
-from interfaces import host, interface, tensor
+from interfaces import interface, tensor
+from manifests import host
 from standin import Binding, Engine
 from test_engine import AFFINE, affine, write_plan
 

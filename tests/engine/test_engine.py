@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import standin
-from interfaces import branch, host, interface, leaf, record, span, tensor
+from interfaces import branch, interface, leaf, span, tensor
+from manifests import host, record
 from standin import Binding, Engine
 
-from mlflow_trt.engine import kernel_files
-from mlflow_trt.engine import runtime_cache as compiled
+from mlflow_trt.engine import kernel_files, runtime_cache
 from mlflow_trt.engine.engine import TensorRTEngine, describe_engine
 from mlflow_trt.engine.runtime_cache import network_of
 from mlflow_trt.errors import DeviceError, InputError, ManifestError, PlanError, SettingError
@@ -492,8 +492,8 @@ def test_contexts_that_judge_begin_without_specialized_kernels(tmp_path, module,
 
 def test_kernels_of_both_kinds_are_told_apart():
     for caches in ({False: b"plain", True: b"special"}, {False: b"plain"}, {True: b"special"}):
-        assert compiled.unpacked(compiled.packed(caches)) == caches
-    assert compiled.unpacked(b"as earlier versions wrote it") == {True: b"as earlier versions wrote it"}
+        assert runtime_cache.unpacked(runtime_cache.packed(caches)) == caches
+    assert runtime_cache.unpacked(b"as earlier versions wrote it") == {True: b"as earlier versions wrote it"}
 
 
 @pytest.mark.parametrize("memory_limit", [None, 1])
@@ -529,8 +529,8 @@ def test_engines_of_one_network_share_the_kernels_of_a_shape(tmp_path, module):
 
 def test_contexts_of_an_older_release_have_cache_objects_of_their_own(tmp_path, module, monkeypatch):
     """TensorRT-RTX 1.4 would run all but the first with its slower kernels."""
-    assert [compiled.shares(release) for release in ("1.4.0.76", "1.6.1.120", "1.10.0.1")] == [False, True, True]
-    monkeypatch.setattr(compiled, "shares", lambda release: False)  # the stand-in and its plan are of a newer one
+    assert [runtime_cache.shares(release) for release in ("1.4.0.76", "1.6.1.120", "1.10.0.1")] == [False, True, True]
+    monkeypatch.setattr(runtime_cache, "shares", lambda release: False)  # the stand-in and its plan are of a newer one
     made = write_plan(tmp_path)
     with (
         TensorRTEngine(tmp_path, made, AFFINE, host=host()) as first,
@@ -570,12 +570,12 @@ def test_what_another_version_brings_is_added_to_what_is_there(tmp_path, module,
 def test_kernels_go_with_the_last_context_that_uses_them(tmp_path, module):
     with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
         engine.predict({"x": rows(4)})
-        (shared,) = compiled._networks.values()
+        (shared,) = runtime_cache._networks.values()
         assert len(shared._caches) == 1
     gc.collect()
     assert not shared._caches
     del shared
-    assert not compiled._networks
+    assert not runtime_cache._networks
 
 
 def test_other_networks_and_devices_have_kernels_of_their_own(tmp_path, module):
@@ -601,12 +601,12 @@ def test_a_refused_cache_is_as_if_it_were_not_there(tmp_path, module, monkeypatc
     made = write_plan(tmp_path, runtime_cache=file)
     kernel_files.write(kernel_files.path_for(made.file.sha256, made.release, host()), b"of another driver")
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
-        assert compiled.unpacked(engine.runtime_cache()) == {True: shipped}
+        assert runtime_cache.unpacked(engine.runtime_cache()) == {True: shipped}
     (tmp_path / "plans/p/runtime-cache.bin").write_bytes(b"damaged")
     with TensorRTEngine(tmp_path, made, AFFINE, host=host()) as engine:
         assert engine.runtime_cache() is None
         engine.predict({"x": rows(1)})
-        assert set(compiled.unpacked(engine.runtime_cache())) == {False, True}
+        assert set(runtime_cache.unpacked(engine.runtime_cache())) == {False, True}
 
 
 def test_a_cache_folder_that_cant_be_written_fails_no_call(tmp_path, module, monkeypatch):

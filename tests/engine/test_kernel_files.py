@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from interfaces import host
+from manifests import host
 
 from mlflow_trt import cache
 from mlflow_trt.engine import kernel_files

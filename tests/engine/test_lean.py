@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-import forged_plans
+import forged
 import lean
 import pytest
 import trt_api
-from interfaces import host, manifest, record
+from manifests import host, manifest, record
 
 from mlflow_trt import plan
 from mlflow_trt.plan.host import probe
@@ -113,7 +113,7 @@ def test_the_remedy_installs_what_was_installed_here(monkeypatch):
 
 def stored(folder, release: str, **changes):
     """A plan of full TensorRT with nothing behind its header, and its manifest."""
-    content = forged_plans.full(release)
+    content = forged.full(release)
     file = plan.write_file(folder, "plans/p/model.plan", content)
     return record(
         file=File.model_validate(file.model_dump()),

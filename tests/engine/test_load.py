@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 import standin
-from interfaces import host, manifest, record
+from manifests import host, manifest, record
 from test_engine import AFFINE, affine, rows, write_plan
 
 from mlflow_trt.engine import load as load_engine
 from mlflow_trt.errors import CompatibilityError, DeviceError, SettingError
+from mlflow_trt.plan.compatibility import SelectedPlan, check_all
 from mlflow_trt.plan.manifest import File
 
 
@@ -58,11 +59,14 @@ def test_settings_reach_the_engine(tmp_path, here):
     assert here.cudart.launches == 0
 
 
-def test_a_plan_that_was_chosen_already_is_not_chosen_again(tmp_path, here):
+def test_a_plan_that_was_selected_already_is_not_selected_again_nor_the_host_probed(tmp_path, here, monkeypatch):
     first, second = write_plan(tmp_path), write_plan(tmp_path)
     described = manifest(first, second, interface=AFFINE)
-    with load_engine(tmp_path, described, record=second) as engine:
+    selected = SelectedPlan(second, check_all(described, host()))
+    monkeypatch.setattr("mlflow_trt.engine.probe", None)
+    with load_engine(tmp_path, described, selected=selected) as engine:
         assert engine.record is second
+        assert engine.host is selected.report.host
 
 
 def test_no_plan_loads_here(tmp_path, here):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from interfaces import record
+from manifests import record
 
 import mlflow_trt
 from mlflow_trt import plan

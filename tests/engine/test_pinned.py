@@ -7,7 +7,8 @@ import mmap
 import numpy as np
 import pytest
 import standin
-from interfaces import host, interface, tensor
+from interfaces import interface, tensor
+from manifests import host
 from standin import Binding, Engine
 from test_engine import write_plan
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlflow_trt.engine import pool as contexts
 from mlflow_trt.engine.pool import OutOfMemory, Pool
 from mlflow_trt.errors import DeviceError
 
@@ -237,7 +236,7 @@ def test_a_waiting_call_that_is_interrupted_loses_no_slot(monkeypatch):
     for handed_over in (False, True):
         ticket = SimpleNamespace(lock=Interrupted(handed_over), slot=None)
         with monkeypatch.context() as patch:
-            patch.setattr(contexts, "_Ticket", lambda ticket=ticket: ticket)
+            patch.setattr("mlflow_trt.engine.pool._Ticket", lambda ticket=ticket: ticket)
             with pytest.raises(KeyboardInterrupt):
                 pool.acquire("a")
         assert not pool._waiting

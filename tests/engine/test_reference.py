@@ -8,7 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-from interfaces import branch, interface, leaf, manifest, record, tensor
+from interfaces import branch, interface, leaf, tensor
+from manifests import manifest, record
 from programs import nested, save
 
 from mlflow_trt.engine import load as load_engine

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import standin
-from interfaces import host
+from manifests import host
 from test_engine import AFFINE, affine, rows, write_plan
 
 from mlflow_trt.engine import specialization

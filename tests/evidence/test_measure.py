@@ -50,24 +50,24 @@ def golden(engine, model):
 
 
 def test_parity_of_a_real_model(engine, golden):
-    found = measure.measure_parity(engine, golden, TIGHT)
-    assert found.status == "passed"
-    assert [(p.profile, p.point, p.identical_rows) for p in found.points] == [
+    parity = measure.measure_parity(engine, golden, TIGHT)
+    assert parity.status == "passed"
+    assert [(p.profile, p.point, p.identical_rows) for p in parity.points] == [
         (0, "min", None),
         (0, "opt", True),
         (0, "max", True),
     ]
-    assert [o.output for o in found.points[0].outputs] == ["y", "relu", "best"]
-    assert found.points[0].outputs[2].top1 == 1.0
-    assert found.host.machine
-    assert found.tolerance == TIGHT
+    assert [o.output for o in parity.points[0].outputs] == ["y", "relu", "best"]
+    assert parity.points[0].outputs[2].top1 == 1.0
+    assert parity.host.machine
+    assert parity.tolerance == TIGHT
 
 
 def test_parity_of_other_answers_fails(engine, golden):
     wrong = {name: array + 0.1 if name.endswith("max/y") else array for name, array in golden.outputs.items()}
-    found = measure.measure_parity(engine, GoldenTensors(golden.inputs, wrong), TIGHT)
-    assert found.status == "failed"
-    failed = [(p.point, o.output) for p in found.points for o in p.outputs if not o.passed]
+    parity = measure.measure_parity(engine, GoldenTensors(golden.inputs, wrong), TIGHT)
+    assert parity.status == "failed"
+    failed = [(p.point, o.output) for p in parity.points for o in p.outputs if not o.passed]
     assert failed == [("max", "y")]
 
 
@@ -99,9 +99,9 @@ def test_identical_rows(fault, same):
     golden = GoldenTensors(
         {f"0.max/{n}": a for n, a in inputs.items()}, {"0.max/y": inputs["x"].copy(), "0.max/s": inputs["w"]}
     )
-    found = measure.measure_parity(Wrong(fault), golden, Tolerance(rel_l2=1e-3, cosine=-1))
-    assert found.points[0].identical_rows is same
-    assert (found.status == "passed") is same
+    parity = measure.measure_parity(Wrong(fault), golden, Tolerance(rel_l2=1e-3, cosine=-1))
+    assert parity.points[0].identical_rows is same
+    assert (parity.status == "passed") is same
 
 
 class Computed:
@@ -125,8 +125,8 @@ class Computed:
         self.function = function
 
     def predict(self, inputs):
-        found = self.function(**{name: array.copy() for name, array in inputs.items()})
-        return Result(dict(zip([t.name for t in self.interface.outputs], found)))
+        outputs = self.function(**{name: array.copy() for name, array in inputs.items()})
+        return Result(dict(zip([t.name for t in self.interface.outputs], outputs)))
 
     def __call__(self, *args):
         return self.predict({t.name: a for t, a in zip(self.interface.inputs, args)})
@@ -221,7 +221,7 @@ def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
     """Nothing in its program ties the rows of the mask to those of the tokens."""
     torch = pytest.importorskip("torch", reason="needs the conversion extra")
     transformers = pytest.importorskip("transformers")
-    import described
+    import forged
 
     from mlflow_trt import Input
 
@@ -235,10 +235,10 @@ def test_identical_rows_of_a_transformer_with_a_mask(tmp_path, length):
     random = np.random.default_rng(0)
     given = [{"input_ids": random.integers(0, 50, (3, 16)), "attention_mask": random.integers(0, 2, (3, 16))}]
     given[0]["attention_mask"][:, 0] = 1
-    made = described.plan(model, [Input(((1, 4, 8), length), "int64")] * 2, golden_inputs=given)
+    made = forged.described_plan(model, [Input(((1, 4, 8), length), "int64")] * 2, golden_inputs=given)
     assert {t.shape[0] for t in (*made.manifest.interface.inputs, *made.manifest.interface.outputs)} == {"batch"}
-    with load_engine(tmp_path, plan.write([made], tmp_path, program=True), backend="reference") as found:
-        parity = measure.measure_parity(found, made.golden, TIGHT)
+    with load_engine(tmp_path, plan.write([made], tmp_path, program=True), backend="reference") as engine:
+        parity = measure.measure_parity(engine, made.golden, TIGHT)
     assert parity.status == "passed"
     judged = [p.identical_rows for p in parity.points]
     assert judged == [None, *[True] * (len(judged) - 1)]
@@ -253,9 +253,9 @@ def test_golden_tensors_survive_their_files(engine, golden, tmp_path):
     assert read.inputs["0.opt/n"].shape == ()
     assert read.inputs["0.opt/n"] == 3
     same = GoldenTensors({k: v for k, v in read.inputs.items() if k in golden.inputs}, read.outputs)
-    found = measure.measure_parity(engine, same, TIGHT)
-    assert found.status == "passed"
-    assert [p.point for p in found.points] == ["min", "opt", "max"]
+    parity = measure.measure_parity(engine, same, TIGHT)
+    assert parity.status == "passed"
+    assert [p.point for p in parity.points] == ["min", "opt", "max"]
 
 
 def test_nothing_to_measure(engine):
@@ -264,19 +264,19 @@ def test_nothing_to_measure(engine):
 
 
 def test_latency(engine, golden):
-    found = measure.measure_latency(engine, golden, runs=5, warm_up=1)
-    assert [(p.profile, p.point, p.batch, p.runs) for p in found.points] == [
+    latency = measure.measure_latency(engine, golden, runs=5, warm_up=1)
+    assert [(p.profile, p.point, p.batch, p.runs) for p in latency.points] == [
         (0, "min", 1, 5),
         (0, "opt", 2, 5),
         (0, "max", 8, 5),
     ]
-    assert all(0 < p.p50_ms <= p.p99_ms for p in found.points)
-    assert found.host.machine
+    assert all(0 < p.p50_ms <= p.p99_ms for p in latency.points)
+    assert latency.host.machine
 
 
 def test_latency_with_made_up_inputs(engine):
-    found = measure.measure_latency(engine, runs=3, warm_up=1)
-    assert sorted((p.point, p.batch) for p in found.points) == [("max", 8), ("min", 1), ("opt", 2)]
+    latency = measure.measure_latency(engine, runs=3, warm_up=1)
+    assert sorted((p.point, p.batch) for p in latency.points) == [("max", 8), ("min", 1), ("opt", 2)]
 
 
 def test_latency_counts_calls_and_leaves_the_warm_up_out():

@@ -32,13 +32,13 @@ def literals(source: str) -> set[str]:
 
 
 def modules_by_name() -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
+    modules: dict[str, set[str]] = defaultdict(set)
     for path in PACKAGE.rglob("*.py"):
         for text in literals(path.read_text()):
             for name in SHARED:
-                if name == text or (name in text and "." in name and name.startswith("mlflow_trt.")):
-                    found[name].add(str(path.relative_to(PACKAGE)))
-    return found
+                if name == text or (name in text and "." in name and name.startswith(("mlflow_trt.", "trt."))):
+                    modules[name].add(str(path.relative_to(PACKAGE)))
+    return modules
 
 
 def test_a_shared_name_is_a_literal_in_one_module():
@@ -47,11 +47,29 @@ def test_a_shared_name_is_a_literal_in_one_module():
 
 
 def test_every_tag_has_a_name():
-    found = set()
+    tags = set()
     for path in PACKAGE.rglob("*.py"):
         if path != PACKAGE / "evidence" / "names.py":
-            found |= {
+            tags |= {
                 t for t in literals(path.read_text()) if t.startswith("mlflow_trt.") and t.islower() and " " not in t
             }
-    modules = {t for t in found if (PACKAGE.parent / Path(*t.split("."))).with_suffix(".py").exists()}
-    assert found - modules - OTHERS == set()
+    modules = {t for t in tags if (PACKAGE.parent / Path(*t.split("."))).with_suffix(".py").exists()}
+    assert tags - modules - OTHERS == set()
+
+
+def test_every_parameter_and_metric_has_a_name():
+    """Names with a variable part too: their literal is what the f-string begins with."""
+    elsewhere = {
+        (str(path.relative_to(PACKAGE)), text)
+        for path in PACKAGE.rglob("*.py")
+        for text in literals(path.read_text())
+        if text.startswith("trt.") and path != PACKAGE / "evidence" / "names.py"
+    }
+    assert not elsewhere
+
+
+def test_what_is_logged_has_the_names_that_readers_know():
+    assert names.setting_param("optimization_level") == "trt.settings.optimization_level"
+    assert names.seconds_metric("build") == "trt.seconds.build"
+    assert names.parity_metric("rel_l2") == "trt.parity.rel_l2"
+    assert names.latency_metric(0, "opt", "p50_ms") == "trt.latency.0.opt.p50_ms"

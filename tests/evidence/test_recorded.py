@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_trt import ParityError
 from mlflow_trt.evidence import recorded
-from mlflow_trt.plan.manifest import Latency, LatencyPoint, OutputParity, Parity, ParityPoint
+from mlflow_trt.plan.manifest import LatencyPoint, LatencyRecord, OutputParity, ParityPoint, ParityRecord
 from mlflow_trt.plan.parity import default_tolerance
 
 
@@ -17,7 +17,7 @@ def output(name, rel_l2, top1=None):
     return OutputParity(output=name, max_abs=rel_l2 * 2, rel_l2=rel_l2, cosine=1 - rel_l2, top1=top1, passed=True)
 
 
-PARITY = Parity(
+PARITY = ParityRecord(
     status="passed",
     tolerance=default_tolerance("fp16"),
     points=(
@@ -37,14 +37,14 @@ def test_parity_metrics_are_the_worst_of_all_points():
 
 
 def test_what_was_not_measured_gives_no_metrics():
-    assert recorded.parity_metrics(Parity(status="not_measured")) == {}
-    assert recorded.latency_metrics(Latency(status="not_measured")) == {}
+    assert recorded.parity_metrics(ParityRecord(status="not_measured")) == {}
+    assert recorded.latency_metrics(LatencyRecord(status="not_measured")) == {}
 
 
 def test_latency_metrics_have_a_name_for_every_point():
     point = LatencyPoint(profile=1, point="max", batch=8, p50_ms=1.5, p99_ms=2.5, runs=100)
 
-    assert recorded.latency_metrics(Latency(status="measured", points=(point,))) == {
+    assert recorded.latency_metrics(LatencyRecord(status="measured", points=(point,))) == {
         "trt.latency.1.max.p50_ms": 1.5,
         "trt.latency.1.max.p99_ms": 2.5,
     }
@@ -76,12 +76,12 @@ def test_a_failed_check_names_plan_point_and_output(classifier_plan):
 
 
 def test_parameters_and_tags_describe_the_first_plan(classifier_plan):
-    found = recorded.params(classifier_plan.manifest)
+    params = recorded.params(classifier_plan.manifest)
 
-    assert found["trt.precision"] == "fp32"
-    assert found["trt.profiles"] == "x[1:2:8x4]"
-    assert found["trt.torch"] == classifier_plan.record.built_on.torch
-    assert found["trt.settings.attn_bias_is_causal"] == "False"
+    assert params["trt.precision"] == "fp32"
+    assert params["trt.profiles"] == "x[1:2:8x4]"
+    assert params["trt.torch"] == classifier_plan.record.built_on.torch
+    assert params["trt.settings.attn_bias_is_causal"] == "False"
     assert recorded.tags(classifier_plan.manifest)["mlflow_trt.digest"] == classifier_plan.record.file.sha256
 
 

@@ -5,61 +5,47 @@ The full TensorRT can't be installed beside TensorRT-RTX and was never run here:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import forged
+import interfaces
+import manifests
 import numpy as np
+from interfaces import branch, leaf, span
 
 from mlflow_trt import plan as plans
 from mlflow_trt.plan.files import GoldenTensors, Plan
 from mlflow_trt.plan.manifest import (
-    Branch,
-    File,
     Host,
     Interface,
-    Latency,
+    LatencyRecord,
     Manifest,
-    Parity,
+    ParityRecord,
     PlanRecord,
     Precision,
     Profile,
-    ShapeRange,
     Tensor,
-    TensorLeaf,
 )
 
 RELEASE = "10.15.1.29"
 BATCH = ("batch", 4)
-ONE_PROFILE: tuple[Profile, ...] = ({"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))},)
+ONE_PROFILE: tuple[Profile, ...] = ({"x": span((1, 4), (2, 4), (8, 4))},)
 
 
 def engine_bytes(content: str = "", release: str = RELEASE) -> bytes:
-    header = bytearray(64)
-    header[:4] = b"ftrt"
-    body = b"layers and weights " * 40 + content.encode()
-    header[16:24] = (64 + len(body)).to_bytes(8, "little")
-    header[24:28] = bytes(int(n) for n in release.split("."))
-    return bytes(header) + body
+    return forged.engine_bytes(content, runtime="tensorrt", release=release)
 
 
 def tensor(
     name: str, shape, dtype: str = "float32", *, binding: str | None = None, public: str | None = None
 ) -> Tensor:
     seen = public or ("float32" if dtype.startswith(("bfloat", "float8", "float4", "int4")) else dtype)
-    return Tensor(name=name, binding=binding or name, dtype=seen, binding_dtype=dtype, shape=shape)
+    return interfaces.tensor(name, shape, seen, dtype, binding)
 
 
 def interface(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Interface:
-    leaves = tuple(TensorLeaf(name=t.name) for t in inputs)
-    return Interface(
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        arguments=Branch(
-            kind="tuple", items=(Branch(kind="tuple", items=leaves), Branch(kind="dict", keys=(), items=()))
-        ),
-        result=Branch(kind="tuple", items=tuple(TensorLeaf(name=t.name) for t in outputs)),
-    )
+    return interfaces.interface(inputs, outputs, result=branch("tuple", *(leaf(t.name) for t in outputs)))
 
 
 CLASSIFIER = interface([tensor("x", BATCH, binding="input_0")], [tensor("scores", ("batch", 3), binding="output0")])
@@ -75,24 +61,18 @@ def record(
     os: str | None = "linux",
     **more,
 ) -> PlanRecord:
-    serialized = engine_bytes(content, release)
-    where = "-".join("sm" + c.replace(".", "") for c in capabilities or ()) or "any"
-    return PlanRecord(
-        file=File(
-            path=f"plans/{runtime}-{release}-{where}/model.plan",
-            size=len(serialized),
-            sha256=hashlib.sha256(serialized).hexdigest(),
-        ),
+    made = manifests.record(
         runtime=runtime,
         release=release,
         capabilities=capabilities,
         profiles=profiles,
         precision=Precision(requested="fp16"),
         built_on=Host(os=os),
-        parity=Parity(status="not_measured", reason="never run"),
-        latency=Latency(status="not_measured", reason="never run"),
+        parity=ParityRecord(status="not_measured", reason="never run"),
+        latency=LatencyRecord(status="not_measured", reason="never run"),
         **more,
     )
+    return forged.with_file(made, engine_bytes(content, release))
 
 
 def plan(

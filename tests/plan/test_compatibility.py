@@ -5,10 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interfaces import host, manifest, record
+from manifests import host, manifest, record
 
 from mlflow_trt.errors import CompatibilityError, SettingError
-from mlflow_trt.plan.compatibility import check, check_all, choose, describe, runtime_for
+from mlflow_trt.plan.compatibility import check, check_all, describe, runtime_for, select
 from mlflow_trt.plan.host import parse_host
 from mlflow_trt.plan.manifest import File, Host, Program
 
@@ -156,7 +156,7 @@ def test_the_first_accepted_plan_is_chosen():
     report = check_all(manifest(*plans), on())
     assert report.accepted is plans[2]
     assert [r for r, _ in report.passed_over()] == plans[:2]
-    assert choose(manifest(*plans), on()) is plans[2]
+    assert select(manifest(*plans), on()).record is plans[2]
     text = report.explain()
     assert "sm89, loads" in text
     assert "would load too" in text
@@ -166,7 +166,7 @@ def test_the_first_accepted_plan_is_chosen():
 def test_refusal_prints_the_whole_trace():
     plans = [record(release="1.4.0.76"), record(**FULL)]
     with pytest.raises(CompatibilityError) as caught:
-        choose(manifest(*plans), on())
+        select(manifest(*plans), on())
     text = str(caught.value)
     assert "NVIDIA L4 (compute capability 8.9), driver 580.95.05" in text
     assert "tensorrt_rtx-1.4.0.76-sm86-sm89, does not load" in text
@@ -178,7 +178,7 @@ def test_refusal_prints_the_whole_trace():
 def test_refusal_names_the_reference_backend_where_there_is_a_program():
     program = Program(file=File(path="program/model.pt2", size=1, sha256="0" * 64), torch="2.14.1")
     with pytest.raises(CompatibilityError, match='backend="reference"'):
-        choose(manifest(program=program), on(gpu=None, capability=None))
+        select(manifest(program=program), on(gpu=None, capability=None))
 
 
 def test_report_is_json():
@@ -282,7 +282,7 @@ def test_a_plan_for_exactly_this_host_is_never_refused(plan, here):
 def test_choosing_agrees_with_checking(plans, here):
     accepted = [p for p in plans if check(p, here).accepted]
     if accepted:
-        assert choose(manifest(*plans), here) is accepted[0]
+        assert select(manifest(*plans), here).record is accepted[0]
     else:
         with pytest.raises(CompatibilityError):
-            choose(manifest(*plans), here)
+            select(manifest(*plans), here)

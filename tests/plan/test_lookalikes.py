@@ -13,7 +13,7 @@ import tarfile
 import warnings
 import zipfile
 
-import forged_plans
+import forged
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -25,7 +25,7 @@ from mlflow_trt.engine.engine import check_plan
 from mlflow_trt.errors import ManifestError, PlanError
 from mlflow_trt.plan import lookalikes
 
-PLAN = forged_plans.full()
+PLAN = forged.full()
 
 
 def zipped(content: bytes = PLAN) -> bytes:
@@ -150,7 +150,7 @@ def test_a_record_that_describes_it_does_not_make_it_a_plan(lookalike, tmp_path)
     (tmp_path / "model.plan").write_bytes(content)
     for check in (check_plan, lambda folder, made: plan.check_header(folder / made.file.path, made)):
         with pytest.raises(PlanError) as caught:
-            check(tmp_path, forged_plans.record(file("model.plan", content)))
+            check(tmp_path, forged.record_of(file("model.plan", content)))
         said(caught.value, named, remedy)
         assert caught.value.found.startswith("model.plan ")
 
@@ -160,7 +160,7 @@ def test_it_is_named_in_the_place_of_a_stored_plan(lookalike, tmp_path):
     content, named, remedy = lookalike
     (tmp_path / "model.plan").write_bytes(content)
     with pytest.raises(PlanError) as caught:
-        check_plan(tmp_path, forged_plans.record(file("model.plan", PLAN)))
+        check_plan(tmp_path, forged.record_of(file("model.plan", PLAN)))
     assert f"has {len(content):,} bytes" in caught.value.found
     if "begins" not in named:
         assert named.removeprefix("is ") in caught.value.found
@@ -179,20 +179,20 @@ def test_a_file_that_is_cut_short_is_not_told_what_it_is_by_right(tmp_path):
         plan.verify(tmp_path, file("inputs.safetensors", content))
 
 
-@pytest.mark.parametrize("made", [forged_plans.full(), forged_plans.full("10.15.1.29"), forged_plans.rtx()])
+@pytest.mark.parametrize("made", [forged.full(), forged.full("10.15.1.29"), forged.engine_bytes()])
 def test_a_plan_is_no_lookalike(made, tmp_path):
     assert lookalikes.recognize(made) is None
     header = plan.read_header(made)
     assert header.length == len(made)
     (tmp_path / "model.plan").write_bytes(made)
-    right = forged_plans.record(file("model.plan", made), header)
+    right = forged.record_of(file("model.plan", made), header)
     assert plan.check_header(tmp_path / "model.plan", right) == header
     with pytest.raises(ManifestError, match="belong together"):
         plan.check_header(tmp_path / "model.plan", right.model_copy(update={"release": "9.9.9.9"}))
 
 
 @pytest.mark.parametrize("change", [lambda p: p[:-1], lambda p: p + b"\0", lambda p: p[:64]])
-@pytest.mark.parametrize("made", [forged_plans.full(), forged_plans.rtx()], ids=["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize("made", [forged.full(), forged.engine_bytes()], ids=["tensorrt", "tensorrt_rtx"])
 def test_a_plan_of_either_runtime_that_is_not_whole_is_refused(made, change, tmp_path):
     content = change(made)
     (tmp_path / "model.engine").write_bytes(content)
@@ -200,4 +200,4 @@ def test_a_plan_of_either_runtime_that_is_not_whole_is_refused(made, change, tmp
     with pytest.raises(PlanError, match=expected):
         mlflow_trt.save_model(tmp_path / "model.engine", tmp_path / "saved")
     with pytest.raises(PlanError, match=expected):
-        check_plan(tmp_path, forged_plans.record(file("model.engine", content), plan.read_header(made)))
+        check_plan(tmp_path, forged.record_of(file("model.engine", content), plan.read_header(made)))

@@ -125,3 +125,12 @@ on_both = pytest.mark.parametrize("registry", ["sqlite", "postgres"], indirect=T
 def versions(registry: Registry) -> list[str]:
     """Three versions of one logged model, which differ in nothing."""
     return registry.share(3)
+
+
+def judged(registry, version, *chosen):
+    """The verdict of the first gate on a version, against the champion."""
+    return mlflow_trt.promote(registry.name, version, gates=chosen, dry_run=True).verdicts[0]
+
+
+def crown(registry, version):
+    assert mlflow_trt.promote(registry.name, version, gates=[]).promoted

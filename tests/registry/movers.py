@@ -54,7 +54,7 @@ def race(name: str, version: str, rounds: int, barrier: Any, queue: Any, back: b
     """Promotes (or rolls back) at the same moment as others, once for each round's alias."""
     import mlflow_trt
 
-    def wait_for_the_others(case: Any) -> bool:
+    def wait_for_the_others(context: Any) -> bool:
         barrier.wait(60)
         return True
 

@@ -59,15 +59,15 @@ def test_a_move_is_read_back_from_its_tags():
     [move] = made("promote - 1")
     tags = {"mlflow_trt.move.champion.1": move.to_json(), "mlflow_trt.move.champion.x": "{}", "other": "1"}
 
-    assert alias_history.moves_of(tags, "champion") == (move,)
-    assert alias_history.moves_of(tags, "canary") == ()
+    assert alias_history.history_of(tags, "champion") == (move,)
+    assert alias_history.history_of(tags, "canary") == ()
 
 
 def test_moves_are_in_the_order_of_their_numbers_not_of_text():
     steps = [*made(*["promote - 1"] * 9), Move("id", "m", "champion", 10, "promote", None, "1", "me", "")]
     tags = {f"mlflow_trt.move.champion.{m.number}": m.to_json() for m in steps}
 
-    assert [m.number for m in alias_history.moves_of(tags, "champion")] == list(range(1, 11))
+    assert [m.number for m in alias_history.history_of(tags, "champion")] == list(range(1, 11))
 
 
 def test_what_is_no_move_is_passed_over_and_newer_fields_too():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import forged
 import pytest
+from interfaces import branch, tensor
 
-from mlflow_trt.plan.manifest import Branch, ConstantLeaf, ShapeRange, TensorLeaf
-from mlflow_trt.registry import contract, sizes
+from mlflow_trt.plan.manifest import ConstantLeaf, ShapeRange, TensorLeaf
+from mlflow_trt.registry import contract
 
 X = ("x", "float32", ("batch", 3, "height"))
 MASK = ("mask", "bool", ("batch",))
@@ -17,8 +18,8 @@ def manifest(inputs=(X, MASK), outputs=(("scores", "float32", ("batch", 10)),), 
     base = forged.plan().manifest
     interface = base.interface.model_copy(
         update={
-            "inputs": tuple(forged.tensor(*t) for t in inputs),
-            "outputs": tuple(forged.tensor(*t) for t in outputs),
+            "inputs": tuple(tensor(name, shape, dtype) for name, dtype, shape in inputs),
+            "outputs": tuple(tensor(name, shape, dtype) for name, dtype, shape in outputs),
         }
     )
     if profiles is None:
@@ -261,10 +262,6 @@ def answering(result, outputs=("a", "b")):
 A, B, C = (TensorLeaf(name=name) for name in "abc")
 
 
-def branch(kind, *items, keys=None, type_name=None):
-    return Branch(kind=kind, items=items, keys=keys, type_name=type_name)
-
-
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -319,27 +316,3 @@ def test_what_was_compared_is_listed():
     assert rows["output scores"][0] == "float32 (batch, 10)"
     assert rows["result of a native call"] == ("scores", "scores")
     assert rows["arguments of a native call"][0] == "((x,), {})"
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        (7, 7),
-        ("batch", 5),
-        ("2*batch + n", 13),
-        ("(batch//2)", 2),
-        ("ceiling(batch/2)", 3),
-        ("floor(3*batch/4)", 3),
-        ("Mod(batch, n)", 2),
-        ("Max(1, batch - 9)", 1),
-        ("batch**2", 25),
-        ("batch/2", None),
-        ("u0", None),
-        ("__import__('os')", None),
-        ("batch.real", None),
-        ("batch if", None),
-        ("9**9**9", None),
-    ],
-)
-def test_a_size_is_evaluated_and_nothing_else_is(size, expected):
-    assert sizes.value(size, {"batch": 5, "n": 3}) == expected

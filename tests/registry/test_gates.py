@@ -6,28 +6,19 @@ import dataclasses
 import shutil
 
 import forged
-import numpy as np
 import pytest
+from conftest import crown, judged
+from interfaces import tensor
 
-import mlflow_trt
 from mlflow_trt import store
-from mlflow_trt.plan import manifest
-from mlflow_trt.plan.manifest import Host, OutputParity, Parity, ParityPoint, Tolerance
+from mlflow_trt.flavor.load import load_stored
+from mlflow_trt.plan import host
+from mlflow_trt.plan.manifest import Host, OutputParity, ParityPoint, ParityRecord, Tolerance
 from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.registry import gates
-from mlflow_trt.registry.gate_context import Case, Subject
+from mlflow_trt.registry.gate_context import GateContext, Subject
 from mlflow_trt.registry.parity import exact_outputs, limit
 from mlflow_trt.registry.report import PromotionReport
-
-
-def judged(registry, version, *chosen):
-    """The verdict of the first gate on a version, against the champion."""
-    return mlflow_trt.promote(registry.name, version, gates=chosen, dry_run=True).verdicts[0]
-
-
-def crown(registry, version):
-    assert mlflow_trt.promote(registry.name, version, gates=[]).promoted
-
 
 # ---- integrity -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +166,7 @@ def figures(rel_l2, *, status="passed", identical_rows=None, tolerance=LOGGED, t
     passed = status == "passed"
     output = OutputParity(output="scores", max_abs=rel_l2, rel_l2=rel_l2, cosine=cosine, top1=top1, passed=passed)
     point = ParityPoint(profile=0, point="opt", outputs=(output,), identical_rows=identical_rows)
-    return Parity(status=status, tolerance=tolerance, points=(point,), host=GPU)
+    return ParityRecord(status=status, tolerance=tolerance, points=(point,), host=GPU)
 
 
 def test_figures_that_a_gpu_host_recorded_count(registry):
@@ -189,6 +180,28 @@ def test_figures_that_a_gpu_host_recorded_count(registry):
     assert failed.status == "failed"
     assert "relative L2 error 0.12" in failed.reasons[0]
     assert failed.blocks
+
+
+def test_the_plan_that_this_gpu_loads_is_measured_and_the_host_asked_once(classifier_folder, monkeypatch):
+    """The logged program answers in place of the engine, so that no GPU is needed."""
+    model = store.open_model(classifier_folder)
+    record = model.manifest.plans[0]
+    here = GPU.model_copy(update={"capability": record.capabilities[-1], "runtimes": {record.runtime: record.release}})
+    probed, loaded = [], []
+
+    def load(self, **arguments):
+        loaded.append(arguments["selected"])
+        return load_stored(self.stored, backend="reference")
+
+    monkeypatch.setattr(host, "probe", lambda device=0: probed.append(device) or here)
+    monkeypatch.setattr(Subject, "load", load)
+    verdict = gates.Parity()(GateContext("champion", Subject("m", "1", model=model), None))
+
+    assert verdict.status == "passed"
+    assert probed == [0]
+    (selected,) = loaded
+    assert selected.record is record
+    assert selected.report.host is here
 
 
 def test_not_measured_is_not_passed(registry, versions):
@@ -304,7 +317,7 @@ def test_whole_numbers_are_judged_by_the_share_that_is_equal(rel_l2, share, own,
 
 def test_which_outputs_hold_whole_numbers_is_in_the_interface():
     made = forged.plan().manifest
-    outputs = [forged.tensor(n, t, ()) for n, t in (("a", "float32"), ("b", "int64"), ("c", "bool"), ("d", "uint8"))]
+    outputs = [tensor(n, (), t) for n, t in (("a", "float32"), ("b", "int64"), ("c", "bool"), ("d", "uint8"))]
     interface = made.interface.model_copy(update={"outputs": tuple(outputs)})
 
     assert exact_outputs(made.model_copy(update={"interface": interface})) == {"b", "c", "d"}
@@ -330,7 +343,7 @@ def test_rows_that_were_compared_by_a_looser_tolerance_are_not_measured():
 
 
 def test_a_verdict_without_figures_is_none():
-    empty = Parity(status="passed", tolerance=ANYTHING)
+    empty = ParityRecord(status="passed", tolerance=ANYTHING)
 
     assert gates.judge_parity({"a": empty}).status == "not_measured"
     assert gates.judge_parity({"a": empty.model_copy(update={"status": "failed"})}).status == "failed"
@@ -347,7 +360,7 @@ def test_each_plan_is_judged_by_its_own_precision():
 
 
 def test_one_plan_without_figures_leaves_the_version_not_measured():
-    found = {"a": figures(0.001), "b": Parity(status="not_measured", reason="no GPU")}
+    found = {"a": figures(0.001), "b": ParityRecord(status="not_measured", reason="no GPU")}
 
     assert gates.judge_parity(found).status == "not_measured"
     assert gates.judge_parity({**found, "c": figures(0.5, status="failed")}).status == "failed"
@@ -396,88 +409,3 @@ def test_without_a_gpu_latency_is_not_measured(registry, versions):
     assert verdict.status == "not_measured"
     assert verdict.blocks
     assert "no GPU" in verdict.reasons[0]
-
-
-# ---- accuracy, on real digits --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """scikit-learn's handwritten digits 0, 1 and 2, and two classifiers: one that learned them, one that did not."""
-    torch = pytest.importorskip("torch")
-    datasets = pytest.importorskip("sklearn.datasets")
-    data = datasets.load_digits(n_class=3)
-    x, y = (data.data / 16).astype(np.float32), data.target
-    torch.manual_seed(0)
-    learned = torch.nn.Linear(64, 3)
-    steps = torch.optim.Adam(learned.parameters(), lr=0.05)
-    for _ in range(60):
-        steps.zero_grad()
-        torch.nn.functional.cross_entropy(learned(torch.from_numpy(x[:400])), torch.from_numpy(y[:400])).backward()
-        steps.step()
-    return x[400:], y[400:], learned, torch.nn.Linear(64, 3)
-
-
-def test_a_version_that_knows_less_is_refused(registry, digits):
-    pytest.importorskip("mlflow.models.evaluation")
-    x, y, learned, ignorant = digits
-    champion = registry.log(forged.plan("learned", module=learned, features=64, batch=(1, 8, 32)))
-    worse = registry.log(forged.plan("ignorant", module=ignorant, features=64, batch=(1, 8, 32)))
-    crown(registry, champion)
-    gate = gates.Accuracy(x, y, max_drop=0.01, backend="reference")
-
-    refused, passed = judged(registry, worse, gate), judged(registry, registry.again(champion), gate)
-
-    assert refused.status == "failed"
-    assert refused.figures["champion"] > 0.95
-    assert refused.figures["candidate"] < 0.8
-    assert passed.status == "passed"
-    assert passed.figures["candidate"] == passed.figures["champion"]
-    assert registry.client.search_runs(["0"], f"tags.mlflow_trt.evaluated LIKE '%{registry.name}%'") == [], "a dry run"
-
-
-def test_a_metric_may_be_a_function_and_have_a_minimum(registry, digits):
-    x, y, learned, _ = digits
-    version = registry.log(forged.plan("learned", module=learned, features=64, batch=(4, 8, 32)))
-
-    def errors(targets, predictions):
-        return float(np.mean(targets != predictions))
-
-    def gate(minimum):
-        return gates.Accuracy(x, y, metric=errors, higher_is_better=False, minimum=minimum, backend="reference")
-
-    assert judged(registry, version, gate(0.05)).status == "passed"
-    assert judged(registry, version, gate(-0.01)).status == "failed"
-
-
-@pytest.mark.parametrize(
-    ("candidate", "champion", "drop", "higher", "expected"),
-    [
-        (0.90, 0.91, 0.01, True, "passed"),
-        (0.89, 0.91, 0.01, True, "failed"),
-        (0.95, 0.91, 0.0, True, "passed"),
-        (0.12, 0.10, 0.01, False, "failed"),
-        (0.11, 0.10, 0.01, False, "passed"),
-        (float("nan"), 0.91, 0.01, True, "failed"),
-        (0.5, None, 0.0, True, "passed"),
-    ],
-)
-def test_at_most_so_much_worse(candidate, champion, drop, higher, expected):
-    from mlflow_trt.registry.accuracy import judge
-
-    assert judge(candidate, champion, drop, higher_is_better=higher).status == expected
-
-
-# ---- asking --------------------------------------------------------------------------------------------------------
-
-
-def test_an_expected_error_in_a_gate_is_its_reason():
-    from mlflow_trt.registry.gate_context import ask
-
-    def reads(case):
-        return manifest.parse("no JSON")
-
-    case = Case("champion", Subject("m", "1"), None)
-
-    assert ask(reads, case).status == "failed"
-    assert "not JSON" in ask(reads, case).reasons[0]

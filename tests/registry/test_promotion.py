@@ -13,7 +13,7 @@ from conftest import on_both
 import mlflow_trt
 from mlflow_trt import PromotionError, SettingError
 from mlflow_trt.registry import evidence, gates, history
-from mlflow_trt.registry.gate_context import Case
+from mlflow_trt.registry.gate_context import GateContext
 
 LIGHT = (gates.Integrity(), gates.Contract())
 """What needs no GPU and has nothing to allow."""
@@ -77,7 +77,7 @@ def test_who_comes_from_the_tracking_servers_user(registry, versions, monkeypatc
 def test_a_failing_gate_refuses_and_tells_why(registry, versions):
     promote(registry, versions[0])
 
-    report = promote(registry, versions[1], gates=[*LIGHT, lambda case: "The moon is wrong."])
+    report = promote(registry, versions[1], gates=[*LIGHT, lambda context: "The moon is wrong."])
 
     assert report.outcome == "refused"
     assert not report.ok
@@ -118,7 +118,7 @@ def test_a_dry_run_writes_nothing(registry, versions):
     files = sorted(registry.stored(versions[0]).rglob("*"))
 
     report = promote(registry, versions[0], dry_run=True)
-    refused = promote(registry, versions[0], dry_run=True, gates=[lambda case: False])
+    refused = promote(registry, versions[0], dry_run=True, gates=[lambda context: False])
 
     assert (report.outcome, refused.outcome) == ("accepted", "refused")
     assert report.evidence is None
@@ -181,7 +181,7 @@ def test_an_alias_set_by_hand_is_recorded_as_where_it_came_from(registry, versio
 def test_a_champion_set_by_hand_still_has_to_pass(registry, versions):
     registry.client.set_registered_model_alias(registry.name, "champion", versions[0])
 
-    refused = promote(registry, versions[0], gates=[lambda case: "No."])
+    refused = promote(registry, versions[0], gates=[lambda context: "No."])
     passed = promote(registry, versions[0])
 
     assert refused.outcome == "refused"
@@ -192,8 +192,8 @@ def test_a_champion_set_by_hand_still_has_to_pass(registry, versions):
 def test_gates_see_candidate_and_champion(registry, versions):
     seen = []
 
-    def look(case: Case):
-        seen.append((case.candidate.version, case.champion and case.champion.version, case.candidate.uri))
+    def look(context: GateContext):
+        seen.append((context.candidate.version, context.champion and context.champion.version, context.candidate.uri))
         return True
 
     promote(registry, versions[0], gates=[look])
@@ -206,14 +206,14 @@ def test_gates_see_candidate_and_champion(registry, versions):
 @pytest.mark.parametrize("answer", [None, 1, object()], ids=["nothing", "a number", "something"])
 def test_a_gate_that_answers_no_verdict_lets_nothing_pass(registry, versions, answer):
     with pytest.raises(PromotionError, match="<lambda>"):
-        promote(registry, versions[0], gates=[lambda case: answer])
+        promote(registry, versions[0], gates=[lambda context: answer])
 
     assert registry.holder() is None
 
 
 def test_a_gate_that_breaks_lets_nothing_pass(registry, versions):
-    def broken(case):
-        return case.nothing
+    def broken(context):
+        return context.nothing
 
     with pytest.raises(PromotionError, match=r"broken.*AttributeError"):
         promote(registry, versions[0], gates=[broken])

@@ -17,7 +17,7 @@ import numpy as np
 from mlflow_trt.plan.api import Result
 from mlflow_trt.plan.manifest import Branch, Interface, Tensor, TensorLeaf
 from mlflow_trt.serving.batching.queue import Answer
-from mlflow_trt.serving.grpc import server as rpc
+from mlflow_trt.serving.grpc import server as grpc_server
 
 DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 DTYPES += ("float16", "float32", "float64", "object")
@@ -70,7 +70,7 @@ def models() -> dict[str, Any]:
 
 
 async def _main(port: int, max_body: int) -> None:
-    server = await rpc.start(models(), "127.0.0.1", port, max_body=max_body)
+    server = await grpc_server.start(models(), "127.0.0.1", port, max_body=max_body)
     print("up", flush=True)
     await server.wait_for_termination()
 

@@ -127,8 +127,8 @@ def until(condition: Any, seconds: float = 20) -> Any:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
-    from mlflow_trt.cli import main as cli
+    from mlflow_trt.cli.main import main
     from mlflow_trt.serving import server
 
     server.Model = Light  # type: ignore[assignment, misc]
-    cli.main()
+    main()

@@ -240,3 +240,13 @@ def slow(engines):
     engines.before = made.hold
     yield made
     made.go_on.set()
+
+
+def loading_the_second(registry, serve, slow):
+    """A server of version 1 whose next version, 2, is being loaded until ``slow`` lets it go."""
+    registry.point(registry.add(1.0))
+    second = registry.add(2.0)
+    model = serve(registry.uri)
+    registry.point(second)
+    assert slow.begun.acquire(timeout=20)
+    return model

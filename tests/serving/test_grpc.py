@@ -31,7 +31,7 @@ from mlflow_trt.errors import BusyError, DeviceError, StoreError
 from mlflow_trt.plan.api import Result
 from mlflow_trt.plan.manifest import Interface, Profile, ShapeRange
 from mlflow_trt.serving.batching.batcher import Batcher
-from mlflow_trt.serving.grpc import server as rpc
+from mlflow_trt.serving.grpc import server as grpc_server
 from mlflow_trt.serving.limits import Limits
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.protocol import protobuf
@@ -58,7 +58,9 @@ def serving(models: Mapping[str, Any], **settings: Any) -> Iterator[str]:
     thread.start()
     port = free_port()
     try:
-        server = asyncio.run_coroutine_threadsafe(rpc.start(models, "127.0.0.1", port, **settings), loop).result(30)
+        server = asyncio.run_coroutine_threadsafe(
+            grpc_server.start(models, "127.0.0.1", port, **settings), loop
+        ).result(30)
         try:
             yield f"127.0.0.1:{port}"
         finally:
@@ -505,7 +507,7 @@ def test_a_client_that_goes_away(slow: Slow) -> None:
 def test_stopping_waits_for_calls_under_way(slow: Slow) -> None:
     async def run() -> None:
         port = free_port()
-        server = await rpc.start({"slow": slow}, "127.0.0.1", port)
+        server = await grpc_server.start({"slow": slow}, "127.0.0.1", port)
         async with aio_module.InferenceServerClient(f"127.0.0.1:{port}") as client:
             call = asyncio.create_task(client.infer("slow", [number(1)]))
             await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 1)
@@ -624,7 +626,9 @@ def test_connections_have_a_number_and_deadlines() -> None:
                 infer[2](data, timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             channels[2].close()
-            time.sleep(rpc.IDLE * limits.idle_timeout + 0.5)  # the others are told that they were idle, and come again
+            time.sleep(
+                grpc_server.IDLE * limits.idle_timeout + 0.5
+            )  # the others are told that they were idle, and come again
             for call in infer[:2]:
                 call(data, timeout=10, wait_for_ready=True)
         finally:
@@ -634,7 +638,7 @@ def test_connections_have_a_number_and_deadlines() -> None:
 
 def test_a_port_that_is_taken(address: str) -> None:
     async def start() -> None:
-        await rpc.start({}, "127.0.0.1", int(address.rpartition(":")[2]))
+        await grpc_server.start({}, "127.0.0.1", int(address.rpartition(":")[2]))
 
     with pytest.raises(StoreError, match="Nothing listens on"):
         asyncio.run(start())

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the reference backend runs the program with PyTorch")
 
-import described
+import forged
 import mlflow.pyfunc
 
 import mlflow_trt
@@ -68,7 +68,7 @@ WRONG = {"ids": asked(2, 0)["ids"], "mask": asked(3, 0)["mask"]}
 def folder(tmp_path_factory):
     found = tmp_path_factory.mktemp("one-batch")
     ids = mlflow_trt.Input(((1, 4, 16), LENGTH), "int64")
-    mlflow_trt.save_model(described.plan(Pooled(), [ids, ids]), found / "m")
+    mlflow_trt.save_model(forged.described_plan(Pooled(), [ids, ids]), found / "m")
     return found
 
 

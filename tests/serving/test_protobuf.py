@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from mlflow_trt.plan.dtypes import to_bfloat16
 from mlflow_trt.plan.manifest import Interface
-from mlflow_trt.serving.protocol import protobuf as messages
+from mlflow_trt.serving.protocol import protobuf
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
 from mlflow_trt.serving.protocol.json_body import ProtocolError, Request, Wanted
 from mlflow_trt.serving.protocol.protobuf import ModelInferRequest, ModelInferResponse
 
 from .echo import interface
 
-PROTO = Path(messages.__file__).with_name("open_inference.proto")
+PROTO = Path(protobuf.__file__).with_name("open_inference.proto")
 
 
 def described(descriptor: Any) -> DescriptorProto:
@@ -43,7 +43,7 @@ def described(descriptor: Any) -> DescriptorProto:
 
 def filled(fields: dict[str, Any]) -> dict[str, Any]:
     """A message's fields with messages in its maps, where protobuf before 5 takes no dict."""
-    parameter = messages.message("InferParameter")
+    parameter = protobuf.message("InferParameter")
     made: dict[str, Any] = {}
     for name, value in fields.items():
         if name == "parameters":
@@ -56,7 +56,7 @@ def filled(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_messages() -> list[str]:
-    methods = messages.METHODS.values()
+    methods = protobuf.METHODS.values()
     names = {kind.name for method in methods for kind in (method.input_type, method.output_type)}
     return sorted(names | {"InferParameter", "InferTensorContents"})
 
@@ -64,7 +64,7 @@ def all_messages() -> list[str]:
 @pytest.mark.parametrize("name", all_messages())
 def test_messages_are_those_of_tritons_client(name: str) -> None:
     service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
-    ours, theirs = messages.message(name).DESCRIPTOR, service_pb2.DESCRIPTOR.message_types_by_name[name]
+    ours, theirs = protobuf.message(name).DESCRIPTOR, service_pb2.DESCRIPTOR.message_types_by_name[name]
     assert ours is not theirs
     assert ours.full_name == theirs.full_name
     assert described(ours) == described(theirs)
@@ -73,8 +73,8 @@ def test_messages_are_those_of_tritons_client(name: str) -> None:
 def test_methods_are_those_of_tritons_client() -> None:
     service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
     service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    assert service.full_name == messages.SERVICE
-    assert set(messages.METHODS) == {
+    assert service.full_name == protobuf.SERVICE
+    assert set(protobuf.METHODS) == {
         "ServerLive",
         "ServerReady",
         "ModelReady",
@@ -82,7 +82,7 @@ def test_methods_are_those_of_tritons_client() -> None:
         "ModelMetadata",
         "ModelInfer",
     }
-    for name, method in messages.METHODS.items():
+    for name, method in protobuf.METHODS.items():
         theirs = service.methods_by_name[name]
         assert method.input_type.full_name == theirs.input_type.full_name
         assert method.output_type.full_name == theirs.output_type.full_name
@@ -104,7 +104,7 @@ def request(**fields: Any) -> Any:
 
 
 def read(message: Any) -> Request:
-    return messages.decode(*messages.split(message.SerializeToString()))
+    return protobuf.decode(*protobuf.split(message.SerializeToString()))
 
 
 _PARAMETER = st.one_of(
@@ -132,7 +132,7 @@ _SERIALIZED = st.lists(
 @given(_SERIALIZED)
 def test_a_message_is_split_as_protobuf_reads_it(data: bytes) -> None:
     expected = ModelInferRequest.FromString(data)
-    message, raw = messages.split(data)
+    message, raw = protobuf.split(data)
     assert [bytes(item) for item in raw] == list(expected.raw_input_contents)
     del expected.raw_input_contents[:]
     del message.raw_input_contents[:]
@@ -150,16 +150,16 @@ def test_a_damaged_message_is_refused_where_protobuf_refuses_it(data: bytes, cho
         expected = ModelInferRequest.FromString(data)
     except DecodeError:
         with pytest.raises(ProtocolError, match="is not a ModelInferRequest"):
-            messages.split(data)
+            protobuf.split(data)
         return
-    message, raw = messages.split(data)
+    message, raw = protobuf.split(data)
     assert [bytes(item) for item in raw] == list(expected.raw_input_contents)
     assert [item.name for item in message.inputs] == [item.name for item in expected.inputs]
 
 
 def test_raw_data_is_not_copied() -> None:
     data = request().SerializeToString()
-    array = messages.decode(*messages.split(data)).inputs["x"]
+    array = protobuf.decode(*protobuf.split(data)).inputs["x"]
     assert array.tolist() == [1, 2]
     assert np.shares_memory(array, np.frombuffer(data, np.uint8))
 
@@ -172,9 +172,9 @@ def test_raw_data_of_impossible_sizes_and_types(data: bytes) -> None:
         expected = None
     if expected is None:
         with pytest.raises(ProtocolError, match="is not a ModelInferRequest"):
-            messages.split(data)
+            protobuf.split(data)
     else:
-        assert messages.split(data)[1] == expected
+        assert protobuf.split(data)[1] == expected
 
 
 def test_a_request_in_full() -> None:
@@ -298,7 +298,7 @@ def test_more_parts_than_anybody_needs(part: str) -> None:
 def answer_of(array: np.ndarray, dtype: str, wanted: tuple[str, ...] | None = None) -> Any:
     outputs = None if wanted is None else tuple(Wanted(name, True) for name in wanted)
     asked = Request(id="an id", inputs={}, datatypes={}, outputs=outputs, binary=True, timeout=None)
-    data = messages.encode(asked, {"x": array}, interface(("x", dtype, dtype)), model="m", version="3")
+    data = protobuf.encode(asked, {"x": array}, interface(("x", dtype, dtype)), model="m", version="3")
     return ModelInferResponse.FromString(data)
 
 
@@ -328,7 +328,7 @@ def test_wanted_outputs_come_in_the_order_they_were_asked_for() -> None:
     for wanted in (("b", "a"), ("b",), None):
         outputs = None if wanted is None else tuple(Wanted(name, False) for name in wanted)
         asked = Request(id="", inputs={}, datatypes={}, outputs=outputs, binary=False, timeout=None)
-        data = messages.encode(asked, answer, both, model="m", version="1")
+        data = protobuf.encode(asked, answer, both, model="m", version="1")
         response = ModelInferResponse.FromString(data)
         names = list(wanted or ("a", "b"))
         assert [output.name for output in response.outputs] == names

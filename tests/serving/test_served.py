@@ -31,6 +31,7 @@ from .registered import (
     events,
     eventually,
     forged,
+    loading_the_second,
     log,
     no_threads_left,
     plan,
@@ -257,11 +258,7 @@ def test_closing_while_the_first_version_is_loaded(registry, serve, engines):
 
 
 def test_closing_while_the_next_version_is_loaded(registry, serve, slow, engines):
-    registry.point(registry.add(1.0))
-    second = registry.add(2.0)
-    model = serve(registry.uri)
-    registry.point(second)
-    slow.begun.acquire(timeout=20)
+    model = loading_the_second(registry, serve, slow)
     closing = threading.Thread(target=model.close)
     closing.start()
     eventually(lambda: model.status()["state"] == "closed", "it closes")
@@ -273,11 +270,7 @@ def test_closing_while_the_next_version_is_loaded(registry, serve, slow, engines
 
 def test_a_load_that_hangs_does_not_keep_close_waiting(registry, serve, slow, monkeypatch, log):
     monkeypatch.setattr(served, "_ENDING", 0.2)
-    registry.point(registry.add(1.0))
-    second = registry.add(2.0)
-    model = serve(registry.uri)
-    registry.point(second)
-    slow.begun.acquire(timeout=20)
+    model = loading_the_second(registry, serve, slow)
     begin = time.monotonic()
     model.close()
     assert time.monotonic() - begin < 10

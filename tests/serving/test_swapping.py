@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the reference backend runs with it")
 
 from mlflow_trt import InputError
 from mlflow_trt.errors import BusyError
-from mlflow_trt.serving.versions import served as models
+from mlflow_trt.serving.versions import served
 from mlflow_trt.serving.versions.loading import Options
 
 from .registered import (
@@ -25,6 +25,7 @@ from .registered import (
     engines,
     events,
     eventually,
+    loading_the_second,
     log,
     no_threads_left,
     proxy,
@@ -43,11 +44,7 @@ __all__ = ["engines", "log", "no_threads_left", "registry", "serve", "slow"]
 
 
 def test_a_version_from_which_the_alias_was_taken_away_answers_not_once(registry, serve, slow, engines, log):
-    registry.point(registry.add(1.0))
-    second = registry.add(2.0)
-    model = serve(registry.uri)
-    registry.point(second)
-    slow.begun.acquire(timeout=20)
+    model = loading_the_second(registry, serve, slow)
     eventually(lambda: model.status()["preparing"] == f"models:/{registry.name}/2", "it is being prepared")
     registry.point("1")
     slow.go_on.set()
@@ -63,14 +60,14 @@ def test_the_last_moment_counts(registry, serve, engines, log, monkeypatch):
     registry.point(registry.add(1.0))
     second = registry.add(2.0)
     model = serve(registry.uri, interval=NEVER)
-    prepare = models.prepare
+    prepare = served.prepare
 
     def and_then_back(*args, **kwargs):
         version = prepare(*args, **kwargs)
         registry.point("1")
         return version
 
-    monkeypatch.setattr(models, "prepare", and_then_back)
+    monkeypatch.setattr(served, "prepare", and_then_back)
     registry.point(second)
     model.refresh()
     eventually(lambda: "dropped" in events(log), "it is dropped")
@@ -80,7 +77,7 @@ def test_the_last_moment_counts(registry, serve, engines, log, monkeypatch):
 
 
 def test_a_registry_that_hangs_at_the_last_moment_does_not_keep_a_version_back(registry, serve, slow, monkeypatch):
-    monkeypatch.setattr(models, "PATIENCE", 0.2)
+    monkeypatch.setattr(served, "PATIENCE", 0.2)
     registry.point(registry.add(1.0))
     second = registry.add(2.0)
     let_go = threading.Event()

@@ -23,11 +23,12 @@ from ... import model_uri, store
 from ...engine import load as load_engine
 from ...errors import ParityError, SettingError, StoreError, TrtError
 from ...evidence.measure import made_up, made_up_points, measure_parity, points
-from ...plan import compatibility, host
+from ...plan import host
 from ...plan.api import Engine
 from ...plan.batch_sizes import batch_sizes
-from ...plan.files import BETWEEN, GoldenTensors, read_golden
-from ...plan.manifest import FILE_NAME, File, Interface, Manifest, PlanRecord, Profile, Tolerance
+from ...plan.compatibility import SelectedPlan
+from ...plan.files import BETWEEN, GoldenTensors
+from ...plan.manifest import FILE_NAME, Interface, Manifest, PlanRecord, Profile, Tolerance
 from ...plan.parity import default_tolerance
 from ...plan.parity import text as parity_text
 from ...plan.signature import Binder, Shapes, batch_size
@@ -159,14 +160,17 @@ def _prepare(
 ) -> Version:
     model, mlmodel, cached = _open(uri, options)
     manifest = model.manifest
-    records = _records(manifest, options, uri)
+    selections = _selections(model, options)
     go_on()
-    folder = model.fetch(_files(manifest, options.backend, records))
-    # Not at a size between: no batch is padded to it, and a context for it would lie idle.
-    golden = read_golden(folder, manifest.golden).without(BETWEEN) if manifest.golden else None
+    files = {file.path: file for selected in selections for file in model.files_to_load(selected)}
+    folder = model.fetch(files.values())
+    golden = model.golden()
+    if golden is not None:
+        # Not at a size between: no batch is padded to it, and a context for it would lie idle.
+        golden = golden.without(BETWEEN)
 
     engines: list[Engine] = []
-    for device, record in zip(options.devices, records):
+    for device, selected in zip(options.devices, selections):
         go_on()
         engine = load_engine(
             folder,
@@ -175,12 +179,13 @@ def _prepare(
             backend=options.backend,
             max_contexts=options.max_contexts,
             memory_limit=options.memory_limit,
-            record=record,
+            selected=selected,
         )
         loaded.callback(engine.close)
         engines.append(engine)
 
-    tolerance = _tolerance(records[0] or manifest.plans[0])
+    record = selections[0].record if selections[0] else None
+    tolerance = _tolerance(record or manifest.plans[0])
     for device, engine in zip(options.devices, engines):
         go_on()
         _compare(uri, engine, device, golden, tolerance)
@@ -199,7 +204,6 @@ def _prepare(
         calls = warm_up_calls(engine.interface, engine.profiles, _inputs(golden), batcher.sizes)
         _warm_up(engine, calls, options.max_contexts, go_on)
     go_on()
-    record = records[0]
     if model.repository is not None and not cached:
         last_served.remember(uri, manifest=folder.name, mlmodel=mlmodel)
     return Version(
@@ -284,24 +288,13 @@ def warm_up_calls(
     return list(calls.values())
 
 
-def _records(manifest: Manifest, options: Options, uri: str) -> list[PlanRecord | None]:
+def _selections(model: store.StoredModel, options: Options) -> list[SelectedPlan | None]:
     """For each device the plan that it loads; None: the reference backend loads none."""
     if options.backend != "tensorrt":
         return [None] * len(options.devices)
     for device in options.devices:
         host.check_index(device)
-    return [compatibility.choose(manifest, host.probe(device), uri) for device in options.devices]
-
-
-def _files(manifest: Manifest, backend: str, records: Iterable[PlanRecord | None]) -> list[File]:
-    wanted: list[File | None] = []
-    for record in records:
-        wanted += [record.file, record.runtime_cache] if record else []
-    if backend == "reference" and manifest.program:
-        wanted.append(manifest.program.file)
-    if manifest.golden:
-        wanted += [manifest.golden.inputs, manifest.golden.outputs]
-    return list({file.path: file for file in wanted if file}.values())
+    return [model.select(host.probe(device)) for device in options.devices]
 
 
 def _tolerance(record: PlanRecord) -> Tolerance:

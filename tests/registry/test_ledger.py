@@ -89,7 +89,7 @@ def test_a_promotion_killed_at_any_step_leaves_what_the_evidence_says_and_can_be
         assert report.ok, step
         assert report.outcome == ("promoted" if step < CLAIMED else "unchanged"), step
         assert registry.holder(alias) == versions[1], step
-        [move] = registry.state(alias).moves
+        [move] = registry.state(alias).history
         assert (move.from_version, move.to_version) == (versions[0], versions[1]), step
         tags = registry.client.get_model_version(registry.name, versions[1]).tags
         assert f"mlflow_trt.move.{move.id}" in tags, step
@@ -105,7 +105,7 @@ def test_a_killed_promotion_is_finished_by_whoever_comes_next(registry, versions
 
         finish(alias)
 
-        moves = registry.state(alias).moves
+        moves = registry.state(alias).history
         assert [m.to_version for m in moves[:2]] == [versions[0], versions[1]], "the killed one is in the history"
         assert moves[2].from_version == versions[1]
         assert registry.holder(alias) == moves[2].to_version
@@ -144,7 +144,7 @@ def test_a_claim_on_a_version_that_was_deleted_is_void(registry, versions, betwe
     registry.client.delete_model_version(registry.name, versions[1])
 
     assert promote(registry, versions[2]).promoted
-    assert [m.to_version for m in registry.state().moves] == [versions[2]]
+    assert [m.to_version for m in registry.state().history] == [versions[2]]
     assert registry.claims() == []
 
 
@@ -168,7 +168,7 @@ def test_of_several_at_once_exactly_one_wins_and_the_others_say_why(registry, ve
         alias = f"race-{number}"
         of_round = [r for r in results if r[0] == alias]
         outcomes = sorted(r[2] for r in of_round)
-        moves = registry.state(alias).moves
+        moves = registry.state(alias).history
         if back:
             # A process that looked later may have gone one further back, by a move of its own: never twice by one.
             assert set(outcomes) <= {"lost", "rolled back"}, of_round
@@ -206,7 +206,7 @@ def test_a_claim_that_comes_late_is_void(registry, versions, between):
 
     assert late.exitcode == movers.NOT_PROMOTED
     assert registry.holder() == versions[1]
-    assert [m.to_version for m in registry.state().moves] == [versions[1]]
+    assert [m.to_version for m in registry.state().history] == [versions[1]]
     assert registry.claims() == []
 
 
@@ -230,7 +230,7 @@ def test_a_process_that_slept_does_not_bring_back_what_was_replaced(registry, ve
 
     assert sleeper.exitcode == 0
     assert registry.holder() == versions[1]
-    assert [m.to_version for m in registry.state().moves] == [versions[0], versions[1]]
+    assert [m.to_version for m in registry.state().history] == [versions[0], versions[1]]
     assert registry.claims() == []
 
 

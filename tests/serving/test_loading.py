@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from interfaces import tensor
 
 pytest.importorskip("torch", reason="the reference backend runs with it")
 
@@ -297,8 +298,8 @@ def test_warm_up_covers_points_and_batch_sizes():
     from mlflow_trt.plan.manifest import Branch, Interface, TensorLeaf
 
     interface = Interface(
-        inputs=(forged.tensor("x", "int64", ("batch", "length")),),
-        outputs=(forged.tensor("y", "float32", ("batch", "length")),),
+        inputs=(tensor("x", ("batch", "length"), "int64"),),
+        outputs=(tensor("y", ("batch", "length")),),
         arguments=Branch(kind="tuple", items=()),
         result=TensorLeaf(name="y"),
     )
@@ -326,8 +327,8 @@ def test_warm_up_of_an_engine_without_profiles():
     from mlflow_trt.plan.manifest import Branch, Interface, TensorLeaf
 
     interface = Interface(
-        inputs=(forged.tensor("x", "float32", (2, 3)),),
-        outputs=(forged.tensor("y", "float32", (2, 3)),),
+        inputs=(tensor("x", (2, 3)),),
+        outputs=(tensor("y", (2, 3)),),
         arguments=Branch(kind="tuple", items=()),
         result=TensorLeaf(name="y"),
     )

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from benchmarks import aside
+from benchmarks import isolated_environments
 from mlflow_trt.cli.export import export_kserve as command
 from mlflow_trt.errors import SettingError
 from mlflow_trt.export import export_kserve
@@ -45,7 +45,7 @@ Types = dict[str, dict[str, str]]
 def kserve_types() -> Types:
     """Type → the fields it has in JSON and their types, of KServe's published OpenAPI document."""
     try:
-        environment = aside.environment(*KSERVE)
+        environment = isolated_environments.environment(*KSERVE)
     except RuntimeError as error:
         if os.environ.get("CI"):
             raise

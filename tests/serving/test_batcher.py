@@ -26,7 +26,6 @@ from mlflow_trt.plan.batch_sizes import batch_sizes
 from mlflow_trt.plan.manifest import Branch, Interface, ShapeRange, Tensor, TensorLeaf
 from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.plan.signature import Binder
-from mlflow_trt.serving.batching import batcher as batching
 from mlflow_trt.serving.batching.batcher import Batcher
 from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.batching.rows import rows_are_independent
@@ -573,7 +572,7 @@ def test_settings_that_cannot_be_honoured(options):
 @pytest.fixture
 def quick(monkeypatch):
     """Every call counts as quick, on a slow machine too."""
-    monkeypatch.setattr(batching, "_QUICK", LONG)
+    monkeypatch.setattr("mlflow_trt.serving.batching.batcher._QUICK", LONG)
 
 
 def here(engine):
@@ -601,7 +600,7 @@ def test_what_took_long_the_last_time_does_not_hold_up_the_caller(monkeypatch):
     engine = StandIn()
     with batcher(engine) as b:
         for limit in (-1.0, LONG, LONG, -1.0, LONG, LONG):  # what counts as quick
-            monkeypatch.setattr(batching, "_QUICK", limit)
+            monkeypatch.setattr("mlflow_trt.serving.batching.batcher._QUICK", limit)
             b.submit(x(1), here=True).result(LONG)
             all_wait(b)
     assert here(engine) == [False, False, True, True, False, True]
@@ -1158,7 +1157,7 @@ def test_many_threads_get_their_own_rows(classifier_folder):
 
 
 def test_forgetting_shapes_keeps_a_stream_of_new_ones_from_filling_the_memory(monkeypatch):
-    monkeypatch.setattr(batching, "_KNOWN_SHAPES", 3)
+    monkeypatch.setattr("mlflow_trt.serving.batching.batcher._KNOWN_SHAPES", 3)
     with batcher(StandIn(SEQUENCE, SEQUENCES)) as b:
         for length in (1, 2, 3, 4, 5, 6, 7, 8, 9):
             assert y(b.submit(x(1, 2, 3, length=length))) == [2, 4, 6]
