@@ -161,7 +161,7 @@ def serve(
 
     with logs.captured(log_level):  # imports may warn
         from ..serving import server
-        from ..serving.versions.served import Options
+        from ..serving.versions.served import LoadOptions
 
         _until_it_ends(
             server.serve,
@@ -169,7 +169,7 @@ def serve(
             host=host,
             port=port,
             grpc_port=grpc_port,
-            options=Options(
+            options=LoadOptions(
                 backend=backend,
                 devices=_indices(devices),
                 max_contexts=max_contexts,

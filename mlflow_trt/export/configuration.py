@@ -35,7 +35,7 @@ DATATYPES = {
 
 
 @dataclass(frozen=True)
-class Options:
+class TritonOptions:
     """What the user decides of how Triton runs a model."""
 
     batching: bool = True
@@ -68,7 +68,7 @@ class Configuration:
 
 
 def configure(
-    name: str, interface: Interface, selection: Selection, golden: GoldenTensors | None, options: Options
+    name: str, interface: Interface, selection: Selection, golden: GoldenTensors | None, options: TritonOptions
 ) -> Configuration:
     """Decides a model's configuration.
 

@@ -18,9 +18,9 @@ from ..errors import SettingError, TrtError
 from . import logs
 from .http.listening import affordable, bind, new_loop, refuse_new, settle, tune_process
 from .limits import RANGES, Limits, check_number, check_secret
-from .shutdown import Ending
-from .versions.served import Model, Options
-from .workers.pool import Fronts
+from .shutdown import Shutdown
+from .versions.served import LoadOptions, Model
+from .workers.pool import WorkerPool
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     grpc_port: int | None = None,
-    options: Options | None = None,
+    options: LoadOptions | None = None,
     interval: float = 5.0,
     timeout: float = 60.0,
     max_body: int = 256 << 20,
@@ -82,7 +82,7 @@ def serve(
         StoreError: The port is taken.
         TrtError: A model could not be loaded in the first place.
     """
-    options = options or Options()
+    options = options or LoadOptions()
     limits = limits or Limits()
     given = {**locals(), **vars(options)}
     with logs.captured(log_level):
@@ -123,7 +123,7 @@ def _serve(
     host: str,
     port: int,
     grpc_port: int | None,
-    options: Options,
+    options: LoadOptions,
     interval: float,
     timeout: float,
     max_body: int,
@@ -166,26 +166,28 @@ def _serve(
         "access_log": access_log,
         "exit_on_error": exit_on_error,
     }
-    ending = Ending()
+    shutdown = Shutdown()
     listening = bind(host, port)
-    http: _Here | Fronts
+    http: _InProcessHttp | WorkerPool
     each = _share(limits, max(http_processes, 1))
     if http_processes:
         device = next(iter(devices), None)
         told = {**settings, "limits": dataclasses.asdict(each), "log_level": log_level}
-        http = Fronts(http_processes, listening, served, metrics, told, device)
+        http = WorkerPool(http_processes, listening, served, metrics, told, device)
     else:
-        app = Application(served, metrics, ending=ending, **settings)
+        app = Application(served, metrics, shutdown=shutdown, **settings)
         metrics.in_flight["http"] = lambda: app.running
-        http = _Here(app, HttpServer(app, each, timeout, ending, metrics), listening)
+        http = _InProcessHttp(app, HttpServer(app, each, timeout, shutdown, metrics), listening)
     of_grpc = {key: value for key, value in settings.items() if key not in ("webhook_secret", "body_timeout")}
     grpc = None
     if grpc_port is not None:
-        grpc = partial(start_grpc, served, host, grpc_port, metrics=metrics, ending=ending, limits=limits, **of_grpc)
+        grpc = partial(
+            start_grpc, served, host, grpc_port, metrics=metrics, shutdown=shutdown, limits=limits, **of_grpc
+        )
     _logger.info("Listening", extra={"protocol": "http", "host": host, "port": listening.getsockname()[1]})
     loop = new_loop()
     try:
-        failure = loop.run_until_complete(_run(http, served, grpc, timeout, ending, drain, exit_on_error))
+        failure = loop.run_until_complete(_run(http, served, grpc, timeout, shutdown, drain, exit_on_error))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -203,8 +205,8 @@ def _share(limits: Limits, processes: int) -> Limits:
     )
 
 
-class _Here:
-    """HTTP in this process, as :class:`~.fronts.Fronts` is HTTP in others."""
+class _InProcessHttp:
+    """HTTP in this process, as :class:`~.workers.pool.WorkerPool` is HTTP in others."""
 
     def __init__(self, app: Any, server: Any, listening: socket.socket) -> None:
         self.app = app
@@ -232,7 +234,7 @@ async def _run(
     models: Mapping[str, Model],
     start_grpc: Any,
     timeout: float,
-    ending: Ending,
+    shutdown: Shutdown,
     drain: float,
     exit_on_error: bool,
 ) -> TrtError | None:
@@ -256,7 +258,7 @@ async def _run(
         await http.start()
         stops.append(http.stop)
         await ended.wait()
-        ending.draining = True
+        shutdown.draining = True
         http.drain()
         if not first.done() or first.result() is None:
             _logger.info("Draining", extra={"seconds": drain})

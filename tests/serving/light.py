@@ -54,7 +54,7 @@ class Light:
         return {**common, "waiting": 0, "swaps": 0, "failures": 0}
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
     ) -> tuple[Any, Future[Any]]:
         future: Future[Any] = Future()
         sums = inputs["x"].sum(axis=1, keepdims=True)

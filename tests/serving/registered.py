@@ -27,9 +27,9 @@ from mlflow_trt.engine import load as load_engine
 from mlflow_trt.plan import host
 from mlflow_trt.plan.files import GoldenTensors, Plan
 from mlflow_trt.plan.manifest import Host
-from mlflow_trt.serving.versions.served import Model, Options
+from mlflow_trt.serving.versions.served import LoadOptions, Model
 
-REFERENCE = Options(backend="reference")
+REFERENCE = LoadOptions(backend="reference")
 BATCHES = (1, 2, 8)
 SOON = 0.05
 NEVER = 1e6

@@ -588,7 +588,7 @@ def test_a_caller_with_nothing_else_to_do_runs_shapes_that_are_known_to_be_quick
     with batcher(engine, on_batch=told.append, delay=0.001) as b:
         for rows, length in ((3, 2), (4, 2), (3, 2), (3, 3), (3, 3), (1, 2)):
             values = range(1, rows + 1)
-            answer = b.submit(x(*values, length=length), here=True).result(LONG)
+            answer = b.submit(x(*values, length=length), inline=True).result(LONG)
             assert answer.outputs["y"].tolist() == [[2 * v] * length for v in values]
             all_wait(b)  # the worker is done, and no longer counts as running
         b.submit(x(1, 2, 3)).result(LONG)
@@ -602,7 +602,7 @@ def test_what_took_long_the_last_time_does_not_hold_up_the_caller(monkeypatch):
     with batcher(engine) as b:
         for limit in (-1.0, LONG, LONG, -1.0, LONG, LONG):  # what counts as quick
             monkeypatch.setattr(batching, "_QUICK", limit)
-            b.submit(x(1), here=True).result(LONG)
+            b.submit(x(1), inline=True).result(LONG)
             all_wait(b)
     assert here(engine) == [False, False, True, True, False, True]
 
@@ -631,7 +631,7 @@ def test_a_caller_joins_the_queue_where_others_wait_or_run():
         all_wait(b)
         engine.hold()
         first = b.submit(x(0.5))
-        futures = [b.submit(x(n), here=True) for n in (1, 2)]
+        futures = [b.submit(x(n), inline=True) for n in (1, 2)]
         assert not any(f.done() for f in (first, *futures))
         engine.go_on()
         assert [y(f) for f in futures] == [[2], [4]]
@@ -644,12 +644,12 @@ def test_errors_deadlines_and_closing_in_the_caller_s_thread():
     with batcher(engine) as b:
         y(b.submit(x(1)))
         all_wait(b)
-        assert isinstance(b.submit(x(13), here=True).exception(0), ValueError)
-        assert isinstance(b.submit(x(2), in_seconds(-1), here=True).exception(0), DeadlineError)
-        assert y(b.submit(x(3), here=True)) == [6]
+        assert isinstance(b.submit(x(13), inline=True).exception(0), ValueError)
+        assert isinstance(b.submit(x(2), in_seconds(-1), inline=True).exception(0), DeadlineError)
+        assert y(b.submit(x(3), inline=True)) == [6]
         b.close()
         with pytest.raises(BusyError):
-            b.submit(x(4), here=True)
+            b.submit(x(4), inline=True)
     assert engine.batches == [[1], [13], [3]]
     assert here(engine) == [False, True, True]
 
@@ -663,7 +663,7 @@ def test_close_waits_for_a_caller_that_runs_its_request():
         engine.began.get(timeout=LONG)
         engine.hold()
         answers = []
-        caller = threading.Thread(target=lambda: answers.append(y(b.submit(x(2), here=True))))
+        caller = threading.Thread(target=lambda: answers.append(y(b.submit(x(2), inline=True))))
         caller.start()
         engine.began.get(timeout=LONG)
         assert engine.threads[-1] is caller

@@ -35,7 +35,7 @@ from mlflow_trt.serving.grpc import server as rpc
 from mlflow_trt.serving.limits import Limits
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.protocol import protobuf
-from mlflow_trt.serving.versions.served import Model, Options
+from mlflow_trt.serving.versions.served import LoadOptions, Model
 
 from . import echo
 
@@ -107,7 +107,7 @@ def eventually(true: Callable[[], Any]) -> None:
 @pytest.fixture(scope="module")
 def classifier(_classifier_folder: Path) -> Iterator[Model]:
     """A real model, answered by the reference backend."""
-    model = Model("classifier", str(_classifier_folder), Options(backend="reference"))
+    model = Model("classifier", str(_classifier_folder), LoadOptions(backend="reference"))
     model.start()
     model.wait(120)
     yield model
@@ -375,7 +375,7 @@ def test_busy_says_when_to_come_back() -> None:
 
 
 def test_a_model_that_is_not_ready(tmp_path: Path) -> None:
-    model = Model("m", str(tmp_path / "nothing"), Options(backend="reference"))  # never started
+    model = Model("m", str(tmp_path / "nothing"), LoadOptions(backend="reference"))  # never started
     with serving({"m": model}) as address, calling(address) as client:
         assert client.is_server_live() is True
         assert client.is_server_ready() is False

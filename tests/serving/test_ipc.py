@@ -8,16 +8,18 @@ import socket
 import threading
 import time
 
-from mlflow_trt.serving.workers.ipc import Channel
+from mlflow_trt.serving.workers.ipc import IpcConnection
 
 
 @contextlib.asynccontextmanager
 async def pair():
-    """Two channels, what the second received, and when the first was told that the other is gone."""
+    """Two connections, what the second received, and when the first was told that the other is gone."""
     received, gone = [], asyncio.Event()
     ends = socket.socketpair()
-    first = await Channel.open(ends[0], lambda message: None, gone.set)
-    second = await Channel.open(ends[1], lambda message: received.append((time.monotonic(), message)), lambda: None)
+    first = await IpcConnection.open(ends[0], lambda message: None, gone.set)
+    second = await IpcConnection.open(
+        ends[1], lambda message: received.append((time.monotonic(), message)), lambda: None
+    )
     yield first, second, received, gone
     first.close()
     second.close()

@@ -18,7 +18,7 @@ from mlflow_trt.plan.dtypes import to_bfloat16
 from mlflow_trt.plan.manifest import Interface
 from mlflow_trt.serving.protocol import protobuf as messages
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
-from mlflow_trt.serving.protocol.json_body import ProtocolError, Request, Wanted
+from mlflow_trt.serving.protocol.json_body import InferenceRequest, ProtocolError, RequestedOutput
 from mlflow_trt.serving.protocol.protobuf import ModelInferRequest, ModelInferResponse
 
 from .echo import interface
@@ -103,7 +103,7 @@ def request(**fields: Any) -> Any:
     return ModelInferRequest(**filled({"model_name": "m", "inputs": [x], "raw_input_contents": raw, **fields}))
 
 
-def read(message: Any) -> Request:
+def read(message: Any) -> InferenceRequest:
     return messages.decode(*messages.split(message.SerializeToString()))
 
 
@@ -296,8 +296,8 @@ def test_more_parts_than_anybody_needs(part: str) -> None:
 
 
 def answer_of(array: np.ndarray, dtype: str, wanted: tuple[str, ...] | None = None) -> Any:
-    outputs = None if wanted is None else tuple(Wanted(name, True) for name in wanted)
-    asked = Request(id="an id", inputs={}, datatypes={}, outputs=outputs, binary=True, timeout=None)
+    outputs = None if wanted is None else tuple(RequestedOutput(name, True) for name in wanted)
+    asked = InferenceRequest(id="an id", inputs={}, datatypes={}, outputs=outputs, binary=True, timeout=None)
     data = messages.encode(asked, {"x": array}, interface(("x", dtype, dtype)), model="m", version="3")
     return ModelInferResponse.FromString(data)
 
@@ -326,8 +326,8 @@ def test_wanted_outputs_come_in_the_order_they_were_asked_for() -> None:
     both: Interface = interface(("a", "float32", "float32"), ("b", "int64", "int64"))
     answer = {"a": np.float32([1]), "b": np.int64([2])}
     for wanted in (("b", "a"), ("b",), None):
-        outputs = None if wanted is None else tuple(Wanted(name, False) for name in wanted)
-        asked = Request(id="", inputs={}, datatypes={}, outputs=outputs, binary=False, timeout=None)
+        outputs = None if wanted is None else tuple(RequestedOutput(name, False) for name in wanted)
+        asked = InferenceRequest(id="", inputs={}, datatypes={}, outputs=outputs, binary=False, timeout=None)
         data = messages.encode(asked, answer, both, model="m", version="1")
         response = ModelInferResponse.FromString(data)
         names = list(wanted or ("a", "b"))

@@ -240,7 +240,7 @@ def test_binary_and_large_json_in_one_answer():
     from .bodies import asking, client_result, interface, tensor
 
     outputs = {"a": np.arange(6, dtype=np.float32), "b": np.arange(4, dtype=np.int32)}
-    wanted = (json_body.Wanted("a", False), json_body.Wanted("b", True))
+    wanted = (json_body.RequestedOutput("a", False), json_body.RequestedOutput("b", True))
     described = interface(outputs=[tensor("a", "float32"), tensor("b", "int32")])
     arguments = {"model": "m", "version": "7"}
     texts = {"a": json.dumps(outputs["a"].tolist()).encode()}

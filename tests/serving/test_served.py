@@ -18,7 +18,7 @@ from mlflow_trt import ParityError, PlanError
 from mlflow_trt.errors import BusyError, StoreError
 from mlflow_trt.registry import gates
 from mlflow_trt.serving.versions import served
-from mlflow_trt.serving.versions.loading import Options
+from mlflow_trt.serving.versions.loading import LoadOptions
 from mlflow_trt.serving.versions.served import Model
 
 from .registered import (
@@ -156,7 +156,7 @@ def test_what_always_means_the_same_is_not_followed(registry, serve, kind, class
 def test_rows_of_many_callers_are_joined(registry, serve):
     registry.point(registry.add(1.0))
     seen = []
-    model = serve(registry.uri, Options(backend="reference", delay=0.2), on_batch=seen.append)
+    model = serve(registry.uri, LoadOptions(backend="reference", delay=0.2), on_batch=seen.append)
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda n: ask(model, rows(1, n))[1], range(8)))
     assert all(np.array_equal(f, answer(rows(1, n)["x"], 1.0)) for n, f in enumerate(found))

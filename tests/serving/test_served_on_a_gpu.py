@@ -12,7 +12,7 @@ import pytest
 
 import mlflow_trt
 from mlflow_trt.engine import cuda
-from mlflow_trt.serving.versions.served import Model, Options
+from mlflow_trt.serving.versions.served import LoadOptions, Model
 
 from .registered import eventually, no_threads_left
 from .running import served
@@ -48,7 +48,7 @@ def serve(no_threads_left):
     started = []
 
     def start(uri, **options):
-        model = Model("m", uri, Options(**options), interval=0.05)
+        model = Model("m", uri, LoadOptions(**options), interval=0.05)
         started.append(model)
         model.start()
         model.wait(300)
@@ -123,7 +123,7 @@ def test_moves_under_load_leave_no_memory_behind(versions, serve):
 
 
 def test_what_fronts_read_gets_its_own_answer(versions, serve, tmp_path):
-    """The GPU fetches images from the fronts' memory, each client's own."""
+    """The GPU fetches images from the HTTP workers' memory, each client's own."""
     uri = f"models:/{NAME}/{versions[0]}"
     [engine] = serve(uri).current.engines
     given = [(n, images(1 + n % 3, seed=n)) for n in range(60)]

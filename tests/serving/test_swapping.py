@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="the reference backend runs with it")
 from mlflow_trt import InputError
 from mlflow_trt.errors import BusyError
 from mlflow_trt.serving.versions import served as models
-from mlflow_trt.serving.versions.loading import Options
+from mlflow_trt.serving.versions.loading import LoadOptions
 
 from .registered import (
     NEVER,
@@ -63,14 +63,14 @@ def test_the_last_moment_counts(registry, serve, engines, log, monkeypatch):
     registry.point(registry.add(1.0))
     second = registry.add(2.0)
     model = serve(registry.uri, interval=NEVER)
-    prepare = models.prepare
+    load_version = models.load_version
 
     def and_then_back(*args, **kwargs):
-        version = prepare(*args, **kwargs)
+        version = load_version(*args, **kwargs)
         registry.point("1")
         return version
 
-    monkeypatch.setattr(models, "prepare", and_then_back)
+    monkeypatch.setattr(models, "load_version", and_then_back)
     registry.point(second)
     model.refresh()
     eventually(lambda: "dropped" in events(log), "it is dropped")
@@ -123,7 +123,7 @@ def test_requests_of_the_old_version_are_answered_by_it(registry, serve, engines
     """With an engine that is held up on purpose while its queue is full."""
     registry.point(registry.add(1.0))
     second = registry.add(2.0)
-    model = serve(registry.uri, Options(backend="reference", max_contexts=1, max_queue=100))
+    model = serve(registry.uri, LoadOptions(backend="reference", max_contexts=1, max_queue=100))
     old = model.current
     go_on = threading.Event()
     predict = old.engines[0].predict
@@ -164,7 +164,7 @@ def test_a_request_that_meets_the_swap_goes_to_the_next_version(registry, serve)
 
 def test_a_full_queue_is_no_swap(registry, serve):
     registry.point(registry.add(1.0))
-    model = serve(registry.uri, Options(backend="reference", max_contexts=1, max_queue=1))
+    model = serve(registry.uri, LoadOptions(backend="reference", max_contexts=1, max_queue=1))
     go_on = threading.Event()
     engine = model.current.engines[0]
     predict = engine.predict
@@ -193,7 +193,7 @@ def test_fifty_moves_under_load(registry, serve, engines):
     for shift in shifts.values():
         registry.add(shift)
     registry.point("1")
-    model = serve(registry.uri, Options(backend="reference", max_queue=10_000))
+    model = serve(registry.uri, LoadOptions(backend="reference", max_queue=10_000))
     end = threading.Event()
     answered: list[str] = []
 
@@ -201,7 +201,7 @@ def test_fifty_moves_under_load(registry, serve, engines):
         count = 0
         while not end.is_set():
             x = rows(1 + (seed + count) % 3, seed * 10_000 + count)
-            version, future = model.submit(x, here=seed % 2 == 1)
+            version, future = model.submit(x, inline=seed % 2 == 1)
             found = future.result(30).outputs["scores"]
             assert np.array_equal(found, answer(x["x"], shifts[version.version]))
             answered.append(version.version)

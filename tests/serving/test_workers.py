@@ -1,4 +1,4 @@
-"""Real front processes and real HTTP; the GPU that fetches their requests is a stand-in (tests/standin.py)."""
+"""Real HTTP workers and real HTTP; the GPU that fetches their requests is a stand-in (tests/standin.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlflow_trt.engine import pinned
 from mlflow_trt.plan.api import Result
 from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.metrics import Metrics
-from mlflow_trt.serving.workers.pool import Fronts
+from mlflow_trt.serving.workers.pool import WorkerPool
 
 WIDE = 16 << 10
 SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning"}
@@ -40,7 +40,7 @@ class Held:
     def status(self):
         return {"name": "m", "state": "ready", "version": "1", "uri": "models:/m/1", "waiting": 0}
 
-    def submit(self, inputs, deadline=None, *, here=False):
+    def submit(self, inputs, deadline=None, *, inline=False):
         future = Future()
         future.set_running_or_notify_cancel()
         self.requests.append((inputs["x"], future))
@@ -57,12 +57,12 @@ def run(check, device):
         model = Held()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
-            fronts = Fronts(1, listening, {"m": model}, Metrics({}), SETTINGS, device)
-            await fronts.start()
+            pool = WorkerPool(1, listening, {"m": model}, Metrics({}), SETTINGS, device)
+            await pool.start()
             try:
-                await check(model, f"http://127.0.0.1:{port}/v2/models/m/infer", fronts)
+                await check(model, f"http://127.0.0.1:{port}/v2/models/m/infer", pool)
             finally:
-                await fronts.stop(5)
+                await pool.stop(5)
 
     asyncio.run(main())
 
@@ -86,7 +86,7 @@ def answer(future, x):
 
 
 def test_a_gpu_may_fetch_requests_from_where_the_front_put_them(cudart):
-    async def check(model, url, fronts):
+    async def check(model, url, pool):
         for seed in range(2):
             x = np.random.default_rng(seed).integers(0, 9, (2, WIDE)).astype(np.float32)
             response = post(url, x)
@@ -101,7 +101,7 @@ def test_a_gpu_may_fetch_requests_from_where_the_front_put_them(cudart):
 
 
 def test_nothing_is_page_locked_without_a_gpu(cudart):
-    async def check(model, url, fronts):
+    async def check(model, url, pool):
         response = post(url, np.ones((1, WIDE), np.float32))
         await until(lambda: model.requests)
         given, future = model.requests.pop()
@@ -113,11 +113,11 @@ def test_nothing_is_page_locked_without_a_gpu(cudart):
 
 
 def test_what_a_dead_front_left_stays_locked_while_an_engine_reads_it(cudart):
-    async def check(model, url, fronts):
+    async def check(model, url, pool):
         response = post(url, np.ones((1, WIDE), np.float32))
         await until(lambda: model.requests)
         given, future = model.requests.pop()
-        fronts._fronts[0].process.kill()
+        pool._workers[0].process.kill()
         with pytest.raises(requests.ConnectionError):
             await response
         await asyncio.sleep(0.3)

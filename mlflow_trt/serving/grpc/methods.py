@@ -25,7 +25,7 @@ from ..http.codec import LARGE, Codec
 from ..protocol import json_body, protobuf
 from ..protocol.datatypes import ProtocolError, show
 from ..readiness import ready
-from ..shutdown import Ending
+from ..shutdown import Shutdown
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
@@ -74,7 +74,7 @@ class Service:
         metrics: Where calls are counted.
         access_log: Whether calls that were answered well leave a line in the log.
         exit_on_error: Whether a model that can't be loaded ends the server.
-        ending: The server's end; default: it never ends.
+        shutdown: The server's end; default: it never ends.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Service:
         metrics: Metrics | None,
         access_log: bool = True,
         exit_on_error: bool = True,
-        ending: Ending | None = None,
+        shutdown: Shutdown | None = None,
     ) -> None:
         self._models = models
         self._authorization = None if token is None else f"Bearer {token}".encode()
         self._timeout = timeout
         self._metrics = metrics
-        self._ending = ending or Ending()
+        self._shutdown = shutdown or Shutdown()
         self._exit_on_error = exit_on_error
         self._log = AccessLog(access_log)
         self._codec = Codec(timeout)
@@ -246,7 +246,7 @@ class Service:
         )
 
     async def _answer(
-        self, model: Model, version: Version, request: json_body.Request, begin: float, left: float | None
+        self, model: Model, version: Version, request: json_body.InferenceRequest, begin: float, left: float | None
     ) -> bytes:
         inputs = json_body.fit(request, version.interface)
         limits = (self._timeout, request.timeout, left)
@@ -268,7 +268,7 @@ class Service:
 
     def _ready(self) -> bool:
         statuses = (model.status() for model in self._models.values())
-        return not self._ending.draining and ready(statuses, self._exit_on_error)
+        return not self._shutdown.draining and ready(statuses, self._exit_on_error)
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
         try:

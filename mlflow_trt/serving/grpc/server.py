@@ -23,7 +23,7 @@ from ...errors import StoreError
 from ..http.listening import heard_within, is_listening, refuse_new, sockets_at
 from ..limits import Limits
 from ..protocol import protobuf
-from ..shutdown import Ending
+from ..shutdown import Shutdown
 from . import health
 from .methods import Service
 
@@ -58,7 +58,7 @@ async def start(
     metrics: Metrics | None = None,
     access_log: bool = True,
     exit_on_error: bool = True,
-    ending: Ending | None = None,
+    shutdown: Shutdown | None = None,
     limits: Limits | None = None,
 ) -> Server:
     """Serves models over gRPC, from the running event loop.
@@ -73,7 +73,7 @@ async def start(
         metrics: Where calls are counted.
         access_log: Whether calls that were answered well leave a line in the log.
         exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
-        ending: The server's end; default: it never ends.
+        shutdown: The server's end; default: it never ends.
         limits: What connections may take; gRPC reads of it how many there may be, and how long they may be idle, take
             for their beginning, and leave a ping unanswered.
 
@@ -103,7 +103,7 @@ async def start(
         metrics=metrics,
         access_log=access_log,
         exit_on_error=exit_on_error,
-        ending=ending,
+        shutdown=shutdown,
     )
     pool = protobuf.new_pool()
     health.describe(pool)

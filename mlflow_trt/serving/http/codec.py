@@ -29,7 +29,7 @@ from ... import errors
 from ...errors import DeadlineError, TrtError
 from .. import logs
 from ..protocol import datatypes
-from ..protocol.json_body import Request, Wanted
+from ..protocol.json_body import InferenceRequest, RequestedOutput
 
 _logger = logging.getLogger(__name__)
 
@@ -61,19 +61,19 @@ class Codec:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: socket.socket | None = None
 
-    async def decode(self, body: Buffer, header_length: int | None) -> Request:
+    async def decode(self, body: Buffer, header_length: int | None) -> InferenceRequest:
         """Does :func:`.protocol.decode`'s work."""
         message = {"kind": "decode", "header_length": header_length}
         return await self._run(lambda: request_of(*self._ask(message, [body])))
 
-    async def decode_grpc(self, data: bytes) -> tuple[str, str, Request]:
+    async def decode_grpc(self, data: bytes) -> tuple[str, str, InferenceRequest]:
         """Does the work of :func:`.messages.split` and :func:`.messages.decode`.
 
         Returns:
             The model's name and version that the message names, and the request.
         """
 
-        def read() -> tuple[str, str, Request]:
+        def read() -> tuple[str, str, InferenceRequest]:
             found, buffers = self._ask({"kind": "decode_grpc"}, [data])
             return found["model"], found["version"], request_of(found, buffers)
 
@@ -243,7 +243,7 @@ def unpack(described: Sequence[Any], buffers: Sequence[Buffer]) -> dict[str, np.
     return found
 
 
-def message_of_request(request: Request) -> tuple[Message, list[Buffer]]:
+def message_of_request(request: InferenceRequest) -> tuple[Message, list[Buffer]]:
     """Takes a request apart for a frame."""
     described, buffers = pack(request.inputs)
     outputs = None if request.outputs is None else [(wanted.name, wanted.binary) for wanted in request.outputs]
@@ -251,12 +251,12 @@ def message_of_request(request: Request) -> tuple[Message, list[Buffer]]:
     return {"kind": "request", **fields, "outputs": outputs, "arrays": described}, buffers
 
 
-def request_of(message: Message, buffers: Sequence[Buffer]) -> Request:
+def request_of(message: Message, buffers: Sequence[Buffer]) -> InferenceRequest:
     """Undoes :func:`message_of_request`."""
     outputs = message["outputs"]
-    return Request(
+    return InferenceRequest(
         inputs=unpack(message["arrays"], buffers),
-        outputs=None if outputs is None else tuple(Wanted(*wanted) for wanted in outputs),
+        outputs=None if outputs is None else tuple(RequestedOutput(*wanted) for wanted in outputs),
         **{name: message[name] for name in ("id", "datatypes", "binary", "timeout")},
     )
 

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .. import access_log
 from ..limits import LEAST
-from .connections import Guard, Refusal
+from .connection_guard import ConnectionGuard, Refusal
 from .request import PROBES, REFUSED
 
 _LINGER = 1.0
@@ -43,7 +43,7 @@ class Connection(HttpToolsProtocol):
         arguments: uvicorn's.
     """
 
-    def __init__(self, guard: Guard, **arguments: Any) -> None:
+    def __init__(self, guard: ConnectionGuard, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._guard = guard
         self._max_header = guard.limits.max_header
@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
             self._stop(self._guard.too_many())
         self._before = self.cycle
         super().on_headers_complete()
-        if self._over or self._guard.ending.draining:
+        if self._over or self._guard.shutdown.draining:
             self._end_after(self.cycle)
 
     def on_body(self, body: bytes) -> None:

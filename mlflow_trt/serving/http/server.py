@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from ..limits import Limits
-from ..shutdown import Ending
+from ..shutdown import Shutdown
 from .connection import Connection
-from .connections import Guard
+from .connection_guard import ConnectionGuard
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
@@ -28,12 +28,12 @@ class HttpServer(uvicorn.Server):
         app: The ASGI application.
         limits: What connections may take.
         timeout: Seconds that running requests get when the server ends.
-        ending: The server's end.
+        shutdown: The server's end.
         metrics: Where connections that are refused or cut off are counted.
     """
 
-    def __init__(self, app: Any, limits: Limits, timeout: float, ending: Ending, metrics: Metrics) -> None:
-        self.guard = Guard(limits, ending, metrics)
+    def __init__(self, app: Any, limits: Limits, timeout: float, shutdown: Shutdown, metrics: Metrics) -> None:
+        self.guard = ConnectionGuard(limits, shutdown, metrics)
         super().__init__(
             uvicorn.Config(
                 app,

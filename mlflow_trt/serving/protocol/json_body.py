@@ -25,7 +25,17 @@ from ...errors import InputError
 from ...plan.manifest import Interface, Profile, Tensor
 from .datatypes import NAMES, ProtocolError, check_datatype, check_shape, from_json, from_raw, show, to_json, to_raw
 
-__all__ = ["Encoded", "ProtocolError", "Request", "Wanted", "decode", "describe", "encode", "error_body", "fit"]
+__all__ = [
+    "EncodedResponse",
+    "InferenceRequest",
+    "ProtocolError",
+    "RequestedOutput",
+    "decode",
+    "describe",
+    "encode",
+    "error_body",
+    "fit",
+]
 
 MOST = 4096
 """Inputs and outputs: each is an object of its own in memory, however few bytes it came as."""
@@ -37,7 +47,7 @@ _NARROW = {"float16": "FP16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestedOutput:
     """An output that the client asks for."""
 
     name: str
@@ -46,7 +56,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InferenceRequest:
     """An inference request, well-formed; whether it fits the model is for ``fit`` to say."""
 
     id: str
@@ -55,7 +65,7 @@ class Request:
     """By name. Raw data as views of the body; BF16 as float32, BYTES as ``bytes`` objects."""
     datatypes: dict[str, str]
     """As they were sent: ``{"x": "BF16"}``."""
-    outputs: tuple[Wanted, ...] | None
+    outputs: tuple[RequestedOutput, ...] | None
     """In the order they were asked for; None: all."""
     binary: bool
     """What outputs not named come as."""
@@ -64,7 +74,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedRequest:
     """A request whose JSON was read, and whose tensors were not."""
 
     header: dict[str, Any]
@@ -96,7 +106,7 @@ class Parsed:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedResponse:
     """A response's body."""
 
     parts: list[bytes | memoryview]
@@ -105,7 +115,7 @@ class Encoded:
     """The value of Inference-Header-Content-Length, bytes; None: all of it is JSON, and the header is not set."""
 
 
-def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> Request:
+def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> InferenceRequest:
     """Reads an inference request.
 
     Args:
@@ -118,7 +128,7 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> R
     return read(parse(body, header_length))
 
 
-def parse(body: bytes | bytearray | memoryview, header_length: int | None) -> Parsed:
+def parse(body: bytes | bytearray | memoryview, header_length: int | None) -> ParsedRequest:
     """Reads a request's JSON; the first half of :func:`decode`."""
     view = memoryview(body)
     end = len(view)
@@ -133,10 +143,10 @@ def parse(body: bytes | bytearray | memoryview, header_length: int | None) -> Pa
     entries = _objects(header.get("inputs"), "inputs")
     if len(entries) > MOST:
         raise ProtocolError(f"The request has {len(entries):,} inputs.", f"at most {MOST:,}", "split the request")
-    return Parsed(header, entries, view, offset, header_length is None)
+    return ParsedRequest(header, entries, view, offset, header_length is None)
 
 
-def read(parsed: Parsed) -> Request:
+def read(parsed: ParsedRequest) -> InferenceRequest:
     """Reads a request's tensors; the second half of :func:`decode`."""
     header, view, offset = parsed.header, parsed.view, parsed.offset
     end = len(view)
@@ -175,7 +185,7 @@ def read(parsed: Parsed) -> Request:
             "correct Inference-Header-Content-Length and each binary_data_size",
         )
     binary = _flag(parameters, "binary_data_output", False)
-    return Request(
+    return InferenceRequest(
         id="" if header.get("id") is None else _text(header["id"], "The request's id"),
         inputs=inputs,
         datatypes=datatypes,
@@ -185,7 +195,7 @@ def read(parsed: Parsed) -> Request:
     )
 
 
-def fit(request: Request, interface: Interface) -> dict[str, np.ndarray]:
+def fit(request: InferenceRequest, interface: Interface) -> dict[str, np.ndarray]:
     """Checks a request's names and datatypes against the model's; shapes are checked where the engine is called.
 
     FP16 or BF16 is taken for a float32 input that is of that type inside the engine.
@@ -233,7 +243,7 @@ def check_sent(tensor: Tensor, sent: str) -> None:
     )
 
 
-def as_json(request: Request, answer: Mapping[str, np.ndarray], interface: Interface) -> dict[str, np.ndarray]:
+def as_json(request: InferenceRequest, answer: Mapping[str, np.ndarray], interface: Interface) -> dict[str, np.ndarray]:
     """The outputs that a response holds as JSON."""
     if request.outputs is None:
         return {} if request.binary else {tensor.name: answer[tensor.name] for tensor in interface.outputs}
@@ -241,14 +251,14 @@ def as_json(request: Request, answer: Mapping[str, np.ndarray], interface: Inter
 
 
 def encode(
-    request: Request,
+    request: InferenceRequest,
     answer: Mapping[str, np.ndarray],
     interface: Interface,
     *,
     model: str,
     version: str,
     texts: Mapping[str, bytes | bytearray | memoryview] | None = None,
-) -> Encoded:
+) -> EncodedResponse:
     """Writes the response to a request.
 
     Args:
@@ -259,7 +269,7 @@ def encode(
         version: The version that answered.
         texts: Data of outputs that was made JSON already.
     """
-    wanted = request.outputs or [Wanted(tensor.name, request.binary) for tensor in interface.outputs]
+    wanted = request.outputs or [RequestedOutput(tensor.name, request.binary) for tensor in interface.outputs]
     datatypes = {tensor.name: NAMES[tensor.dtype] for tensor in interface.outputs}
     header: dict[str, Any] = {"id": request.id} if request.id else {}
     outputs: list[dict[str, Any]] = []
@@ -276,9 +286,9 @@ def encode(
         outputs.append(entry)
     if texts is not None:
         parts = _around(header, texts)
-        return Encoded([*parts, *raw], sum(map(len, parts)) if raw else None)
+        return EncodedResponse([*parts, *raw], sum(map(len, parts)) if raw else None)
     text = _ENCODER.encode(header).encode()
-    return Encoded([text, *raw], len(text) if raw else None)
+    return EncodedResponse([text, *raw], len(text) if raw else None)
 
 
 def describe(
@@ -423,10 +433,10 @@ def _binary_size(name: str, entry: dict[str, Any]) -> int | None:
     return size
 
 
-def _wanted(entries: Any, binary: bool) -> tuple[Wanted, ...] | None:
+def _wanted(entries: Any, binary: bool) -> tuple[RequestedOutput, ...] | None:
     if entries is None or entries == []:  # Triton takes an empty list as all outputs too
         return None
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, RequestedOutput] = {}
     if len(found := _objects(entries, "outputs")) > MOST:
         raise ProtocolError(f"The request asks for {len(found):,} outputs.", f"at most {MOST:,}", "split the request")
     for entry in found:
@@ -440,7 +450,7 @@ def _wanted(entries: Any, binary: bool) -> tuple[Wanted, ...] | None:
                 "outputs as they are: the model's labels are not known here",
                 "ask without classification, and sort the scores in the client",
             )
-        wanted[name] = Wanted(name, _flag(parameters, "binary_data", binary))
+        wanted[name] = RequestedOutput(name, _flag(parameters, "binary_data", binary))
     return tuple(wanted.values())
 
 
@@ -458,7 +468,7 @@ def _twice(what: str, name: str) -> ProtocolError:
     return ProtocolError(f"{what} {show(name)} is there twice.", "each one once", "remove one of them")
 
 
-def _wrong_names(request: Request, interface: Interface) -> InputError:
+def _wrong_names(request: InferenceRequest, interface: Interface) -> InputError:
     names = [tensor.name for tensor in interface.inputs]
     missing = [name for name in names if name not in request.inputs]
     extra = [show(name) for name in request.inputs if name not in names]

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from ...plan.manifest import Interface
 from . import json_body
 from .datatypes import DATATYPES, NAMES, ProtocolError, check_datatype, check_shape, from_raw, show, to_raw
-from .json_body import MOST, Request
+from .json_body import MOST, InferenceRequest
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -121,7 +121,7 @@ def read(heads: list[bytes | memoryview], raw: list[memoryview]) -> tuple[Any, l
     return request, raw
 
 
-def decode(message: Any, raw: list[memoryview]) -> Request:
+def decode(message: Any, raw: list[memoryview]) -> InferenceRequest:
     """Makes a request of what ``split`` returned.
 
     Returns:
@@ -179,7 +179,7 @@ def is_slow(message: Any, raw: list[memoryview], nbytes: int) -> bool:
 
 
 def encode(
-    request: Request, answer: Mapping[str, np.ndarray], interface: Interface, *, model: str, version: str
+    request: InferenceRequest, answer: Mapping[str, np.ndarray], interface: Interface, *, model: str, version: str
 ) -> bytes:
     """Writes the ModelInferResponse to a request.
 
@@ -202,7 +202,7 @@ def encode(
     return b"".join([response.SerializeToString(), *raw])
 
 
-def _without_inputs(message: Any) -> Request:
+def _without_inputs(message: Any) -> InferenceRequest:
     """The rest of a request, by the rules that hold for JSON: what a parameter asks for, which outputs are wanted."""
     header = {
         "id": message.id,

@@ -33,7 +33,7 @@ from ...plan.parity import text as parity_text
 from ...plan.signature import Binder, Shapes, batch_size
 from ..batching.batcher import Batcher
 from ..batching.queue import Answer
-from ..batching.rows import Rest, fitting, rows_are_independent
+from ..batching.rows import RowShapes, fitting, rows_are_independent
 from . import last_served
 
 Arrays = Mapping[str, np.ndarray]
@@ -45,11 +45,11 @@ _CALLS = 3
 
 
 class DroppedError(TrtError):
-    """The preparation was given up: the version is not wanted any more."""
+    """The load was given up: the version is not wanted any more."""
 
 
 @dataclass(frozen=True)
-class Options:
+class LoadOptions:
     """How versions are loaded, whichever is served."""
 
     backend: str = "tensorrt"
@@ -95,9 +95,9 @@ class Version:
     cached: bool = False
     """Whether the store was away, and all of it came from the cache."""
 
-    def submit(self, inputs: Arrays, deadline: float | None = None, *, here: bool = False) -> Future[Answer]:
+    def submit(self, inputs: Arrays, deadline: float | None = None, *, inline: bool = False) -> Future[Answer]:
         """Queues a request; see :meth:`Batcher.submit`."""
-        return self.batcher.submit(inputs, deadline, here=here)
+        return self.batcher.submit(inputs, deadline, inline=inline)
 
     def close(self) -> None:
         """Answers what waits, then frees the devices' memory. May be called again."""
@@ -109,9 +109,9 @@ class Version:
                 _logger.exception("An engine of %s could not be closed", self.uri, extra={"event": "close_failed"})
 
 
-def prepare(
+def load_version(
     uri: str,
-    options: Options,
+    options: LoadOptions,
     *,
     on_batch: Callable[[Answer], None] | None = None,
     unwanted: Callable[[], bool] = lambda: False,
@@ -136,7 +136,7 @@ def prepare(
     """
     try:
         with ExitStack() as loaded:
-            version = _prepare(uri, options, on_batch, partial(_go_on, uri, unwanted), loaded)
+            version = _load_version(uri, options, on_batch, partial(_go_on, uri, unwanted), loaded)
             loaded.pop_all()
             return version
     except TrtError:
@@ -150,9 +150,9 @@ def prepare(
         ) from error
 
 
-def _prepare(
+def _load_version(
     uri: str,
-    options: Options,
+    options: LoadOptions,
     on_batch: Callable[[Answer], None] | None,
     go_on: Callable[[], None],
     loaded: ExitStack,
@@ -218,7 +218,7 @@ def _prepare(
     )
 
 
-def _open(uri: str, options: Options) -> tuple[store.StoredModel, str | None, bool]:
+def _open(uri: str, options: LoadOptions) -> tuple[store.StoredModel, str | None, bool]:
     """A model, its MLmodel, and whether both come from the cache because the store is away."""
     try:
         model = store.open_model(uri)
@@ -271,8 +271,8 @@ def warm_up_calls(
     for _, point, shapes in points(interface, tuple(profiles) or ({},)):
         wanted.append(shapes)
         if sizes and point == "opt":
-            rest = tuple(shape[1:] for shape in shapes)
-            wanted += [tuple((rows, *shape) for shape in rest) for rows in fitting(binder, sizes, rest)]
+            row_shapes = tuple(shape[1:] for shape in shapes)
+            wanted += [tuple((rows, *shape) for shape in row_shapes) for rows in fitting(binder, sizes, row_shapes)]
     for shapes in wanted:
         if shapes in calls:
             continue
@@ -284,7 +284,7 @@ def warm_up_calls(
     return list(calls.values())
 
 
-def _records(manifest: Manifest, options: Options, uri: str) -> list[PlanRecord | None]:
+def _records(manifest: Manifest, options: LoadOptions, uri: str) -> list[PlanRecord | None]:
     """For each device the plan that it loads; None: the reference backend loads none."""
     if options.backend != "tensorrt":
         return [None] * len(options.devices)
@@ -333,7 +333,7 @@ def _joinable(uri: str, engine: Engine, golden: GoldenTensors | None, tolerance:
     # Rows that repeat would hide a mean over the batch: so golden ones as they are, or else random ones.
     several = [inputs for inputs in _inputs(golden) if _rows(engine, inputs) > 1]
     several = several or [inputs for _, _, inputs in made_up_points(engine.interface, engine.profiles)]
-    largest = {_rest(inputs): inputs for inputs in sorted(several, key=lambda inputs: _rows(engine, inputs))}
+    largest = {_row_shapes(inputs): inputs for inputs in sorted(several, key=lambda inputs: _rows(engine, inputs))}
     if all(rows_are_independent(engine, x, tolerance) for x in largest.values() if _rows(engine, x) > 1):
         return True
     _logger.warning(
@@ -386,5 +386,5 @@ def _rows(engine: Engine, inputs: Arrays) -> int:
     return batch_size(engine.interface, inputs) or 0
 
 
-def _rest(inputs: Arrays) -> Rest:
+def _row_shapes(inputs: Arrays) -> RowShapes:
     return tuple(array.shape[1:] for array in inputs.values())

@@ -1,8 +1,8 @@
 """What is served: a name, the version that answers, and how the next one takes its place between two requests.
 
-Two threads belong to a followed model: the :class:`~.follow.Watch`, which knows what the alias names, and the loader,
-which makes that version ready, swaps it in, and closes the old one once it has answered what waits. So at most two
-versions are on a GPU, and what needs so much memory that two are too many keeps the old one serving.
+Two threads belong to a watched model: the :class:`~.alias_watcher.AliasWatcher`, which knows what the alias names, and
+the loader, which makes that version ready, swaps it in, and closes the old one once it has answered what waits. So at
+most two versions are on a GPU, and what needs so much memory that two are too many keeps the old one serving.
 
 A version that could not be made ready is tried again when the alias comes back to it and when :meth:`Model.refresh` is
 called. Where the fault may pass by itself (a store that is away, a GPU whose memory is full) it is also tried again
@@ -26,10 +26,10 @@ from ... import model_uri
 from ...errors import BusyError, DeviceError, StoreError, TrtError
 from ..batching.queue import Answer
 from . import last_served
-from .alias_watcher import PATIENCE, Outcome, Watch, followed, resolve
-from .loading import DroppedError, Options, Version, prepare
+from .alias_watcher import PATIENCE, AliasWatcher, Outcome, resolve, watched_alias
+from .loading import DroppedError, LoadOptions, Version, load_version
 
-__all__ = ["Model", "Options", "Version", "prepare"]
+__all__ = ["LoadOptions", "Model", "Version", "load_version"]
 
 _logger = logging.getLogger("mlflow_trt.serving")
 
@@ -56,7 +56,7 @@ class Model:
 
     Args:
         name: That name.
-        uri: Any URI that MLflow takes for a model. ``models:/name@alias`` and ``models:/name/latest`` are followed.
+        uri: Any URI that MLflow takes for a model. ``models:/name@alias`` and ``models:/name/latest`` are watched.
         options: How its versions are loaded.
         interval: Seconds between two looks at the registry.
         on_batch: Called with what each batch got, from the thread that ran it.
@@ -66,21 +66,21 @@ class Model:
         self,
         name: str,
         uri: str,
-        options: Options,
+        options: LoadOptions,
         *,
         interval: float = 5.0,
         on_batch: Callable[[Answer], None] | None = None,
     ) -> None:
         self.name = name
         self.uri = uri
-        self._target = target = followed(uri)
+        self._target = target = watched_alias(uri)
         self._options = options
         self._interval = interval
         self._on_batch = on_batch
         self._changed = threading.Condition()
         self._current: Version | None = None
         self._wanted = None if target else uri
-        self._preparing: str | None = None
+        self._loading: str | None = None
         self._unloading: str | None = None
         self._failure: _Failure | None = None
         self._away: TrtError | None = None
@@ -89,7 +89,7 @@ class Model:
         self._attempted = False
         self._swaps = self._failures = 0
         self._closed = False
-        self._watch = Watch(lambda: resolve(target), self._looked, interval, PATIENCE) if target else None
+        self._watcher = AliasWatcher(lambda: resolve(target), self._looked, interval, PATIENCE) if target else None
         self._loader = threading.Thread(target=self._load_all, name=f"model-{name}", daemon=True)
 
     @property
@@ -122,9 +122,9 @@ class Model:
         return failed.error if failed is not None else self._away if self._wanted is None else None
 
     def start(self) -> None:
-        """Begins to load and to follow, in the background."""
-        if self._watch is not None:
-            self._watch.start()
+        """Begins to load and to watch, in the background."""
+        if self._watcher is not None:
+            self._watcher.start()
         self._loader.start()
 
     def wait(self, timeout: float | None = None) -> Version:
@@ -148,14 +148,14 @@ class Model:
         return self.current
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
     ) -> tuple[Version, Future[Answer]]:
         """Queues a request for the version that answers now.
 
         Args:
             inputs: Arrays by input name. They must not change before the future is done.
             deadline: By ``time.monotonic()``.
-            here: Whether it may run in this thread, see :meth:`Batcher.submit`.
+            inline: Whether it may run in this thread, see :meth:`Batcher.submit`.
 
         Returns:
             The version that answers, and the future; see :meth:`Batcher.submit`.
@@ -167,7 +167,7 @@ class Model:
         while True:
             version = self.current
             try:
-                return version, version.submit(inputs, deadline, here=here)
+                return version, version.submit(inputs, deadline, inline=inline)
             except BusyError:
                 # It may have been replaced since; then the next one takes the request.
                 if version is self._current:
@@ -175,9 +175,9 @@ class Model:
 
     def refresh(self) -> None:
         """Has the registry looked at now, and a version that failed tried again. Returns before that is done."""
-        if self._watch is not None:
+        if self._watcher is not None:
             self._again = True
-            self._watch.refresh()
+            self._watcher.refresh()
             return
         with self._changed:
             self._failure = self._failure and replace(self._failure, again_at=0.0)
@@ -214,7 +214,7 @@ class Model:
                 "version": current and current.version,
                 "platform": current and current.platform,
                 "since": current and current.since,
-                "preparing": self._preparing,
+                "preparing": self._loading,
                 "unloading": self._unloading,
                 "last_failure": failure
                 and {
@@ -236,8 +236,8 @@ class Model:
             self._closed = True
             current = self._current
             self._changed.notify_all()
-        if self._watch is not None:
-            self._watch.close()
+        if self._watcher is not None:
+            self._watcher.close()
         if current is not None:
             current.close()
         if self._loader.is_alive():
@@ -246,7 +246,7 @@ class Model:
                 self._log(logging.WARNING, "close_waits", "A load under way does not end; it is left to itself")
 
     def _looked(self, found: Outcome) -> None:
-        """Takes what the watch found."""
+        """Takes what the watcher found."""
         with self._changed:
             was_away, before = self._away, self._wanted
             if isinstance(found, TrtError):
@@ -290,7 +290,7 @@ class Model:
                     failed = self._failure is not None and self._failure.uri == self._wanted
                     pause = self._failure.again_at - time.monotonic() if failed and self._failure else 0.0
                     if pause <= 0:
-                        self._preparing = self._wanted
+                        self._loading = self._wanted
                         return self._wanted
                 self._changed.wait(None if pause == math.inf else pause)
             return None
@@ -301,15 +301,15 @@ class Model:
         self._log(logging.INFO, "loading", "Making a version ready", version=_short(uri))
         try:
             options = replace(self._options, offline_start=self._options.offline_start and self._current is None)
-            version = prepare(uri, options, on_batch=self._on_batch, unwanted=lambda: self._unwanted(uri))
+            version = load_version(uri, options, on_batch=self._on_batch, unwanted=lambda: self._unwanted(uri))
         except DroppedError:
             self._dropped(uri)
         except TrtError as error:
             self._failed(uri, error)
         else:
-            if self._watch is not None and self._current is not None:
+            if self._watcher is not None and self._current is not None:
                 # So that a version from which the alias was just taken away answers not even once.
-                self._watch.fresh(PATIENCE)
+                self._watcher.fresh(PATIENCE)
             self._swap(uri, version, time.monotonic() - begin)
 
     def _unwanted(self, uri: str) -> bool:
@@ -322,7 +322,7 @@ class Model:
                 old, self._current = self._current, version
                 self._swaps += old is not None
                 self._failure = None
-            self._preparing = None
+            self._loading = None
             self._unloading = old.version if old else None
             self._changed.notify_all()
         if unwanted:
@@ -339,7 +339,7 @@ class Model:
             self._log(logging.INFO, "unloaded", "A version was unloaded", version=old.version)
 
     def _dropped(self, uri: str) -> None:
-        self._preparing = None
+        self._loading = None
         self._log(logging.INFO, "dropped", "A version is not wanted any more and was not served", version=_short(uri))
 
     def _failed(self, uri: str, error: TrtError) -> None:
@@ -351,7 +351,7 @@ class Model:
             if not unwanted:
                 self._failure = _Failure(uri, error, time.time(), attempts, again_at)
                 self._failures += 1
-            self._preparing = None
+            self._loading = None
             current = self._current
             self._changed.notify_all()
         _logger.debug("Why %s could not be made ready", uri, exc_info=error)

@@ -21,7 +21,7 @@ _LATER = 0.02
 """Seconds that a message may wait for another one to travel with."""
 
 
-class Channel(asyncio.Protocol):
+class IpcConnection(asyncio.Protocol):
     """One end. Messages that are sent at the same turn of the event loop travel together.
 
     Args:
@@ -45,11 +45,11 @@ class Channel(asyncio.Protocol):
     @classmethod
     async def open(
         cls, end: socket.socket, on_message: Callable[[Message], None], on_close: Callable[[], None]
-    ) -> Channel:
+    ) -> IpcConnection:
         """Takes over a socket."""
         loop = asyncio.get_running_loop()
-        _, channel = await loop.create_unix_connection(lambda: cls(on_message, on_close), sock=end)
-        return channel
+        _, connection = await loop.create_unix_connection(lambda: cls(on_message, on_close), sock=end)
+        return connection
 
     def send(self, message: Message) -> None:
         """Sends a message, from any thread. After the other end is gone it goes nowhere."""

@@ -1,7 +1,7 @@
 """The processes that speak HTTP, as the process that holds the engines sees them: started, answered, and replaced.
 
-Connections are accepted here and handed to the front that has the fewest. The kernel would spread them by chance, and
-the clients of the front that got most of them would wait longest.
+Connections are accepted here and handed to the worker that has the fewest. The kernel would spread them by chance, and
+the clients of the worker that got most of them would wait longest.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from ..http.listening import refuse_new
 from ..metrics import Metrics
 from ..versions.served import Model, Version
 from . import shared_memory
-from .ipc import Channel, Message
-from .shared_memory import Arena
+from .ipc import IpcConnection, Message
+from .shared_memory import SharedMemory
 
 _logger = logging.getLogger(__name__)
 
-ARENA = 4 << 30
-"""Bytes of each arena; only what is used takes memory."""
+SHARED_MEMORY = 4 << 30
+"""Bytes of shared memory for requests, and again for answers; only what is used takes memory."""
 _STATE = 0.1
-"""Seconds between two looks at what the fronts should know."""
+"""Seconds between two looks at what the workers should know."""
 _QUICKLY = 5.0
-"""Seconds: a front that ends sooner is not started again at once."""
+"""Seconds: an HTTP worker that ends sooner is not started again at once."""
 _PAUSE = 0.02
-"""Seconds that a connection waits where no front can take it, before the next try."""
+"""Seconds that a connection waits where no worker can take it, before the next try."""
 _SETTLE = 0.1
 """Seconds that the last connections have to be accepted, once the system takes no more."""
 
 
-class Fronts:
+class WorkerPool:
     """All of them.
 
     Args:
@@ -73,14 +73,14 @@ class Fronts:
         self._settings = settings
         self._device = device
         self._count = count
-        self._fronts: list[_Front] = []
+        self._workers: list[_Worker] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._accepting: asyncio.Task[None]
         self._handing = False
-        """Whether a connection waits for a front that takes it."""
+        """Whether a connection waits for an HTTP worker that takes it."""
         self._draining = False
         self._ending = False
-        metrics.in_flight["http"] = lambda: sum(front.running for front in self._fronts)
+        metrics.in_flight["http"] = lambda: sum(worker.running for worker in self._workers)
 
     async def start(self) -> None:
         """Starts them, and keeps their number."""
@@ -91,8 +91,8 @@ class Fronts:
     def drain(self) -> None:
         """Has them say that the server is not ready, and that their connections end."""
         self._draining = True
-        for front in self._fronts:
-            front.drain()
+        for worker in self._workers:
+            worker.drain()
 
     async def stop(self, seconds: float) -> None:
         """Has them answer what is under way, and ends them."""
@@ -105,34 +105,34 @@ class Fronts:
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         self._listening.close()
-        for front in self._fronts:
-            front.process.terminate()
-        for front in list(self._fronts):
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in list(self._workers):
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(front.gone.wait(), seconds + 5)
-            front.process.kill()
-            await asyncio.to_thread(front.process.wait)
+                await asyncio.wait_for(worker.gone.wait(), seconds + 5)
+            worker.process.kill()
+            await asyncio.to_thread(worker.process.wait)
         for task in self._tasks:
             task.cancel()
 
     async def _keep(self) -> None:
         while not self._ending:
             begin = time.monotonic()
-            front = _Front(self._models, self._metrics, self._device)
-            self._fronts.append(front)
-            await front.open(self._settings)
+            worker = _Worker(self._models, self._metrics, self._device)
+            self._workers.append(worker)
+            await worker.open(self._settings)
             if self._draining:
-                front.drain()
-            await front.gone.wait()
+                worker.drain()
+            await worker.gone.wait()
             if not self._ending:
-                self._fronts.remove(front)
-                _logger.error("A front process ended", extra={"event": "front_ended", "pid": front.process.pid})
+                self._workers.remove(worker)
+                _logger.error("An HTTP worker ended", extra={"event": "http_worker_ended", "pid": worker.process.pid})
                 await asyncio.sleep(max(0.0, _QUICKLY - (time.monotonic() - begin)))
 
     async def _tell(self) -> None:
         while True:
-            for front in self._fronts:
-                front.tell()
+            for worker in self._workers:
+                worker.tell()
             await asyncio.sleep(_STATE)
 
     async def _accept(self) -> None:
@@ -146,13 +146,15 @@ class Fronts:
                 continue
             self._handing = True
             with connection:
-                while not any(front.hand(connection) for front in sorted(self._fronts, key=attrgetter("connections"))):
+                while not any(
+                    worker.hand(connection) for worker in sorted(self._workers, key=attrgetter("connections"))
+                ):
                     await asyncio.sleep(_PAUSE)
             self._handing = False
 
 
-class _Front:
-    """One process, its channel, and the memory that is shared with it."""
+class _Worker:
+    """One process, its connection, and the memory that is shared with it."""
 
     def __init__(self, models: Mapping[str, Model], metrics: Metrics, device: int | None) -> None:
         self._models = models
@@ -161,8 +163,8 @@ class _Front:
         self._told: dict[str, Message] = {}
         self._known: dict[str, Version] = {}
         self._running: dict[int, Future[Answer]] = {}
-        descriptors = [shared_memory.create(ARENA), shared_memory.create(ARENA)]
-        self._requests, self._answers = (Arena(descriptor, ARENA) for descriptor in descriptors)
+        descriptors = [shared_memory.create(SHARED_MEMORY), shared_memory.create(SHARED_MEMORY)]
+        self._requests, self._answers = (SharedMemory(descriptor, SHARED_MEMORY) for descriptor in descriptors)
         self._device = device
         """That fetches requests by itself; None: none does."""
         self.connections = 0
@@ -177,24 +179,24 @@ class _Front:
         descriptors = [its_end.detach(), its_passing.detach(), *descriptors]
         # Their own session: Ctrl-C in a terminal reaches this process, which then ends them in order.
         self.process = subprocess.Popen(
-            [sys.executable, *logs.QUIET, "-m", __package__ + ".worker", *map(str, descriptors), str(ARENA)],
+            [sys.executable, *logs.QUIET, "-m", __package__ + ".worker", *map(str, descriptors), str(SHARED_MEMORY)],
             pass_fds=descriptors,
             start_new_session=True,
             stderr=logs.descriptor(),
         )
         for descriptor in descriptors:
             os.close(descriptor)
-        self._channel: Channel | None = None
+        self._ipc: IpcConnection | None = None
 
     async def open(self, settings: Message) -> None:
-        """Opens the channel and says how to serve."""
-        self._channel = await Channel.open(self._end, self._take, self._lost)
+        """Opens the connection and says how to serve."""
+        self._ipc = await IpcConnection.open(self._end, self._take, self._lost)
         self._page_lock(1)  # its first part, before a model warms up
         self.tell()
-        self._channel.send({"kind": "configuration", **settings})
+        self._ipc.send({"kind": "configuration", **settings})
 
     def hand(self, connection: socket.socket) -> bool:
-        """Passes a connection on; False: this front can't take it."""
+        """Passes a connection on; False: this worker can't take it."""
         if not self._serves:
             return False
         try:
@@ -211,7 +213,7 @@ class _Front:
 
     def tell(self) -> None:
         """Says how the models stand, where that has changed."""
-        if self._channel is None:
+        if self._ipc is None:
             return
         for name, model in self._models.items():
             status = model.status()
@@ -227,7 +229,7 @@ class _Front:
                 if current is not None and self._known.get(name) is not current:
                     self._known[name] = current
                     message["version"] = _describe(current)
-                self._channel.send(message)
+                self._ipc.send(message)
 
     def _take(self, message: Message) -> None:
         kind = message["kind"]
@@ -238,7 +240,7 @@ class _Front:
             if future is not None:
                 future.cancel()
         elif kind == "free":
-            self._answers.give(*message["piece"])
+            self._answers.free(*message["piece"])
         elif kind == "connections":
             self._serves = True
             self.connections = self._handed - message["closed"]
@@ -305,7 +307,7 @@ class _Front:
     def _put(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
         described = []
         for name, array in arrays.items():
-            offset = self._answers.take(array.nbytes)
+            offset = self._answers.allocate(array.nbytes)
             if offset is None:
                 raise TrtError("The memory for answers is full.", "room for its tensors", "try again a little later")
             self._answers.array(offset, array.dtype.name, array.shape)[...] = array
@@ -317,13 +319,13 @@ class _Front:
         self._send({"kind": "error", "id": number, "type": type(error).__name__, "parts": parts})
 
     def _send(self, message: Message) -> None:
-        if self._channel is not None:
-            self._channel.send(message)
+        if self._ipc is not None:
+            self._ipc.send(message)
 
     def _lost(self) -> None:
         for future in list(self._running.values()):
             future.cancel()
-        self._channel = None
+        self._ipc = None
         self._serves = False
         self._passing.close()
         self.gone.set()

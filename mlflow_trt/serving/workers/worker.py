@@ -1,10 +1,10 @@
 """A process that speaks HTTP for a server whose engines live in another: reading requests takes longer than answering
 them, and one interpreter reads no more than about a thousand images a second.
 
-``python -m mlflow_trt.serving.workers.worker CHANNEL CONNECTIONS REQUESTS ANSWERS SIZE``: descriptors of its end of
-the channel, of the socket through which it is handed connections, and of the two arenas, and the bytes of each of
-these. It takes the tensors of a request into the one arena, tells where they lie, and is told where the answer lies in
-the other. It ends when the channel does.
+``python -m mlflow_trt.serving.workers.worker IPC CONNECTIONS REQUESTS ANSWERS SIZE``: descriptors of its end of the
+IPC connection, of the socket through which it is handed clients' connections, and of the two areas of shared memory,
+and the bytes of each of these. It puts the tensors of a request into the one area, tells where they lie, and is told
+where the answer lies in the other. It ends when the IPC connection does.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .. import logs
 from ..batching.queue import Answer
 from ..http.listening import new_loop, settle, tune_process
 from ..limits import Limits
-from ..shutdown import Ending
-from .ipc import Channel, Message
-from .shared_memory import Arena
+from ..shutdown import Shutdown
+from .ipc import IpcConnection, Message
+from .shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from ..http.app import Application
@@ -63,9 +63,9 @@ class RemoteVersion:
 
 
 class RemoteModel:
-    """A model of the other process, with the methods of :class:`~.models.Model` that requests need."""
+    """A model of the other process, with the methods of :class:`~.versions.served.Model` that requests need."""
 
-    def __init__(self, name: str, engines: Engines) -> None:
+    def __init__(self, name: str, engines: EngineProcess) -> None:
         self.name = name
         self.registered_model: str | None = None
         self._engines = engines
@@ -93,7 +93,7 @@ class RemoteModel:
         self._engines.send({"kind": "refresh", "model": self.name})
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
     ) -> tuple[RemoteVersion, Future[Answer]]:
         """Queues a request in the other process; the version is the one that answered once the future is done."""
         answering = object.__new__(RemoteVersion)
@@ -118,10 +118,10 @@ class RemoteModel:
             answering.become(self._versions[version])
 
 
-class Engines:
+class EngineProcess:
     """The other process."""
 
-    def __init__(self, requests: Arena, answers: Arena) -> None:
+    def __init__(self, requests: SharedMemory, answers: SharedMemory) -> None:
         self.models: dict[str, RemoteModel] = {}
         self.gone = asyncio.Event()
         self.on_drain: Callable[[], None] = lambda: None
@@ -129,46 +129,46 @@ class Engines:
         self._requests = requests
         self._answers = answers
         self._numbers = itertools.count()
-        self._waiting: dict[int, _Waiting] = {}
-        self._channel: Channel | None = None
+        self._pending: dict[int, _PendingRequest] = {}
+        self._ipc: IpcConnection | None = None
 
     async def connect(self, end: socket.socket) -> Message:
-        """Opens the channel; returns the server's configuration."""
-        self._channel = await Channel.open(end, self._take, self.gone.set)
+        """Opens the connection; returns the server's configuration."""
+        self._ipc = await IpcConnection.open(end, self._take, self.gone.set)
         return await self.configured
 
     def send(self, message: Message, *, later: bool = False) -> None:
         """Sends a message; later: it need not be there soon."""
-        assert self._channel is not None
-        (self._channel.send_later if later else self._channel.send)(message)
+        assert self._ipc is not None
+        (self._ipc.send_later if later else self._ipc.send)(message)
 
     def ask(self, kind: str) -> Future[bytes]:
         """Asks for a text, the metrics."""
         number = next(self._numbers)
-        waiting = self._waiting[number] = _Waiting((), None, None)
+        pending = self._pending[number] = _PendingRequest((), None, None)
         self.send({"kind": kind, "id": number})
-        return waiting.future
+        return pending.future
 
     def submit(
         self, model: RemoteModel, answering: RemoteVersion, inputs: Mapping[str, np.ndarray], deadline: float | None
     ) -> Future[Answer]:
         """Puts a request's tensors where the other process finds them, and tells it."""
-        pieces: list[tuple[int, int]] = []
+        blocks: list[tuple[int, int]] = []
         described = []
         for name, array in inputs.items():
-            offset = self._requests.take(array.nbytes)
+            offset = self._requests.allocate(array.nbytes)
             if offset is None:
-                self._give(pieces)
+                self._free(blocks)
                 raise BusyError("The memory for requests is full.", "room for its tensors", "try again a little later")
-            pieces.append((offset, array.nbytes))
+            blocks.append((offset, array.nbytes))
             self._requests.array(offset, array.dtype.name, array.shape)[...] = array
             described.append([name, array.dtype.name, array.shape, offset])
         number = next(self._numbers)
-        waiting = self._waiting[number] = _Waiting(pieces, model, answering)
-        waiting.future.add_done_callback(partial(self._settled, number))
+        pending = self._pending[number] = _PendingRequest(blocks, model, answering)
+        pending.future.add_done_callback(partial(self._settled, number))
         message = {"kind": "infer", "id": number, "model": model.name, "inputs": described, "deadline": deadline}
         self.send(message)
-        return waiting.future
+        return pending.future
 
     def _settled(self, number: int, future: Future[Answer]) -> None:
         if future.cancelled():
@@ -184,16 +184,16 @@ class Engines:
         elif kind == "state":
             self.models.setdefault(message["name"], RemoteModel(message["name"], self)).take(message)
         else:
-            waiting = self._waiting.pop(message["id"])
-            self._give(waiting.pieces)
-            outcome = self._outcome(kind, message, waiting)
-            if waiting.future.set_running_or_notify_cancel():
+            pending = self._pending.pop(message["id"])
+            self._free(pending.blocks)
+            outcome = self._outcome(kind, message, pending)
+            if pending.future.set_running_or_notify_cancel():
                 if isinstance(outcome, Exception):
-                    waiting.future.set_exception(outcome)
+                    pending.future.set_exception(outcome)
                 else:
-                    waiting.future.set_result(outcome)
+                    pending.future.set_result(outcome)
 
-    def _outcome(self, kind: str, message: Message, waiting: _Waiting) -> Any:
+    def _outcome(self, kind: str, message: Message, pending: _PendingRequest) -> Any:
         if kind == "error":
             return _error(message)
         arrays = {}
@@ -203,23 +203,23 @@ class Engines:
             self.send({"kind": "free", "piece": (offset, array.nbytes)}, later=True)
         if kind == "text":
             return arrays["text"].tobytes()
-        assert waiting.model is not None
-        assert waiting.answering is not None
-        waiting.model.answered_by(waiting.answering, message["version"])
+        assert pending.model is not None
+        assert pending.answering is not None
+        pending.model.answered_by(pending.answering, message["version"])
         return Answer(outputs=Result(arrays, message["backend"]), **message["figures"])
 
-    def _give(self, pieces: Sequence[tuple[int, int]]) -> None:
-        for offset, nbytes in pieces:
-            self._requests.give(offset, nbytes)
+    def _free(self, blocks: Sequence[tuple[int, int]]) -> None:
+        for offset, nbytes in blocks:
+            self._requests.free(offset, nbytes)
 
 
-class _Waiting:
+class _PendingRequest:
     """A request that the other process has not answered yet."""
 
     def __init__(
-        self, pieces: Sequence[tuple[int, int]], model: RemoteModel | None, answering: RemoteVersion | None
+        self, blocks: Sequence[tuple[int, int]], model: RemoteModel | None, answering: RemoteVersion | None
     ) -> None:
-        self.pieces = pieces
+        self.blocks = blocks
         self.model = model
         self.answering = answering
         self.future: Future[Any] = Future()
@@ -228,7 +228,7 @@ class _Waiting:
 class RemoteMetrics:
     """Has the other process count, and asks it for what Prometheus reads."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: EngineProcess) -> None:
         self._engines = engines
 
     def request(self, model: str, protocol: str, status: int | str, seconds: float | None) -> None:
@@ -263,7 +263,7 @@ class Connections:
         app: What answers on them.
     """
 
-    def __init__(self, server: Any, passing: socket.socket, engines: Engines, app: Application) -> None:
+    def __init__(self, server: Any, passing: socket.socket, engines: EngineProcess, app: Application) -> None:
         self._server = server
         self._app = app
         self._passing = passing
@@ -300,7 +300,7 @@ class Connections:
         try:
             # As much as was sent with one descriptor.
             _, descriptors, _, _ = socket.recv_fds(self._passing, 1, 1)
-        except OSError:  # the channel says if the other process is gone
+        except OSError:  # the connection says if the other process is gone
             return False
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
@@ -322,10 +322,10 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
     from ..http.app import Application
     from ..http.server import HttpServer
 
-    engines = Engines(Arena(requests, size), Arena(answers, size))
+    engines = EngineProcess(SharedMemory(requests, size), SharedMemory(answers, size))
     settings = await engines.connect(end)
     logs.configure(settings["log_level"])
-    ending = Ending()
+    shutdown = Shutdown()
     metrics = RemoteMetrics(engines)
     app = Application(
         engines.models,  # type: ignore[arg-type]
@@ -335,16 +335,16 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
         timeout=settings["timeout"],
         body_timeout=settings["body_timeout"],
         webhook_secret=settings["webhook_secret"],
-        ending=ending,
+        shutdown=shutdown,
         access_log=settings["access_log"],
         exit_on_error=settings["exit_on_error"],
     )
-    server = HttpServer(app, Limits(**settings["limits"]), settings["timeout"], ending, metrics)  # type: ignore[arg-type]
+    server = HttpServer(app, Limits(**settings["limits"]), settings["timeout"], shutdown, metrics)  # type: ignore[arg-type]
     connections = Connections(server, passing, engines, app)
     serving = asyncio.ensure_future(connections.serve())
 
     def drain() -> None:
-        ending.draining = True
+        shutdown.draining = True
         server.guard.drain()
 
     async def end_in_order() -> None:
@@ -373,7 +373,7 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs until the channel ends or a signal comes."""
+    """Runs until the connection ends or a signal comes."""
     tune_process()
     end, passing, requests, answers, size = map(int, arguments)
     loop = new_loop()
