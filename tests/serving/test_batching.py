@@ -30,6 +30,7 @@ from mlflow_trt.serving.batching import batcher as batching
 from mlflow_trt.serving.batching.batcher import Batcher
 from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.batching.rows import rows_are_independent
+from mlflow_trt.serving.served_model import ServedVersion
 
 LONG = 20.0
 """Seconds that nothing here takes: a test that waits so long has failed."""
@@ -58,6 +59,7 @@ def profile(**ranges):
 
 
 PLAIN = interface({"x": ("batch", 2)}, {"y": ("batch", 2)})
+VERSION = ServedVersion("/stand-in", "1", "stand-in", PLAIN, ())
 UP_TO_8 = (profile(x=((1, 2), (8, 2), (8, 2))),)
 SEQUENCE = interface({"x": ("batch", "length")}, {"y": ("batch", "length")})
 SEQUENCES = (profile(x=((1, 1), (8, 4), (8, 9))),)
@@ -114,7 +116,7 @@ class Poisoned:
 
 @contextmanager
 def batcher(*engines, **options):
-    made = Batcher(engines, **{"workers": 1, **options})
+    made = Batcher(engines, VERSION, **{"workers": 1, **options})
     try:
         # A worker that is still starting would find what nobody woke it for.
         all_wait(made)
@@ -552,7 +554,7 @@ def test_engines_share_one_queue():
 
 def test_engines_that_take_different_calls_are_refused():
     with pytest.raises(SettingError, match="different calls"):
-        Batcher([StandIn(), StandIn(SEQUENCE, SEQUENCES)])
+        Batcher([StandIn(), StandIn(SEQUENCE, SEQUENCES)], VERSION)
 
 
 @pytest.mark.parametrize(
@@ -562,7 +564,7 @@ def test_engines_that_take_different_calls_are_refused():
 def test_settings_that_cannot_be_honoured(options):
     before = threading.active_count()
     with pytest.raises(SettingError) as caught:
-        Batcher(**{"engines": [StandIn()], **options})
+        Batcher(**{"engines": [StandIn()], "version": VERSION, **options})
     assert caught.value.remedy
     assert threading.active_count() == before
 
@@ -1023,7 +1025,7 @@ def test_close_from_a_callback():
 def test_no_thread_stays():
     before = set(threading.enumerate())
     for drain in (True, False):
-        b = Batcher([StandIn(), StandIn()], workers=3)
+        b = Batcher([StandIn(), StandIn()], VERSION, workers=3)
         futures = [b.submit(x(n), in_seconds(LONG)) for n in range(8)]
         b.close(drain)
         assert all(f.done() for f in futures)
@@ -1036,7 +1038,9 @@ def test_nothing_is_lost_when_closing_cancelling_and_deadlines_meet():
     try:
         for seed in range(15):
             rng = np.random.default_rng(seed)
-            b = Batcher([StandIn(SEQUENCE, SEQUENCES)], workers=3, max_queue=20, delay=float(rng.choice([0, 1e-4])))
+            b = Batcher(
+                [StandIn(SEQUENCE, SEQUENCES)], VERSION, workers=3, max_queue=20, delay=float(rng.choice([0, 1e-4]))
+            )
             futures: list[tuple[float, Future]] = []
 
             def client(number, b=b, futures=futures, seed=seed):

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from mlflow_trt import serve
 from mlflow_trt.cli.serve import serve as command
 from mlflow_trt.errors import SettingError
+from mlflow_trt.serving.config import LoadOptions
 from mlflow_trt.serving.limits import CUTS, RANGES, Limits
-from mlflow_trt.serving.versions.served import LoadOptions
 
 from .light import light, until
 

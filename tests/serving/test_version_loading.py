@@ -16,7 +16,8 @@ from mlflow_trt import CompatibilityError, InputError, ParityError, PlanError, S
 from mlflow_trt.errors import DeviceError, StoreError
 from mlflow_trt.plan import host
 from mlflow_trt.plan.manifest import Host, ShapeRange
-from mlflow_trt.serving.versions.loading import DroppedError, LoadOptions, load_version, version_of, warm_up_calls
+from mlflow_trt.serving.config import LoadOptions
+from mlflow_trt.serving.versions.loading import DroppedError, load_version, version_of, warm_up_calls
 
 from .registered import REFERENCE, Counter, answer, engines, events, forged, no_threads_left, registry, rows
 from .registered import plan as shifted
@@ -39,10 +40,10 @@ def test_a_registered_version_answers(registry, engines):
     loaded = load_version(f"models:/{registry.name}/{version}", REFERENCE)
 
     try:
-        assert (loaded.uri, loaded.version) == (f"models:/{registry.name}/{version}", version)
-        assert (loaded.platform, loaded.devices) == ("reference", (0,))
-        assert loaded.manifest.interface == loaded.interface
-        assert loaded.profiles == ({"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))},)
+        assert (loaded.info.uri, loaded.info.version) == (f"models:/{registry.name}/{version}", version)
+        assert (loaded.info.platform, loaded.devices) == ("reference", (0,))
+        assert loaded.manifest.interface == loaded.info.interface
+        assert loaded.info.profiles == ({"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))},)
         assert loaded.batcher.sizes == (1, 2, 4, 8)
         x = rows(3)
         assert np.array_equal(loaded.submit(x).result(10).outputs["scores"], answer(x["x"], 5.0))
@@ -69,8 +70,8 @@ def test_a_converted_model_answers(classifier_folder):
     """With a real conversion's manifest, program and golden tensors."""
     loaded = load_version(str(classifier_folder), REFERENCE)
     try:
-        assert loaded.version == version_of("elsewhere", classifier_folder)
-        assert len(loaded.version) == 12
+        assert loaded.info.version == version_of("elsewhere", classifier_folder)
+        assert len(loaded.info.version) == 12
         assert loaded.batcher.sizes == (1, 2, 4, 8)
         golden = plan.read_golden(classifier_folder, loaded.manifest.golden)
         for _, _, inputs, outputs in golden.points():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from concurrent.futures import Future
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +15,13 @@ from interfaces import interface, tensor
 from mlflow_trt.engine import pinned
 from mlflow_trt.plan.api import Result
 from mlflow_trt.serving.batching.queue import Answer
+from mlflow_trt.serving.config import ServerConfig
 from mlflow_trt.serving.metrics import Metrics
+from mlflow_trt.serving.served_model import ServedVersion
 from mlflow_trt.serving.workers.pool import WorkerPool
 
 WIDE = 16 << 10
-SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning"}
-SETTINGS.update(body_timeout=30.0, limits={}, access_log=False, exit_on_error=True)
+CONFIG = ServerConfig(max_body=1 << 24, timeout=30.0, log_level="warning", access_log=False)
 FACE = interface([tensor("x", ("n", WIDE))], [tensor("y", ("n", 1))])
 
 
@@ -30,9 +30,7 @@ class Held:
 
     name = "m"
     registered_model = None
-    current = SimpleNamespace(
-        uri="models:/m/1", version="1", platform="stand-in", interface=FACE, profiles=(), mlmodel=None
-    )
+    current = ServedVersion("models:/m/1", "1", "stand-in", FACE, ())
 
     def __init__(self):
         self.requests = []
@@ -44,7 +42,7 @@ class Held:
         future = Future()
         future.set_running_or_notify_cancel()
         self.requests.append((inputs["x"], future))
-        return self.current, future
+        return future
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def run(check, device):
         model = Held()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
-            pool = WorkerPool(1, listening, {"m": model}, Metrics({}), SETTINGS, device)
+            pool = WorkerPool(1, listening, {"m": model}, Metrics({}), CONFIG, device)
             await pool.start()
             try:
                 await check(model, f"http://127.0.0.1:{port}/v2/models/m/infer", pool)
@@ -82,7 +80,7 @@ def post(url, x):
 
 def answer(future, x):
     outputs = Result({"y": x.sum(axis=1, keepdims=True)}, "tensorrt")
-    future.set_result(Answer(outputs, len(x), len(x), 0.0, 0.0))
+    future.set_result(Answer(outputs, Held.current, len(x), len(x), 0.0, 0.0))
 
 
 def test_a_gpu_may_fetch_requests_from_where_the_front_put_them(cudart):

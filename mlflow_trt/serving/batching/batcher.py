@@ -30,6 +30,7 @@ from ...errors import BusyError, SettingError
 from ...plan.api import Engine
 from ...plan.batch_sizes import batch_sizes
 from ...plan.signature import Binder, Shapes
+from ..served_model import ServedVersion
 from .queue import Answer, QueuedRequest, is_full, take
 from .rows import RowShapes, call, check_rows, cut, fitting, next_size
 
@@ -48,6 +49,7 @@ class Batcher:
     Args:
         engines: Engines of the same version, one for each GPU; all take from one queue. They stay the caller's to
             close, after this.
+        version: What they run; every answer carries it.
         workers: Threads per engine, which is how many calls of it may be under way.
         batching: Whether requests are joined, and padded, at all.
         delay: Seconds, from its arrival, that a request at the queue's head may wait for others to join it while a
@@ -66,6 +68,7 @@ class Batcher:
     def __init__(
         self,
         engines: Sequence[Engine],
+        version: ServedVersion,
         *,
         workers: int = 2,
         batching: bool = True,
@@ -79,6 +82,7 @@ class Batcher:
         self._binder = Binder(interface, profiles)
         self._carrier = next((i for i, t in enumerate(interface.inputs) if t.shape and isinstance(t.shape[0], str)), -1)
         self._sizes_of: dict[RowShapes, tuple[int, ...]] = {}
+        self._version = version
         self._delay = delay
         self._max_queue = max_queue
         self._on_batch = on_batch
@@ -288,14 +292,14 @@ class Batcher:
         if self._on_batch is not None:
             try:
                 whole = result if rows == size else cut(result, 0, rows)
-                self._on_batch(Answer(whole, rows, rows, begin - batch[0].arrived, computed))
+                self._on_batch(Answer(whole, self._version, rows, rows, begin - batch[0].arrived, computed))
             except Exception:
                 _logger.exception("on_batch failed")
         start = 0
         for request in batch:
             end = start + request.rows
             outputs = result if request.rows == size else cut(result, start, end)
-            request.answer(Answer(outputs, request.rows, rows, begin - request.arrived, computed))
+            request.answer(Answer(outputs, self._version, request.rows, rows, begin - request.arrived, computed))
             start = end
         return None
 

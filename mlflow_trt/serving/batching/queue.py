@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import DeadlineError, DeviceError
 from ...plan.api import Result
+from ..served_model import ServedVersion
 from .rows import RowShapes
 
 _logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ class Answer:
 
     outputs: Result
     """Its own rows; views of the batch's arrays where it did not run alone."""
+    version: ServedVersion
+    """That answered."""
     rows: int
     """Its own; 1 where the model has no batch dimension."""
     batch: int

@@ -21,6 +21,7 @@ from ..._version import __version__
 from ...errors import BusyError, DeadlineError, InputError, TrtError
 from .. import access_log
 from ..access_log import AccessLog
+from ..config import ServerConfig
 from ..http.codec import LARGE, Codec
 from ..protocol import json_body, protobuf
 from ..protocol.datatypes import ProtocolError, show
@@ -29,7 +30,7 @@ from ..shutdown import Shutdown
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
-    from ..versions.served import Model, Version
+    from ..served_model import ServedModel, ServedVersion
 
 _logger = logging.getLogger(__name__)
 
@@ -69,33 +70,27 @@ class Service:
 
     Args:
         models: By name.
-        token: The bearer token that calls must have; None: none.
-        timeout: Seconds that a call may take.
+        config: How the server serves.
         metrics: Where calls are counted.
-        access_log: Whether calls that were answered well leave a line in the log.
-        exit_on_error: Whether a model that can't be loaded ends the server.
         shutdown: The server's end; default: it never ends.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Model],
+        models: Mapping[str, ServedModel],
+        config: ServerConfig,
         *,
-        token: str | None,
-        timeout: float,
         metrics: Metrics | None,
-        access_log: bool = True,
-        exit_on_error: bool = True,
         shutdown: Shutdown | None = None,
     ) -> None:
         self._models = models
-        self._authorization = None if token is None else f"Bearer {token}".encode()
-        self._timeout = timeout
+        self._authorization = None if config.token is None else f"Bearer {config.token}".encode()
+        self._timeout = config.timeout
         self._metrics = metrics
         self._shutdown = shutdown or Shutdown()
-        self._exit_on_error = exit_on_error
-        self._log = AccessLog(access_log)
-        self._codec = Codec(timeout)
+        self._exit_on_error = config.exit_on_error
+        self._log = AccessLog(config.access_log)
+        self._codec = Codec(config.timeout)
         self.running = 0
         """Inferences that have not been answered."""
         self.calls = 0
@@ -246,14 +241,19 @@ class Service:
         )
 
     async def _answer(
-        self, model: Model, version: Version, request: json_body.InferenceRequest, begin: float, left: float | None
+        self,
+        model: ServedModel,
+        version: ServedVersion,
+        request: json_body.InferenceRequest,
+        begin: float,
+        left: float | None,
     ) -> bytes:
         inputs = json_body.fit(request, version.interface)
         limits = (self._timeout, request.timeout, left)
         deadline = begin + min([seconds for seconds in limits if seconds is not None])
-        answering, future = model.submit(inputs, deadline)
         # The batcher ends what is waiting at its deadline; a batch that runs is not cut off.
-        answer = await asyncio.wrap_future(future)
+        answer = await asyncio.wrap_future(model.submit(inputs, deadline))
+        answering = answer.version
         if answering.interface is not version.interface:  # another version took over meanwhile
             json_body.fit(request, answering.interface)
         return protobuf.encode(
@@ -292,7 +292,7 @@ class Service:
         fields = protobuf.message("ModelMetadataResponse").DESCRIPTOR.fields_by_name
         return {key: value for key, value in described.items() if key in fields}
 
-    def _find(self, name: str, wanted: str) -> tuple[Model, Version]:
+    def _find(self, name: str, wanted: str) -> tuple[ServedModel, ServedVersion]:
         """A model, and its version that answers now.
 
         Raises:

@@ -20,8 +20,8 @@ import grpc
 import grpc.aio
 
 from ...errors import StoreError
+from ..config import ServerConfig
 from ..http.listening import heard_within, is_listening, refuse_new, sockets_at
-from ..limits import Limits
 from ..protocol import protobuf
 from ..shutdown import Shutdown
 from . import health
@@ -29,7 +29,7 @@ from .methods import Service
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
-    from ..versions.served import Model
+    from ..served_model import ServedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -48,41 +48,27 @@ _FLUSH = 0.05
 
 
 async def start(
-    models: Mapping[str, Model],
-    host: str,
-    port: int,
+    models: Mapping[str, ServedModel],
+    config: ServerConfig,
     *,
-    token: str | None = None,
-    max_body: int = 256 << 20,
-    timeout: float = 60.0,
     metrics: Metrics | None = None,
-    access_log: bool = True,
-    exit_on_error: bool = True,
     shutdown: Shutdown | None = None,
-    limits: Limits | None = None,
 ) -> Server:
     """Serves models over gRPC, from the running event loop.
 
     Args:
         models: By name.
-        host: The address to listen on.
-        port: The port; 0: any that is free.
-        token: The bearer token that calls must have; None: none.
-        max_body: Bytes that a message may have.
-        timeout: Seconds that a call may take, once its message is there.
+        config: How the server serves. Of its limits gRPC reads how many connections there may be, and how long they
+            may be idle, take for their beginning, and leave a ping unanswered. ``grpc_port`` None: any that is free.
         metrics: Where calls are counted.
-        access_log: Whether calls that were answered well leave a line in the log.
-        exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
         shutdown: The server's end; default: it never ends.
-        limits: What connections may take; gRPC reads of it how many there may be, and how long they may be idle, take
-            for their beginning, and leave a ping unanswered.
 
     Raises:
         StoreError: The address can't be had.
     """
-    limits = limits or Limits()
+    host, port, limits = config.host, config.grpc_port or 0, config.limits
     options = (
-        ("grpc.max_receive_message_length", min(max_body, _INT32)),
+        ("grpc.max_receive_message_length", min(config.max_body, _INT32)),
         ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, unnoticed
         # By itself gRPC begins at 1000 to end some, and ends all that it kept for 30 s, as CANCELLED.
         ("grpc.server.max_pending_requests", PENDING),
@@ -96,15 +82,7 @@ async def start(
         ("grpc.keepalive_timeout_ms", _milliseconds(limits.write_timeout)),
     )
     server = grpc.aio.server(options=options)
-    service = Service(
-        models,
-        token=token,
-        timeout=timeout,
-        metrics=metrics,
-        access_log=access_log,
-        exit_on_error=exit_on_error,
-        shutdown=shutdown,
-    )
+    service = Service(models, config, metrics=metrics, shutdown=shutdown)
     pool = protobuf.new_pool()
     health.describe(pool)
     names = [protobuf.SERVICE, health.SERVICE, health.REFLECTION]

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from ...errors import TrtError
 from .. import access_log
 from ..access_log import AccessLog
+from ..config import ServerConfig
 from ..protocol import json_body
 from ..readiness import ready
 from ..shutdown import Shutdown
@@ -39,8 +40,8 @@ from .request import (
 from .routes import FIXED, GONE, OF_MODEL, Handler, counted, status_of
 
 if TYPE_CHECKING:
-    from ..metrics import Metrics
-    from ..versions.served import Model, Version
+    from ..metrics import RequestMetrics
+    from ..served_model import ServedModel, ServedVersion
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class RequestContext:
         self.route = "unknown_route"
         self.counted = False
         """Whether it counts as an inference request."""
-        self.model: Model | None = None
+        self.model: ServedModel | None = None
         self.version: str | None = None
 
     async def body(self, most: int | None = None) -> Body:
@@ -87,12 +88,12 @@ class RequestContext:
                 raise
             raise HttpError(*refused) from None  # which is answered already, and only counted and logged here
 
-    def served(self) -> Model:
+    def served(self) -> ServedModel:
         """The model that the path names."""
         assert self.model is not None
         return self.model
 
-    def current(self) -> Version:
+    def current(self) -> ServedVersion:
         """The version that answers now.
 
         Raises:
@@ -111,44 +112,31 @@ class Application:
     Args:
         models: By name; the first one is also behind MLflow's own routes.
         metrics: Where requests are counted.
-        token: The bearer token that requests must have; None: none.
-        max_body: Bytes that a body may have.
-        timeout: Seconds that a request may take, once its body is there.
-        body_timeout: Seconds that a body may take, or 1 MiB more of it.
-        webhook_secret: What MLflow signs its webhook deliveries with; None: there is no webhook route.
-        shutdown: The server's end; default: it never ends.
-        access_log: Whether requests that were answered well leave a line in the log.
-        exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
+        config: How the server serves.
+        shutdown: The server's end.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Model],
-        metrics: Metrics,
-        *,
-        token: str | None = None,
-        max_body: int = 256 << 20,
-        timeout: float = 60.0,
-        body_timeout: float = 30.0,
-        webhook_secret: str | None = None,
-        shutdown: Shutdown | None = None,
-        access_log: bool = True,
-        exit_on_error: bool = True,
+        models: Mapping[str, ServedModel],
+        metrics: RequestMetrics,
+        config: ServerConfig,
+        shutdown: Shutdown,
     ) -> None:
         self.models = models
         self.metrics = metrics
-        self.max_body = max_body
-        self.timeout = timeout
-        self.body_timeout = body_timeout
-        self._shutdown = shutdown or Shutdown()
-        self._token = token
+        self.max_body = config.max_body
+        self.timeout = config.timeout
+        self.body_timeout = config.limits.body_timeout
+        self._shutdown = shutdown
+        self._token = config.token
         self._running = 0
         self._latest: Any = None
-        self._webhook_secret = webhook_secret
-        self._exit_on_error = exit_on_error
-        self._log = AccessLog(access_log)
-        self.codec = Codec(timeout)
-        self._scoring = scoring.Scoring(next(iter(models.values())), timeout, self.codec)
+        self._webhook_secret = config.webhook_secret
+        self._exit_on_error = config.exit_on_error
+        self._log = AccessLog(config.access_log)
+        self.codec = Codec(config.timeout)
+        self._scoring = scoring.Scoring(next(iter(models.values())), config.timeout, self.codec)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry."""

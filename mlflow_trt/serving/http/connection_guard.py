@@ -12,7 +12,7 @@ from ..limits import Limits
 from ..shutdown import Shutdown
 
 if TYPE_CHECKING:
-    from ..metrics import Metrics
+    from ..metrics import RequestMetrics
     from .connection import Connection
 
 _logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class ConnectionGuard:
         metrics: Where connections that are refused or cut off are counted.
     """
 
-    def __init__(self, limits: Limits, shutdown: Shutdown, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, shutdown: Shutdown, metrics: RequestMetrics) -> None:
         self.limits = limits
         self.shutdown = shutdown
         self.connections: set[Connection] = set()

@@ -114,8 +114,9 @@ async def _infer_body(context: RequestContext, body: Body, begin: float) -> Resp
     request = await _decode(context, body, interface)
     inputs = json_body.fit(request, interface)
     seconds = min(context.app.timeout, request.timeout or context.app.timeout)
-    version, future = model.submit(inputs, begin + seconds, inline=context.app.only(context.scope.get("client")))
+    future = model.submit(inputs, begin + seconds, inline=context.app.only(context.scope.get("client")))
     answer = future.result() if future.done() else await _wait(context, future)
+    version = answer.version
     if version.interface is not interface:  # another version took over meanwhile
         json_body.fit(request, version.interface)
     texts = None

@@ -21,7 +21,7 @@ import numpy as np
 
 from ... import model_uri, store
 from ...engine import load as load_engine
-from ...errors import ParityError, SettingError, StoreError, TrtError
+from ...errors import ParityError, StoreError, TrtError
 from ...evidence.measure import made_up, made_up_points, measure_parity, points
 from ...plan import compatibility, host
 from ...plan.api import Engine
@@ -34,6 +34,8 @@ from ...plan.signature import Binder, Shapes, batch_size
 from ..batching.batcher import Batcher
 from ..batching.queue import Answer
 from ..batching.rows import RowShapes, fitting, rows_are_independent
+from ..config import LoadOptions
+from ..served_model import ServedVersion
 from . import last_served
 
 Arrays = Mapping[str, np.ndarray]
@@ -48,50 +50,18 @@ class DroppedError(TrtError):
     """The load was given up: the version is not wanted any more."""
 
 
-@dataclass(frozen=True)
-class LoadOptions:
-    """How versions are loaded, whichever is served."""
-
-    backend: str = "tensorrt"
-    devices: tuple[int, ...] = (0,)
-    """Indices of GPUs; each loads the version, and all answer from one queue."""
-    max_contexts: int = 2
-    """How many calls run at once on each device."""
-    memory_limit: int | None = None
-    """Bytes of each GPU's memory that execution contexts may hold; None: a quarter of what is free."""
-    batching: bool = True
-    delay: float = 0.0
-    """Seconds that a request may wait for others to join it."""
-    max_queue: int = 256
-    offline_start: bool = False
-    """Whether the first version may be the one that was served last, from the cache, if the registry is away."""
-
-    def __post_init__(self) -> None:
-        if not self.devices or len(set(self.devices)) != len(self.devices):
-            raise SettingError(f"The devices are {self.devices}.", "at least one, each once", "name them as in 0,1")
-
-
 @dataclass(frozen=True, eq=False)
-class Version:
-    """A loaded version; all about it stays as it is until it is closed."""
+class LoadedVersion:
+    """A version whose engines are loaded; all about it stays as it is until it is closed."""
 
-    uri: str
-    """``models:/name/3``, or the folder or URI as it was given."""
-    version: str
-    """``"3"``; of something that is no registered version, 12 digits of its manifest's SHA-256."""
+    info: ServedVersion
     manifest: Manifest
-    interface: Interface
-    profiles: tuple[Profile, ...]
-    platform: str
-    """``"tensorrt_rtx-1.6.1.120"``, or ``"reference"``."""
     devices: tuple[int, ...]
     engines: tuple[Engine, ...]
     """One for each device."""
     batcher: Batcher
     since: float
     """When it was ready, by ``time.time()``."""
-    mlmodel: str | None = None
-    """MLflow's own description of it; None: it has none."""
     cached: bool = False
     """Whether the store was away, and all of it came from the cache."""
 
@@ -106,7 +76,7 @@ class Version:
             try:
                 engine.close()
             except Exception:
-                _logger.exception("An engine of %s could not be closed", self.uri, extra={"event": "close_failed"})
+                _logger.exception("An engine of %s could not be closed", self.info.uri, extra={"event": "close_failed"})
 
 
 def load_version(
@@ -115,7 +85,7 @@ def load_version(
     *,
     on_batch: Callable[[Answer], None] | None = None,
     unwanted: Callable[[], bool] = lambda: False,
-) -> Version:
+) -> LoadedVersion:
     """Makes a version ready to answer.
 
     Of its files the manifest, the plan that this machine's GPU accepts (or the program, for the reference backend), the
@@ -156,7 +126,7 @@ def _load_version(
     on_batch: Callable[[Answer], None] | None,
     go_on: Callable[[], None],
     loaded: ExitStack,
-) -> Version:
+) -> LoadedVersion:
     model, mlmodel, cached = _open(uri, options)
     manifest = model.manifest
     records = _records(manifest, options, uri)
@@ -186,8 +156,18 @@ def _load_version(
         _compare(uri, engine, device, golden, tolerance)
 
     batching = options.batching and _joinable(uri, engines[0], golden, tolerance)
+    record = records[0]
+    info = ServedVersion(
+        uri=uri,
+        version=version_of(uri, folder),
+        platform="reference" if record is None else f"{record.runtime}-{record.release}",
+        interface=engines[0].interface,
+        profiles=engines[0].profiles,
+        mlmodel=mlmodel,
+    )
     batcher = Batcher(
         engines,
+        info,
         workers=options.max_contexts,
         batching=batching,
         delay=options.delay,
@@ -199,21 +179,15 @@ def _load_version(
         calls = warm_up_calls(engine.interface, engine.profiles, _inputs(golden), batcher.sizes)
         _warm_up(engine, calls, options.max_contexts, go_on)
     go_on()
-    record = records[0]
     if model.repository is not None and not cached:
         last_served.remember(uri, manifest=folder.name, mlmodel=mlmodel)
-    return Version(
-        uri=uri,
-        version=version_of(uri, folder),
+    return LoadedVersion(
+        info=info,
         manifest=manifest,
-        interface=engines[0].interface,
-        profiles=engines[0].profiles,
-        platform="reference" if record is None else f"{record.runtime}-{record.release}",
         devices=options.devices,
         engines=tuple(engines),
         batcher=batcher,
         since=time.time(),
-        mlmodel=mlmodel,
         cached=cached,
     )
 

@@ -25,11 +25,11 @@ import numpy as np
 from ... import model_uri
 from ...errors import BusyError, DeviceError, StoreError, TrtError
 from ..batching.queue import Answer
+from ..config import LoadOptions
+from ..served_model import ServedVersion
 from . import last_served
 from .alias_watcher import PATIENCE, AliasWatcher, Outcome, resolve, watched_alias
-from .loading import DroppedError, LoadOptions, Version, load_version
-
-__all__ = ["LoadOptions", "Model", "Version", "load_version"]
+from .loading import DroppedError, LoadedVersion, load_version
 
 _logger = logging.getLogger("mlflow_trt.serving")
 
@@ -78,7 +78,7 @@ class Model:
         self._interval = interval
         self._on_batch = on_batch
         self._changed = threading.Condition()
-        self._current: Version | None = None
+        self._current: LoadedVersion | None = None
         self._wanted = None if target else uri
         self._loading: str | None = None
         self._unloading: str | None = None
@@ -98,12 +98,17 @@ class Model:
         return self._target.name if self._target else None
 
     @property
-    def current(self) -> Version:
+    def current(self) -> ServedVersion:
         """The version that answers now.
 
         Raises:
             BusyError: None has been made ready yet, or the model was closed.
         """
+        return self.loaded.info
+
+    @property
+    def loaded(self) -> LoadedVersion:
+        """The same, with its engines; raises the same."""
         version = self._current
         if version is None or self._closed:
             raise self._not_ready()
@@ -127,7 +132,7 @@ class Model:
             self._watcher.start()
         self._loader.start()
 
-    def wait(self, timeout: float | None = None) -> Version:
+    def wait(self, timeout: float | None = None) -> ServedVersion:
         """Waits until the first version answers. If it fails, the model goes on trying all the same.
 
         Args:
@@ -149,8 +154,8 @@ class Model:
 
     def submit(
         self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
-    ) -> tuple[Version, Future[Answer]]:
-        """Queues a request for the version that answers now.
+    ) -> Future[Answer]:
+        """Queues a request for the version that answers now; the answer says which that was.
 
         Args:
             inputs: Arrays by input name. They must not change before the future is done.
@@ -158,16 +163,16 @@ class Model:
             inline: Whether it may run in this thread, see :meth:`Batcher.submit`.
 
         Returns:
-            The version that answers, and the future; see :meth:`Batcher.submit`.
+            The future; see :meth:`Batcher.submit`.
 
         Raises:
             InputError: The inputs do not fit that version.
             BusyError: Its queue is full, or there is no version that answers.
         """
         while True:
-            version = self.current
+            version = self.loaded
             try:
-                return version, version.submit(inputs, deadline, inline=inline)
+                return version.submit(inputs, deadline, inline=inline)
             except BusyError:
                 # It may have been replaced since; then the next one takes the request.
                 if version is self._current:
@@ -211,8 +216,8 @@ class Model:
                 "state": state,
                 "attempted": self._attempted,
                 "cached": current is not None and current.cached,
-                "version": current and current.version,
-                "platform": current and current.platform,
+                "version": current and current.info.version,
+                "platform": current and current.info.platform,
                 "since": current and current.since,
                 "preparing": self._loading,
                 "unloading": self._unloading,
@@ -246,7 +251,7 @@ class Model:
                 self._log(logging.WARNING, "close_waits", "A load under way does not end; it is left to itself")
 
     def _looked(self, found: Outcome) -> None:
-        """Takes what the watcher found."""
+        """Takes what a look of the watcher brought."""
         with self._changed:
             was_away, before = self._away, self._wanted
             if isinstance(found, TrtError):
@@ -286,7 +291,7 @@ class Model:
         with self._changed:
             while not self._closed and (self._target or self._current is None):
                 pause = math.inf
-                if self._wanted is not None and (self._current is None or self._current.uri != self._wanted):
+                if self._wanted is not None and (self._current is None or self._current.info.uri != self._wanted):
                     failed = self._failure is not None and self._failure.uri == self._wanted
                     pause = self._failure.again_at - time.monotonic() if failed and self._failure else 0.0
                     if pause <= 0:
@@ -315,28 +320,28 @@ class Model:
     def _unwanted(self, uri: str) -> bool:
         return self._closed or uri != self._wanted
 
-    def _swap(self, uri: str, version: Version, seconds: float) -> None:
+    def _swap(self, uri: str, version: LoadedVersion, seconds: float) -> None:
         with self._changed:
-            old: Version | None = version
+            old: LoadedVersion | None = version
             if not (unwanted := self._unwanted(uri)):
                 old, self._current = self._current, version
                 self._swaps += old is not None
                 self._failure = None
             self._loading = None
-            self._unloading = old.version if old else None
+            self._unloading = old.info.version if old else None
             self._changed.notify_all()
         if unwanted:
             self._dropped(uri)
         else:
-            before = old.version if old else None
+            before = old.info.version if old else None
             if self._target is not None and not version.cached:
                 last_served.remember(self.uri, version=uri)
-            text = f"A version answers, made ready in {seconds:.1f} s on {version.platform}"
-            self._log(logging.INFO, "serving", text, version=version.version, before=before, seconds=seconds)
+            text = f"A version answers, made ready in {seconds:.1f} s on {version.info.platform}"
+            self._log(logging.INFO, "serving", text, version=version.info.version, before=before, seconds=seconds)
         if old is not None:
             old.close()
             self._unloading = None
-            self._log(logging.INFO, "unloaded", "A version was unloaded", version=old.version)
+            self._log(logging.INFO, "unloaded", "A version was unloaded", version=old.info.version)
 
     def _dropped(self, uri: str) -> None:
         self._loading = None
@@ -359,7 +364,7 @@ class Model:
         if unwanted:
             self._dropped(uri)
             return
-        text = f"Version {current.version} keeps serving: another" if current else "Nothing is served: a version"
+        text = f"Version {current.info.version} keeps serving: another" if current else "Nothing is served: a version"
         again = f"; tried again in {pause:.0f} s" if again_at < math.inf else ""
         self._log(
             logging.ERROR,

@@ -12,9 +12,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
-Message = dict[str, Any]
+from .messages import Message, decode, encode
 
 _LENGTH = struct.Struct("<I")
 _LATER = 0.02
@@ -89,8 +89,8 @@ class IpcConnection(asyncio.Protocol):
             end = begin + _LENGTH.size + length
             if len(received) < end:
                 break
-            for message in marshal.loads(received[begin + _LENGTH.size : end]):
-                self._on_message(message)
+            for plain in marshal.loads(received[begin + _LENGTH.size : end]):
+                self._on_message(decode(plain))
             begin = end
         del received[:begin]
 
@@ -107,5 +107,5 @@ class IpcConnection(asyncio.Protocol):
             outgoing, self._outgoing = self._outgoing, []
             self._soon = False
         if self._transport is not None and outgoing:
-            content = marshal.dumps(outgoing)
+            content = marshal.dumps([encode(message) for message in outgoing])
             self._transport.write(_LENGTH.pack(len(content)) + content)

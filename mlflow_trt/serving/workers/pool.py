@@ -13,23 +13,46 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 
 from ...errors import BusyError, TrtError
 from .. import logs
 from ..batching.queue import Answer
+from ..config import ServerConfig
+from ..error_parts import ErrorParts
 from ..http.listening import refuse_new
 from ..metrics import Metrics
-from ..versions.served import Model, Version
+from ..served_model import ServedModel, ServedVersion
 from . import shared_memory
-from .ipc import IpcConnection, Message
+from .ipc import IpcConnection
+from .messages import (
+    KNOWN_VERSIONS,
+    Cancel,
+    Configure,
+    CutCount,
+    Drain,
+    FreeBlock,
+    Infer,
+    InferenceAnswer,
+    InferenceCount,
+    Message,
+    MetricsQuery,
+    MetricsText,
+    ModelStatus,
+    OtherCount,
+    Refresh,
+    RequestFailed,
+    TensorPlace,
+    VersionLoaded,
+    WorkerLoad,
+)
 from .shared_memory import SharedMemory
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +77,7 @@ class WorkerPool:
         listening: Where connections come from.
         models: What is served.
         metrics: Where their requests are counted.
-        settings: What each is told of how to serve.
+        config: How each of them serves.
         device: A GPU that engines use; None: none does.
     """
 
@@ -62,15 +85,15 @@ class WorkerPool:
         self,
         count: int,
         listening: socket.socket,
-        models: Mapping[str, Model],
+        models: Mapping[str, ServedModel],
         metrics: Metrics,
-        settings: Message,
+        config: ServerConfig,
         device: int | None = None,
     ) -> None:
         self._listening = listening
         self._models = models
         self._metrics = metrics
-        self._settings = settings
+        self._config = config
         self._device = device
         self._count = count
         self._workers: list[_Worker] = []
@@ -120,7 +143,7 @@ class WorkerPool:
             begin = time.monotonic()
             worker = _Worker(self._models, self._metrics, self._device)
             self._workers.append(worker)
-            await worker.open(self._settings)
+            await worker.open(self._config)
             if self._draining:
                 worker.drain()
             await worker.gone.wait()
@@ -156,12 +179,14 @@ class WorkerPool:
 class _Worker:
     """One process, its connection, and the memory that is shared with it."""
 
-    def __init__(self, models: Mapping[str, Model], metrics: Metrics, device: int | None) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], metrics: Metrics, device: int | None) -> None:
         self._models = models
         self._metrics = metrics
         self.gone = asyncio.Event()
-        self._told: dict[str, Message] = {}
-        self._known: dict[str, Version] = {}
+        self._told: dict[str, ModelStatus] = {}
+        self._known: dict[str, tuple[ServedVersion, ...]] = dict.fromkeys(models, ())
+        """The versions of each model that the worker was told of, the last one first."""
+        self._telling = threading.Lock()
         self._running: dict[int, Future[Answer]] = {}
         descriptors = [shared_memory.create(SHARED_MEMORY), shared_memory.create(SHARED_MEMORY)]
         self._requests, self._answers = (SharedMemory(descriptor, SHARED_MEMORY) for descriptor in descriptors)
@@ -188,12 +213,12 @@ class _Worker:
             os.close(descriptor)
         self._ipc: IpcConnection | None = None
 
-    async def open(self, settings: Message) -> None:
+    async def open(self, config: ServerConfig) -> None:
         """Opens the connection and says how to serve."""
         self._ipc = await IpcConnection.open(self._end, self._take, self._lost)
         self._page_lock(1)  # its first part, before a model warms up
         self.tell()
-        self._ipc.send({"kind": "configuration", **settings})
+        self._ipc.send(Configure(config))
 
     def hand(self, connection: socket.socket) -> bool:
         """Passes a connection on; False: this worker can't take it."""
@@ -209,7 +234,7 @@ class _Worker:
 
     def drain(self) -> None:
         """Has it say that the server is not ready, and that its connections end."""
-        self._send({"kind": "drain"})
+        self._send(Drain())
 
     def tell(self) -> None:
         """Says how the models stand, where that has changed."""
@@ -217,68 +242,75 @@ class _Worker:
             return
         for name, model in self._models.items():
             status = model.status()
-            current: Version | None
+            current: ServedVersion | None
             try:
                 current = model.current
             except BusyError:
                 current = None
-            message: Message = {"kind": "state", "name": name, "status": status}
-            message["registered_model"] = model.registered_model
-            if self._told.get(name) != message or self._known.get(name) is not current:
-                self._told[name] = dict(message)
-                if current is not None and self._known.get(name) is not current:
-                    self._known[name] = current
-                    message["version"] = _describe(current)
+            if current is not None:
+                self._introduce(name, current)
+            message = ModelStatus(name, model.registered_model, status, current.version if current else None)
+            if self._told.get(name) != message:
+                self._told[name] = message
                 self._ipc.send(message)
 
-    def _take(self, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "infer":
-            self._infer(message)
-        elif kind == "cancel":
-            future = self._running.get(message["id"])
-            if future is not None:
-                future.cancel()
-        elif kind == "free":
-            self._answers.free(*message["piece"])
-        elif kind == "connections":
-            self._serves = True
-            self.connections = self._handed - message["closed"]
-            self.running = message["running"]
-        elif kind == "count":
-            self._metrics.request(*message["request"])
-        elif kind == "cut":
-            self._metrics.cut(message["limit"])
-        elif kind == "count_other":
-            self._metrics.other(*message["request"])
-        elif kind == "refresh":
-            self._models[message["model"]].refresh()
-        elif kind == "metrics":
-            text = np.frombuffer(self._metrics.text(), np.uint8)
-            self._send({"kind": "text", "id": message["id"], "outputs": self._put({"text": text})})
+    def _introduce(self, model: str, version: ServedVersion) -> None:
+        """Describes a version before anything else names it; from any thread."""
+        if version not in self._known[model]:
+            with self._telling:
+                known = self._known[model]
+                if version not in known:
+                    self._send(VersionLoaded(model, version))
+                    self._known[model] = (version, *known)[:KNOWN_VERSIONS]
 
-    def _infer(self, message: Message) -> None:
-        number = message["id"]
-        model = self._models[message["model"]]
+    def _take(self, message: Message) -> None:
+        match message:
+            case Infer():
+                self._infer(message)
+            case Cancel():
+                future = self._running.get(message.id)
+                if future is not None:
+                    future.cancel()
+            case FreeBlock():
+                self._answers.free(message.offset, message.nbytes)
+            case WorkerLoad():
+                self._serves = True
+                self.connections = self._handed - message.closed
+                self.running = message.running
+            case InferenceCount():
+                self._metrics.request(*message)
+            case OtherCount():
+                self._metrics.other(*message)
+            case CutCount():
+                self._metrics.cut(message.limit)
+            case Refresh():
+                self._models[message.model].refresh()
+            case MetricsQuery():
+                text = np.frombuffer(self._metrics.text(), np.uint8)
+                self._send(MetricsText(message.id, *self._put({"text": text})))
+            case _:
+                raise TypeError(f"A worker sent {type(message).__name__}")
+
+    def _infer(self, message: Infer) -> None:
+        number = message.id
+        model = self._models[message.model]
         inputs = {}
-        for name, dtype, shape, offset in message["inputs"]:
+        for name, dtype, shape, offset in message.inputs:
             inputs[name] = array = self._requests.array(offset, dtype, shape)
             self._page_lock(offset + array.nbytes)
         try:
-            version, future = model.submit(inputs, message["deadline"])
+            future = model.submit(inputs, message.deadline)
         except TrtError as error:
             self._refuse(number, error)
             return
-        if version is not self._known.get(model.name):
-            self.tell()
         self._running[number] = future
-        future.add_done_callback(partial(self._done, number, version))
+        future.add_done_callback(partial(self._done, number, message.model))
 
     def _page_lock(self, end: int) -> None:
         if self._device is not None and not self._requests.page_lock(end, self._device):
             self._device = None
 
-    def _done(self, number: int, version: Version, future: Future[Answer]) -> None:
+    def _done(self, number: int, model: str, future: Future[Answer]) -> None:
         """Called by the thread that ran the batch: copying large answers there keeps the event loop free."""
         self._running.pop(number, None)
         try:
@@ -292,31 +324,22 @@ class _Worker:
             _logger.exception("A request failed")
             self._refuse(number, TrtError("The server failed; its log says more."))
         else:
-            figures = {name: getattr(answer, name) for name in ("rows", "batch", "queued", "computed")}
-            self._send(
-                {
-                    "kind": "answer",
-                    "id": number,
-                    "version": version.version,
-                    "backend": answer.outputs.backend,
-                    "outputs": outputs,
-                    "figures": figures,
-                }
-            )
+            self._introduce(model, answer.version)
+            figures = (answer.rows, answer.batch, answer.queued, answer.computed)
+            self._send(InferenceAnswer(number, answer.version.version, answer.outputs.backend, outputs, *figures))
 
-    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
-        described = []
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[TensorPlace]:
+        places: list[TensorPlace] = []
         for name, array in arrays.items():
             offset = self._answers.allocate(array.nbytes)
             if offset is None:
                 raise TrtError("The memory for answers is full.", "room for its tensors", "try again a little later")
             self._answers.array(offset, array.dtype.name, array.shape)[...] = array
-            described.append([name, array.dtype.name, array.shape, offset])
-        return described
+            places.append((name, array.dtype.name, array.shape, offset))
+        return places
 
     def _refuse(self, number: int, error: TrtError) -> None:
-        parts = [error.found, error.expected, error.remedy]
-        self._send({"kind": "error", "id": number, "type": type(error).__name__, "parts": parts})
+        self._send(RequestFailed(number, ErrorParts.of(error)))
 
     def _send(self, message: Message) -> None:
         if self._ipc is not None:
@@ -335,16 +358,3 @@ class _Worker:
         while self._running:  # an engine may be reading requests
             await asyncio.sleep(_STATE)
         self._requests.page_unlock()
-
-
-def _describe(version: Version) -> Message:
-    return {
-        "uri": version.uri,
-        "version": version.version,
-        "platform": version.platform,
-        "mlmodel": version.mlmodel,
-        "interface": version.interface.model_dump(mode="json"),
-        "profiles": [
-            {name: bounds.model_dump(mode="json") for name, bounds in profile.items()} for profile in version.profiles
-        ],
-    }
