@@ -13,9 +13,10 @@ from hypothesis.extra import numpy as arrays
 
 from mlflow_trt.errors import InputError
 from mlflow_trt.plan.manifest import ShapeRange
-from mlflow_trt.serving.protocol import json_body
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
-from mlflow_trt.serving.protocol.json_body import ProtocolError, RequestedOutput, decode, encode, fit
+from mlflow_trt.serving.protocol.inference_request import RequestedOutput, fit
+from mlflow_trt.serving.protocol.json_body import ProtocolError, decode, encode
+from mlflow_trt.serving.protocol.metadata import describe
 
 from .bodies import (
     answered,
@@ -323,7 +324,7 @@ def test_an_unknown_output_is_refused_before_anything_runs():
 def test_metadata():
     image = tensor("image", "float32", "bfloat16", shape=("batch", 3, "height", 224))
     profile = {"image": ShapeRange(min=(1, 3, 8, 224), opt=(4, 3, 16, 224), max=(8, 3, 32, 224))}
-    found = json_body.describe(
+    found = describe(
         interface([image], [tensor("scores", "float16", shape=("batch", 10)), tensor("loss", "float64", shape=())]),
         model="m",
         versions=["3"],

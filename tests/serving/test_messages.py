@@ -16,7 +16,7 @@ from mlflow_trt.serving.error_parts import ErrorParts
 from mlflow_trt.serving.http import codec_messages
 from mlflow_trt.serving.limits import Limits
 from mlflow_trt.serving.protocol.datatypes import ProtocolError
-from mlflow_trt.serving.protocol.json_body import InferenceRequest, RequestedOutput
+from mlflow_trt.serving.protocol.inference_request import InferenceRequest, RequestedOutput
 from mlflow_trt.serving.served_model import ServedVersion
 from mlflow_trt.serving.workers import messages
 

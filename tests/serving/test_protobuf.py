@@ -18,7 +18,8 @@ from mlflow_trt.plan.dtypes import to_bfloat16
 from mlflow_trt.plan.manifest import Interface
 from mlflow_trt.serving.protocol import protobuf as messages
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
-from mlflow_trt.serving.protocol.json_body import InferenceRequest, ProtocolError, RequestedOutput
+from mlflow_trt.serving.protocol.inference_request import InferenceRequest, RequestedOutput
+from mlflow_trt.serving.protocol.json_body import ProtocolError
 from mlflow_trt.serving.protocol.protobuf import ModelInferRequest, ModelInferResponse
 
 from .echo import interface

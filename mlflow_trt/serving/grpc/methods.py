@@ -23,8 +23,10 @@ from .. import access_log
 from ..access_log import AccessLog
 from ..config import ServerConfig
 from ..http.codec import LARGE, Codec
-from ..protocol import json_body, protobuf
+from ..protocol import protobuf
 from ..protocol.datatypes import ProtocolError, show
+from ..protocol.inference_request import InferenceRequest, fit
+from ..protocol.metadata import describe
 from ..readiness import ready
 from ..shutdown import Shutdown
 
@@ -244,18 +246,18 @@ class Service:
         self,
         model: ServedModel,
         version: ServedVersion,
-        request: json_body.InferenceRequest,
+        request: InferenceRequest,
         begin: float,
         left: float | None,
     ) -> bytes:
-        inputs = json_body.fit(request, version.interface)
+        inputs = fit(request, version.interface)
         limits = (self._timeout, request.timeout, left)
         deadline = begin + min([seconds for seconds in limits if seconds is not None])
         # The batcher ends what is waiting at its deadline; a batch that runs is not cut off.
         answer = await asyncio.wrap_future(model.submit(inputs, deadline))
         answering = answer.version
         if answering.interface is not version.interface:  # another version took over meanwhile
-            json_body.fit(request, answering.interface)
+            fit(request, answering.interface)
         return protobuf.encode(
             request, answer.outputs, answering.interface, model=model.name, version=answering.version
         )
@@ -282,7 +284,7 @@ class Service:
 
     def _model_metadata(self, request: Any) -> dict[str, Any]:
         model, version = self._find(request.name, request.version)
-        described = json_body.describe(
+        described = describe(
             version.interface,
             model=model.name,
             versions=[version.version],

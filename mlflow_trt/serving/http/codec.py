@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from ...errors import DeadlineError, TrtError
 from .. import logs
 from ..error_parts import ErrorParts
-from ..protocol.json_body import InferenceRequest
+from ..protocol.inference_request import InferenceRequest
 from ..served_model import ServedVersion
 from .codec_messages import (
     Arrays,

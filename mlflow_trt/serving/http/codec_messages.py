@@ -16,7 +16,7 @@ import numpy as np
 
 from ..error_parts import ErrorParts
 from ..protocol import datatypes
-from ..protocol.json_body import InferenceRequest, RequestedOutput
+from ..protocol.inference_request import InferenceRequest, RequestedOutput
 from ..served_model import ServedVersion
 
 Buffer = Union[bytes, bytearray, memoryview]

@@ -15,6 +15,8 @@ from ..._version import __version__
 from ...errors import BusyError, TrtError
 from ..protocol import json_body
 from ..protocol.datatypes import NAMES
+from ..protocol.inference_request import InferenceRequest, fit
+from ..protocol.metadata import describe
 from . import openapi
 from .codec import LARGE, MANY
 from .request import Body, ClientGone, HttpError, Response
@@ -63,7 +65,7 @@ async def _openapi(context: RequestContext) -> Response:
 
 async def _metadata(context: RequestContext) -> Response:
     version = context.current()
-    found = json_body.describe(
+    found = describe(
         version.interface,
         model=context.served().name,
         versions=[version.version],
@@ -112,13 +114,13 @@ async def _infer_body(context: RequestContext, body: Body, begin: float) -> Resp
     model = context.served()
     interface = context.current().interface
     request = await _decode(context, body, interface)
-    inputs = json_body.fit(request, interface)
+    inputs = fit(request, interface)
     seconds = min(context.app.timeout, request.timeout or context.app.timeout)
     future = model.submit(inputs, begin + seconds, inline=context.app.only(context.scope.get("client")))
     answer = future.result() if future.done() else await _wait(context, future)
     version = answer.version
     if version.interface is not interface:  # another version took over meanwhile
-        json_body.fit(request, version.interface)
+        fit(request, version.interface)
     texts = None
     written = json_body.as_json(request, answer.outputs, version.interface)
     if written and sum(array.size for array in written.values()) > MANY:
@@ -132,7 +134,7 @@ async def _infer_body(context: RequestContext, body: Body, begin: float) -> Resp
     return Response(200, encoded.parts, {"inference-header-content-length": length}, media="application/octet-stream")
 
 
-async def _decode(context: RequestContext, body: Body, interface: Interface) -> json_body.InferenceRequest:
+async def _decode(context: RequestContext, body: Body, interface: Interface) -> InferenceRequest:
     """Reads a request; what takes long is done elsewhere."""
     length = context.headers.number("inference-header-content-length")
     if LARGE < (len(body) if length is None else length) <= len(body):

@@ -15,62 +15,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ...errors import InputError
-from ...plan.manifest import Interface, Profile, Tensor
+from ...plan.manifest import Interface
 from .datatypes import NAMES, ProtocolError, check_datatype, check_shape, from_json, from_raw, show, to_json, to_raw
+from .inference_request import MOST, SLOW, InferenceRequest, RequestedOutput, check_sent
 
-__all__ = [
-    "EncodedResponse",
-    "InferenceRequest",
-    "ProtocolError",
-    "RequestedOutput",
-    "decode",
-    "describe",
-    "encode",
-    "error_body",
-    "fit",
-]
-
-MOST = 4096
-"""Inputs and outputs: each is an object of its own in memory, however few bytes it came as."""
-SLOW = frozenset({"BOOL", "BYTES", "BF16"})
-"""Datatypes whose raw data is more than looked at."""
 _DAY = 86_400_000_000  # microseconds; what waits for longer would overflow Python's own waiting
-_NARROW = {"float16": "FP16", "bfloat16": "BF16"}
-"""A binding's dtype → the datatype that may be sent for a float32 input: the engine rounds to it anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestedOutput:
-    """An output that the client asks for."""
-
-    name: str
-    binary: bool
-    """Raw data behind the JSON, not JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
-    """An inference request, well-formed; whether it fits the model is for ``fit`` to say."""
-
-    id: str
-    """Empty if there is none."""
-    inputs: dict[str, np.ndarray]
-    """By name. Raw data as views of the body; BF16 as float32, BYTES as ``bytes`` objects."""
-    datatypes: dict[str, str]
-    """As they were sent: ``{"x": "BF16"}``."""
-    outputs: tuple[RequestedOutput, ...] | None
-    """In the order they were asked for; None: all."""
-    binary: bool
-    """What outputs not named come as."""
-    timeout: float | None
-    """Seconds, at most a day; None: the client set none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,54 +150,6 @@ def read(parsed: ParsedRequest) -> InferenceRequest:
     )
 
 
-def fit(request: InferenceRequest, interface: Interface) -> dict[str, np.ndarray]:
-    """Checks a request's names and datatypes against the model's; shapes are checked where the engine is called.
-
-    FP16 or BF16 is taken for a float32 input that is of that type inside the engine.
-
-    Returns:
-        The inputs by name, of the dtypes that the engine takes.
-
-    Raises:
-        InputError: An input is missing, unknown or of another datatype.
-        ProtocolError: A wanted output is unknown.
-    """
-    inputs: dict[str, np.ndarray] = {}
-    for tensor in interface.inputs:
-        array = request.inputs.get(tensor.name)
-        if array is None:
-            raise _wrong_names(request, interface)
-        sent = request.datatypes[tensor.name]
-        if sent != NAMES[tensor.dtype]:
-            check_sent(tensor, sent)
-            array = array.astype(np.float32, copy=False)
-        inputs[tensor.name] = array
-    if len(inputs) != len(request.inputs):
-        raise _wrong_names(request, interface)
-    names = [tensor.name for tensor in interface.outputs]
-    for wanted in request.outputs or ():
-        if wanted.name not in names:
-            raise ProtocolError(
-                f"The output {show(wanted.name)} is asked for.", f"one of {', '.join(names)}", "correct the name"
-            )
-    return inputs
-
-
-def check_sent(tensor: Tensor, sent: str) -> None:
-    """Checks an input's datatype against the model's.
-
-    Raises:
-        InputError: It is another, and the engine would not round to it anyway.
-    """
-    if sent == NAMES[tensor.dtype] or (tensor.dtype == "float32" and sent == _NARROW.get(tensor.binding_dtype)):
-        return
-    raise InputError(
-        f"Input {tensor.name!r} is sent as {sent}.",
-        NAMES[tensor.dtype],
-        "convert it: nothing says which conversion its owner meant",
-    )
-
-
 def as_json(request: InferenceRequest, answer: Mapping[str, np.ndarray], interface: Interface) -> dict[str, np.ndarray]:
     """The outputs that a response holds as JSON."""
     if request.outputs is None:
@@ -291,28 +198,6 @@ def encode(
     return EncodedResponse([text, *raw], len(text) if raw else None)
 
 
-def describe(
-    interface: Interface, *, model: str, versions: Sequence[str], platform: str, profiles: Sequence[Profile]
-) -> dict[str, Any]:
-    """Returns a model's metadata, as ``GET /v2/models/NAME`` answers it.
-
-    Args:
-        interface: The model's.
-        model: Its name.
-        versions: Those that are served.
-        platform: What runs it.
-        profiles: The shapes that calls may have; the protocol has no word for them and lets a server add its own.
-    """
-    return {
-        "name": model,
-        "versions": list(versions),
-        "platform": platform,
-        "inputs": [_metadata(tensor) for tensor in interface.inputs],
-        "outputs": [_metadata(tensor) for tensor in interface.outputs],
-        "profiles": [{name: bounds.model_dump(mode="json") for name, bounds in p.items()} for p in profiles],
-    }
-
-
 def error_body(message: str) -> bytes:
     """Returns the body of an error response, ASCII on one line whatever the message holds."""
     return json.dumps({"error": message}).encode()
@@ -329,11 +214,6 @@ def _around(header: dict[str, Any], texts: Mapping[str, bytes | bytearray | memo
             parts += [b',"data":', memoryview(texts[entry["name"]])]
         parts.append(b"}")
     return [*parts, b"]}"]
-
-
-def _metadata(tensor: Tensor) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
-    return {"name": tensor.name, "datatype": NAMES[tensor.dtype], "shape": shape}
 
 
 def _parse(text: memoryview) -> dict[str, Any]:
@@ -466,14 +346,3 @@ def _timeout(microseconds: Any) -> float | None:
 
 def _twice(what: str, name: str) -> ProtocolError:
     return ProtocolError(f"{what} {show(name)} is there twice.", "each one once", "remove one of them")
-
-
-def _wrong_names(request: InferenceRequest, interface: Interface) -> InputError:
-    names = [tensor.name for tensor in interface.inputs]
-    missing = [name for name in names if name not in request.inputs]
-    extra = [show(name) for name in request.inputs if name not in names]
-    parts = [f"missing: {', '.join(missing)}"] * bool(missing)
-    parts += [f"not known: {', '.join(extra[:5])}{', …' * (len(extra) > 5)}"] * bool(extra)
-    return InputError(
-        f"The inputs don't fit: {'; '.join(parts)}.", f"exactly {', '.join(names)}", "give each array under its name"
-    )

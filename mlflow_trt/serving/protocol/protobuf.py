@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from ...plan.manifest import Interface
 from . import json_body
 from .datatypes import DATATYPES, NAMES, ProtocolError, check_datatype, check_shape, from_raw, show, to_raw
-from .json_body import MOST, InferenceRequest
+from .inference_request import MOST, SLOW, InferenceRequest, check_sent
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -170,12 +170,12 @@ def check(message: Any, interface: Interface) -> None:
     taken = {tensor.name: tensor for tensor in interface.inputs}
     for entry in message.inputs:
         if entry.datatype == "BYTES" and entry.name in taken:
-            json_body.check_sent(taken[entry.name], "BYTES")
+            check_sent(taken[entry.name], "BYTES")
 
 
 def is_slow(message: Any, raw: list[memoryview], nbytes: int) -> bool:
     """Whether raw data has more than so many bytes, and of a kind that takes time."""
-    return sum(map(len, raw)) > nbytes and any(entry.datatype in json_body.SLOW for entry in message.inputs)
+    return sum(map(len, raw)) > nbytes and any(entry.datatype in SLOW for entry in message.inputs)
 
 
 def encode(
