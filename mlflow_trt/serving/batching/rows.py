@@ -77,8 +77,8 @@ def call(engine: Engine, names: Sequence[str], parts: Sequence[Sequence[np.ndarr
     stacked = getattr(engine, "predict_stacked", None)
     if stacked is None or (rows == size and len(parts) == 1):
         return engine.predict(dict(zip(names, joined(parts, rows, size))))
-    found: Result = stacked(list(zip(*parts)), size)
-    return found
+    result: Result = stacked(list(zip(*parts)), size)
+    return result
 
 
 def fitting(binder: Binder, sizes: Sequence[int], row_shapes: RowShapes) -> tuple[int, ...]:

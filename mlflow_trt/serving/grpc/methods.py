@@ -145,12 +145,12 @@ class Service:
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
         }
-        found: dict[str, Callable[[bytes, Context], Awaitable[bytes]]] = {
+        methods: dict[str, Callable[[bytes, Context], Awaitable[bytes]]] = {
             name: partial(self._tell, name, answer) for name, answer in answers.items()
         }
-        found["ModelInfer"] = self._infer
+        methods["ModelInfer"] = self._infer
         # Without a deserializer: gRPC would answer a broken message with UNKNOWN and a Python type's name.
-        return {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in found.items()}
+        return {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in methods.items()}
 
     async def _tell(self, method: str, answer: Callable[[Any], Any], data: bytes, context: Context) -> bytes:
         """Answers everything but inference."""
@@ -335,8 +335,8 @@ def _route(error: Exception, route: str) -> str:
 
 def _metadata(context: Context, name: str) -> str | None:
     """A value of a call's metadata."""
-    found = next((value for key, value in context.invocation_metadata() or () if key == name), None)
-    return found if isinstance(found, str) else None
+    metadata = next((value for key, value in context.invocation_metadata() or () if key == name), None)
+    return metadata if isinstance(metadata, str) else None
 
 
 async def _abort(context: Context, error: Exception, identifier: str) -> None:

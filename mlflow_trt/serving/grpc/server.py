@@ -53,7 +53,7 @@ async def start(
     *,
     metrics: Metrics | None = None,
     shutdown: Shutdown | None = None,
-) -> Server:
+) -> GrpcServer:
     """Serves models over gRPC, from the running event loop.
 
     Args:
@@ -107,10 +107,10 @@ async def start(
         )
     await server.start()
     _logger.info("Listening", extra={"protocol": "grpc", "host": host, "port": bound})
-    return Server(server, service, bound)
+    return GrpcServer(server, service, bound)
 
 
-class Server:
+class GrpcServer:
     """A server that runs.
 
     Args:
@@ -147,9 +147,9 @@ class Server:
 
     async def _end(self, seconds: float) -> None:
         service = self._service
-        for found in sockets_at(self.port):
-            if is_listening(found):
-                refuse_new(found)
+        for tcp_socket in sockets_at(self.port):
+            if is_listening(tcp_socket):
+                refuse_new(tcp_socket)
         end = time.monotonic() + seconds
         while service.running and time.monotonic() < end:
             await asyncio.sleep(_FLUSH)
@@ -173,13 +173,13 @@ class Server:
     async def _disconnect(self) -> None:
         """Disconnects whoever still calls, and waits until gRPC has noticed."""
         gone = set()
-        for found in sockets_at(self.port):
-            if not is_listening(found) and heard_within(found, 2 * _HOLD):
-                gone.add(found.getpeername())
-                found.shutdown(socket.SHUT_RD)
+        for tcp_socket in sockets_at(self.port):
+            if not is_listening(tcp_socket) and heard_within(tcp_socket, 2 * _HOLD):
+                gone.add(tcp_socket.getpeername())
+                tcp_socket.shutdown(socket.SHUT_RD)
         end = time.monotonic() + _LONGEST_HOLD
         while time.monotonic() < end and any(
-            not is_listening(found) and found.getpeername() in gone for found in sockets_at(self.port)
+            not is_listening(tcp_socket) and tcp_socket.getpeername() in gone for tcp_socket in sockets_at(self.port)
         ):
             await asyncio.sleep(_FLUSH)
 

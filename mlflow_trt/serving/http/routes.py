@@ -65,7 +65,7 @@ async def _openapi(context: RequestContext) -> Response:
 
 async def _metadata(context: RequestContext) -> Response:
     version = context.current()
-    found = describe(
+    described = describe(
         version.interface,
         model=context.served().name,
         versions=[version.version],
@@ -73,7 +73,7 @@ async def _metadata(context: RequestContext) -> Response:
         profiles=version.profiles,
     )
     # The protocol's metadata may hold more: here, what became of the last promotion.
-    return _json({**found, "status": context.served().status()})
+    return _json({**described, "status": context.served().status()})
 
 
 async def _model_ready(context: RequestContext) -> Response:

@@ -239,11 +239,11 @@ def _no_json(why: str) -> ProtocolError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise _twice("The key", next(key for key, count in counts.items() if count > 1))
-    return found
+    return members
 
 
 def _no_constant(word: str) -> NoReturn:
@@ -278,9 +278,9 @@ def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
 
 def _objects(entries: Any, key: str) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        found = f"has no {key}" if entries is None else f"has {key} that are no array of objects"
+        what = f"has no {key}" if entries is None else f"has {key} that are no array of objects"
         raise ProtocolError(
-            f"The request {found}.", f'"{key}": an array with an object for each tensor', "correct the request"
+            f"The request {what}.", f'"{key}": an array with an object for each tensor', "correct the request"
         )
     return entries
 
@@ -317,9 +317,9 @@ def _wanted(entries: Any, binary: bool) -> tuple[RequestedOutput, ...] | None:
     if entries is None or entries == []:  # Triton takes an empty list as all outputs too
         return None
     wanted: dict[str, RequestedOutput] = {}
-    if len(found := _objects(entries, "outputs")) > MOST:
-        raise ProtocolError(f"The request asks for {len(found):,} outputs.", f"at most {MOST:,}", "split the request")
-    for entry in found:
+    if len(objects := _objects(entries, "outputs")) > MOST:
+        raise ProtocolError(f"The request asks for {len(objects):,} outputs.", f"at most {MOST:,}", "split the request")
+    for entry in objects:
         name = _text(entry.get("name"), "An output's name")
         if name in wanted:
             raise _twice("Output", name)

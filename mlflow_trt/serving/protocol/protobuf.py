@@ -230,7 +230,7 @@ def _from_contents(name: str, datatype: str, shape: tuple[int, ...], contents: A
             "send it there",
         )
     values = getattr(contents, field)
-    others = [found.name for found, _ in contents.ListFields() if found.name != field]
+    others = [other.name for other, _ in contents.ListFields() if other.name != field]
     if others or len(values) != math.prod(shape):
         raise ProtocolError(
             f"Input {show(name)} has {len(values)} {field}" + (f", and {', '.join(others)}." if others else "."),

@@ -58,8 +58,8 @@ def resolve(target: WatchedAlias) -> str:
     ):
         from mlflow import MlflowClient
 
-        found = MlflowClient().get_model_version_by_alias(target.name, target.alias)
-    return str(ModelUri(target.name, version=found.version))
+        version = MlflowClient().get_model_version_by_alias(target.name, target.alias)
+    return str(ModelUri(target.name, version=version.version))
 
 
 class AliasWatcher:

@@ -250,31 +250,33 @@ class Model:
             if self._loader.is_alive():
                 self._log(logging.WARNING, "close_waits", "A load under way does not end; it is left to itself")
 
-    def _looked(self, found: Outcome) -> None:
+    def _looked(self, outcome: Outcome) -> None:
         """Takes what a look of the watcher brought."""
         with self._changed:
             was_away, before = self._away, self._wanted
-            if isinstance(found, TrtError):
-                self._away = found
-                last = self._last(found)
+            if isinstance(outcome, TrtError):
+                self._away = outcome
+                last = self._last(outcome)
                 self._wanted = self._wanted or last
             else:
-                self._away, self._wanted, self._checked_at = None, found, time.time()
-                if self._failure is not None and (self._again or self._failure.uri != found):
+                self._away, self._wanted, self._checked_at = None, outcome, time.time()
+                if self._failure is not None and (self._again or self._failure.uri != outcome):
                     self._failure = None
                 self._again = False
             self._changed.notify_all()
-        if isinstance(found, TrtError):
+        if isinstance(outcome, TrtError):
             if last is not None:
                 text = "The registry can't be reached: the version that was served last is loaded from the cache"
-                self._log(logging.WARNING, "offline_start", text, version=_short(last), error=found.found)
+                self._log(logging.WARNING, "offline_start", text, version=_short(last), error=outcome.found)
             level = logging.DEBUG if was_away else logging.WARNING  # the first of many equal ones
-            self._log(level, "registry_away", "The registry can't be read; what is served stays", error=found.found)
+            self._log(level, "registry_away", "The registry can't be read; what is served stays", error=outcome.found)
         else:
             if was_away:
                 self._log(logging.INFO, "registry_back", "The registry can be read again")
-            if before is not None and found != before:
-                self._log(logging.INFO, "alias_moved", "The alias moved", version=_short(found), before=_short(before))
+            if before is not None and outcome != before:
+                self._log(
+                    logging.INFO, "alias_moved", "The alias moved", version=_short(outcome), before=_short(before)
+                )
 
     def _last(self, error: TrtError) -> str | None:
         """The version that was served last, if a first one is wanted and the registry gave no answer."""
@@ -378,12 +380,12 @@ class Model:
 
     def _not_ready(self) -> BusyError:
         if self._closed:
-            found = "is closed"
+            state = "is closed"
         elif self.failure:
-            found = "could not be loaded yet"
+            state = "could not be loaded yet"
         else:
-            found = "is being loaded"
-        return BusyError(f"The model {self.name} {found}.", "a model that is ready", "try again a little later")
+            state = "is being loaded"
+        return BusyError(f"The model {self.name} {state}.", "a model that is ready", "try again a little later")
 
     def _log(self, level: int, event: str, text: str, **fields: Any) -> None:
         shown = ", ".join(f"{key} {value}" for key, value in fields.items() if key in ("version", "before", "error"))
