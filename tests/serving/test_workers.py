@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from concurrent.futures import Future
 
@@ -18,6 +19,7 @@ from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.config import ServerConfig
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.served_model import ServedVersion
+from mlflow_trt.serving.workers import pool as worker_pool
 from mlflow_trt.serving.workers.pool import WorkerPool
 
 WIDE = 16 << 10
@@ -125,3 +127,45 @@ def test_what_a_dead_front_left_stays_locked_while_an_engine_reads_it(cudart):
 
     run(check, device=0)
     assert not cudart.pinned
+
+
+def test_an_answer_says_which_version_it_is_of(cudart):
+    """Also one that took over, or is of one that was replaced, before the worker was told so."""
+
+    async def check(model, url, pool):
+        x = np.ones((1, WIDE), np.float32)
+        versions = [
+            dataclasses.replace(Held.current, version=str(n), uri=f"models:/m/{n}") for n in range(1, 6)
+        ]  # one more than a worker knows
+        waiting = []
+        for version in versions:
+            model.current = version
+            waiting.append((version, post(url, x)))
+            await until(lambda: model.requests)
+            _, future = model.requests.pop()
+            outputs = Result({"y": x.sum(axis=1, keepdims=True)}, "tensorrt")
+            waiting[-1] = (*waiting[-1], future, Answer(outputs, version, 1, 1, 0.0, 0.0))
+        metadata = url.removesuffix("/infer")
+        for version, response, future, answered in reversed(waiting):
+            model.current = version
+            future.set_result(answered)
+            assert (await response).json()["model_version"] == version.version
+        assert (await asyncio.to_thread(requests.get, metadata)).json()["versions"] == ["1"]
+
+    run(check, device=None)
+
+
+def test_what_answers_now_is_known_with_its_first_answer(cudart, monkeypatch):
+    monkeypatch.setattr(worker_pool, "_STATE", 30.0)  # until then nobody looks
+
+    async def check(model, url, pool):
+        response = post(url, np.ones((1, WIDE), np.float32))
+        await until(lambda: model.requests)
+        given, future = model.requests.pop()
+        model.current = dataclasses.replace(Held.current, version="2", uri="models:/m/2")
+        future.set_result(Answer(Result({"y": given[:, :1]}, "tensorrt"), model.current, 1, 1, 0.0, 0.0))
+        assert (await response).json()["model_version"] == "2"
+        metadata = await asyncio.to_thread(requests.get, url.removesuffix("/infer"), timeout=60)
+        assert metadata.json()["versions"] == ["2"]
+
+    run(check, device=None)

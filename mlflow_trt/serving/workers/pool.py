@@ -186,7 +186,8 @@ class _Worker:
         self._told: dict[str, ModelStatus] = {}
         self._known: dict[str, tuple[ServedVersion, ...]] = dict.fromkeys(models, ())
         """The versions of each model that the worker was told of, the last one first."""
-        self._telling = threading.Lock()
+        self._introducing = threading.Lock()
+        self._loop = asyncio.get_running_loop()
         self._running: dict[int, Future[Answer]] = {}
         descriptors = [shared_memory.create(SHARED_MEMORY), shared_memory.create(SHARED_MEMORY)]
         self._requests, self._answers = (SharedMemory(descriptor, SHARED_MEMORY) for descriptor in descriptors)
@@ -256,12 +257,11 @@ class _Worker:
 
     def _introduce(self, model: str, version: ServedVersion) -> None:
         """Describes a version before anything else names it; from any thread."""
-        if version not in self._known[model]:
-            with self._telling:
-                known = self._known[model]
-                if version not in known:
-                    self._send(VersionLoaded(model, version))
-                    self._known[model] = (version, *known)[:KNOWN_VERSIONS]
+        with self._introducing:
+            known = self._known[model]
+            if version not in known:
+                self._send(VersionLoaded(model, version))
+                self._known[model] = (version, *known)[:KNOWN_VERSIONS]
 
     def _take(self, message: Message) -> None:
         match message:
@@ -324,7 +324,9 @@ class _Worker:
             _logger.exception("A request failed")
             self._refuse(number, TrtError("The server failed; its log says more."))
         else:
-            self._introduce(model, answer.version)
+            if answer.version not in self._known[model]:
+                self._loop.call_soon_threadsafe(self.tell)  # first: which version answers now travels with the answer
+                self._introduce(model, answer.version)
             figures = (answer.rows, answer.batch, answer.queued, answer.computed)
             self._send(InferenceAnswer(number, answer.version.version, answer.outputs.backend, outputs, *figures))
 
