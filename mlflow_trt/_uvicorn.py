@@ -1,6 +1,6 @@
 """The only file that touches what is private to uvicorn: its HTTP protocol on httptools, and the parts of its server.
 
-Seen in uvicorn 0.30 to 0.54. ``tests/test_uvicorn.py`` finds what a new one no longer has.
+Seen in uvicorn 0.53 and 0.54. ``tests/test_uvicorn.py`` finds what a new one no longer has.
 """
 
 from __future__ import annotations
