@@ -49,9 +49,9 @@ class Server:
         """Returns the processor time that was used so far; zeros where the system does not tell."""
         try:
             folder = Path(f"/proc/{self.pid}")
-            fronts = [pid for task in folder.glob("task/*/children") for pid in task.read_text().split()]
+            http_workers = [pid for task in folder.glob("task/*/children") for pid in task.read_text().split()]
             event_loop = _used(folder / "task" / str(self.pid))
-            return Cpu(_all_used(folder), event_loop, sum(_all_used(Path("/proc") / pid) for pid in fronts))
+            return Cpu(_all_used(folder), event_loop, sum(_all_used(Path("/proc") / pid) for pid in http_workers))
         except OSError:
             return Cpu(0.0, 0.0, 0.0)
 
@@ -63,14 +63,14 @@ class Cpu:
     engines: float
     """Of the engines' process."""
     event_loop: float
-    """Of the thread in it that fronts, or clients, talk to."""
-    fronts: float
+    """Of the thread in it that HTTP workers, or clients, talk to."""
+    http_workers: float
     """Of all processes that only speak HTTP."""
 
     @property
     def all(self) -> float:
         """Of the server as a whole."""
-        return self.engines + self.fronts
+        return self.engines + self.http_workers
 
     def since(self, before: Cpu) -> Cpu:
         """What was used since then."""

@@ -34,9 +34,9 @@ MEMORY = "GPU memory after the last move ÷ after the first"
 CLIENTS = 64
 CURVE = (1, 2, 4, 8, 16, 32)
 """Clients before these."""
-FRONTS = 12
+HTTP_WORKERS = 12
 """Processes that speak HTTP."""
-_MANY = ("--http-processes", str(FRONTS))
+_MANY = ("--http-processes", str(HTTP_WORKERS))
 ALONE, JOINED = "no batching", "batching"
 WAYS = {ALONE: ("--no-batching", *_MANY), JOINED: _MANY, f"{JOINED}, HTTP in the engines' process": ()}
 """The server's options."""
@@ -79,7 +79,7 @@ def concurrent(context: Context) -> Measurement:
     measurement = Measurement(
         notes=[
             f"Rounds of {seconds} s, the ways in turn; clients in 4 processes, float32 images, binary tensors; HTTP in "
-            f"{FRONTS} processes."
+            f"{HTTP_WORKERS} processes."
         ]
     )
     request = infer_request("m", arrays("resnet50", 1), "logits")
@@ -225,7 +225,7 @@ def _busy(server: Server, before: dict[str, float], cpu_before: Cpu, asked: floa
     batches, computed = max(grown("mlflow_trt_batch_rows_count"), 1.0), grown("mlflow_trt_compute_seconds_sum")
     return (
         f"the engines' process used {cpu.engines / asked:.2f} cores, {cpu.event_loop / asked:.2f} of these its event "
-        f"loop, and the HTTP processes {cpu.fronts / asked:.2f}; {computed / asked:.2f} of 2 contexts ran, with "
+        f"loop, and the HTTP processes {cpu.http_workers / asked:.2f}; {computed / asked:.2f} of 2 contexts ran, with "
         f"{grown('mlflow_trt_batch_rows_sum') / batches:.1f} rows a batch, {computed / batches * 1e3:.2f} ms"
     )
 

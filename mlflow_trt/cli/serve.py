@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..serving.config import LoadOptions, ServerConfig
 from ..serving.limits import RANGES, Limits
 
 TOKEN = "MLFLOW_TRT_TOKEN"
 WEBHOOK_SECRET = "MLFLOW_TRT_WEBHOOK_SECRET"
 
 _MEGA = 1 << 20
-_LIMITS = Limits()
+_DEFAULTS = ServerConfig()
+_LIMITS = _DEFAULTS.limits
 
 
 class _Number(click.FloatRange):
@@ -54,27 +57,29 @@ def _option(flag: str, name: str, default: float | None, text: str, unit: float 
 @click.command(short_help="Serve models over HTTP and gRPC.")
 @click.argument("model_uri", metavar="[MODEL]", required=False)
 @click.option("--model", "named", multiple=True, metavar="NAME=MODEL", help="A model and its name; repeatable.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@_option("--port", "port", 8000, "Of HTTP; 0: any that is free, which the log names.")
+@click.option("--host", default=_DEFAULTS.host, show_default=True, help="The address to listen on.")
+@_option("--port", "port", _DEFAULTS.port, "Of HTTP; 0: any that is free, which the log names.")
 @_option("--grpc-port", "grpc_port", None, "Of gRPC; 0: any that is free; without it there is none.")
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "reference"]),
-    default="tensorrt",
+    default=_DEFAULTS.options.backend,
     show_default=True,
     help="What runs the models; reference: PyTorch, on the CPU.",
 )
 @click.option("--device", "devices", default="0", show_default=True, help="Indices of the GPUs: 0,1")
-@_option("--max-contexts", "max_contexts", 2, "Calls that run at once on each GPU.")
+@_option("--max-contexts", "max_contexts", _DEFAULTS.options.max_contexts, "Calls that run at once on each GPU.")
 @_option("--memory-limit", "memory_limit", None, "Bytes of GPU memory for contexts, per GPU and version.")
 @click.option("--batching/--no-batching", default=True, show_default=True, help="Join concurrent requests.")
 @_option("--delay", "delay", 0.0, "Milliseconds that a request may wait for others.", 1e-3)
-@_option("--max-queue", "max_queue", 256, "Requests that may wait; further ones get 503.")
-@_option("--http-processes", "http_processes", 0, "Processes that speak HTTP; 0: the server's own.")
-@_option("--interval", "interval", 5.0, "Seconds between two looks at an alias.")
-@_option("--timeout", "timeout", 60.0, "Seconds that a request may take, once its body is there.")
-@_option("--drain", "drain", 5.0, "Seconds after SIGTERM in which requests are taken; not after Ctrl-C.")
-@_option("--max-body", "max_body", 256, "MiB that a request's body may have.", _MEGA)
+@_option("--max-queue", "max_queue", _DEFAULTS.options.max_queue, "Requests that may wait; further ones get 503.")
+@_option(
+    "--http-processes", "http_processes", _DEFAULTS.http_processes, "Processes that speak HTTP; 0: the server's own."
+)
+@_option("--interval", "interval", _DEFAULTS.interval, "Seconds between two looks at an alias.")
+@_option("--timeout", "timeout", _DEFAULTS.timeout, "Seconds that a request may take, once its body is there.")
+@_option("--drain", "drain", _DEFAULTS.drain, "Seconds after SIGTERM in which requests are taken; not after Ctrl-C.")
+@_option("--max-body", "max_body", _DEFAULTS.max_body >> 20, "MiB that a request's body may have.", _MEGA)
 @_option("--max-header", "max_header", _LIMITS.max_header >> 10, "KiB that a request's headers may have.", 1 << 10)
 @_option("--max-connections", "max_connections", _LIMITS.max_connections, "HTTP connections that may be open.")
 @_option("--max-unsent", "max_unsent", _LIMITS.max_unsent >> 20, "MiB of answers that clients may leave unread.", _MEGA)
@@ -160,43 +165,45 @@ def serve(
     from ..serving import logs
 
     with logs.captured(log_level):  # imports may warn
+        models = _models(model_uri, named)
+        indices, token = _indices(devices), _token(token_file)
         from ..serving import server
-        from ..serving.versions.served import Options
 
-        _until_it_ends(
-            server.serve,
-            _models(model_uri, named),
-            host=host,
-            port=port,
-            grpc_port=grpc_port,
-            options=Options(
-                backend=backend,
-                devices=_indices(devices),
-                max_contexts=max_contexts,
-                memory_limit=memory_limit,
-                batching=batching,
-                delay=delay / 1000,
-                max_queue=max_queue,
-                offline_start=offline_start,
-            ),
-            interval=interval,
-            timeout=timeout,
-            max_body=max_body << 20,
-            http_processes=http_processes,
-            token=_token(token_file),
-            webhook_secret=os.environ.get(WEBHOOK_SECRET),
-            drain=drain,
-            limits=Limits(max_header=max_header << 10, max_unsent=max_unsent << 20, **limits),
-            exit_on_error=exit_on_error,
-            access_log=access_log,
-            log_level=log_level,
-        )
+        with _exit_status(), server.failures_logged(log_level):
+            config = ServerConfig(
+                host=host,
+                port=port,
+                grpc_port=grpc_port,
+                options=LoadOptions(
+                    backend=backend,
+                    devices=indices,
+                    max_contexts=max_contexts,
+                    memory_limit=memory_limit,
+                    batching=batching,
+                    delay=delay / 1000,
+                    max_queue=max_queue,
+                    offline_start=offline_start,
+                ),
+                interval=interval,
+                timeout=timeout,
+                max_body=max_body << 20,
+                http_processes=http_processes,
+                token=token,
+                webhook_secret=os.environ.get(WEBHOOK_SECRET),
+                drain=drain,
+                limits=Limits(max_header=max_header << 10, max_unsent=max_unsent << 20, **limits),
+                exit_on_error=exit_on_error,
+                access_log=access_log,
+                log_level=log_level,
+            )
+            server.run(models, config)
 
 
-def _until_it_ends(serve: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Runs the server; why it failed is in its log, whose every line is JSON."""
+@contextlib.contextmanager
+def _exit_status() -> Iterator[None]:
+    """Makes 1 of a failure, whose reason is in the log, whose every line is JSON."""
     try:
-        serve(*args, **kwargs)
+        yield
     except Exception:
         sys.exit(1)
 
@@ -218,12 +225,12 @@ def _models(model_uri: str | None, named: tuple[str, ...]) -> dict[str, str]:
 
 def _indices(devices: str) -> tuple[int, ...]:
     try:
-        found = tuple(int(index) for index in devices.split(","))
+        indices = tuple(int(index) for index in devices.split(","))
     except ValueError:
-        found = ()
-    if not found or min(found) < 0 or len(set(found)) < len(found):
+        indices = ()
+    if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
         raise click.UsageError(f"--device is {devices!r}; give indices such as 0 or 0,1.")
-    return found
+    return indices
 
 
 def _token(path: Path | None) -> str | None:

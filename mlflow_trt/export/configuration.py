@@ -35,7 +35,7 @@ DATATYPES = {
 
 
 @dataclass(frozen=True)
-class Options:
+class TritonOptions:
     """What the user decides of how Triton runs a model."""
 
     batching: bool = True
@@ -68,7 +68,7 @@ class Configuration:
 
 
 def configure(
-    name: str, interface: Interface, selection: Selection, golden: GoldenTensors | None, options: Options
+    name: str, interface: Interface, selection: Selection, golden: GoldenTensors | None, options: TritonOptions
 ) -> Configuration:
     """Decides a model's configuration.
 
@@ -166,14 +166,14 @@ def _tensor(tensor: Tensor, *, batched: bool) -> Message:
 
 
 def _datatype(tensor: Tensor) -> str:
-    found = DATATYPES.get(tensor.binding_dtype)
-    if found is None:
+    datatype = DATATYPES.get(tensor.binding_dtype)
+    if datatype is None:
         raise CompatibilityError(
             f"The engine's {tensor.binding!r} has the dtype {tensor.binding_dtype}.",
             f"one that Triton's TensorRT backend has: {', '.join(DATATYPES)}",
             "convert the model with inputs and outputs of such a dtype; inside it may hold any",
         )
-    return found
+    return datatype
 
 
 def _warmup(

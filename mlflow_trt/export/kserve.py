@@ -178,11 +178,11 @@ def _grace(arguments: Sequence[str]) -> int:
 
 
 def _service_name(name: str | None, model_uri: str) -> str:
-    found = name or re.sub(r"[^a-z0-9]+", "-", (naming.parse(model_uri).name or "").lower()).strip("-")
-    if not _DNS_LABEL.fullmatch(found):
+    service = name or re.sub(r"[^a-z0-9]+", "-", (naming.parse(model_uri).name or "").lower()).strip("-")
+    if not _DNS_LABEL.fullmatch(service):
         raise SettingError(
-            f"{found!r} can't be a service's name." if found else "The model's URI gives the service no name.",
+            f"{service!r} can't be a service's name." if service else "The model's URI gives the service no name.",
             "at most 63 lower-case letters, digits and hyphens, a letter first",
             "give one as name=, --name on the command line",
         )
-    return found
+    return service

@@ -25,7 +25,7 @@ from ..errors import CompatibilityError, PlanError, SettingError, StoreError
 from ..model_uri import ModelUri
 from ..plan.manifest import PlanRecord
 from . import naming, pbtxt
-from .configuration import Configuration, Options, configure
+from .configuration import Configuration, TritonOptions, configure
 from .naming import Named
 from .selection import Selection, select
 
@@ -100,7 +100,7 @@ def export_triton(
         SettingError: A name, number or option can't be used, or the repository holds something else of that name.
         StoreError: The store can't be read, or the repository can't be written.
     """
-    options = Options(batching, tuple(preferred_batch_sizes), delay, instances, tuple(gpus), keep_versions)
+    options = TritonOptions(batching, tuple(preferred_batch_sizes), delay, instances, tuple(gpus), keep_versions)
     named = naming.parse(model_uri)
     name = _check_name(name or named.name)
     if named.alias:

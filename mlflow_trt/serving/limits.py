@@ -87,10 +87,10 @@ def check_secret(what: str, secret: str | None) -> None:
     Raises:
         SettingError: It is empty, or has characters that no header can carry.
     """
-    from ..errors import SettingError
-
     if secret is None or (secret.strip() and secret.isprintable()):
         return
+    from ..errors import SettingError
+
     raise SettingError(
         f"{what} is empty." if not secret.strip() else f"{what} has control characters, or more than one line.",
         "a secret in one line",

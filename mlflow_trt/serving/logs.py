@@ -148,12 +148,12 @@ def captured(level: str) -> Iterator[None]:
         stack.callback(_restore_root, logging.root.handlers, logging.root.level)
         logging.root.handlers = [_Handler()]
         logging.root.setLevel(max(logging.WARNING, getattr(logging, level.upper())))
-        for found in list(logging.root.manager.loggerDict.values()):
-            if isinstance(found, logging.Logger) and found.name not in _NAMES and any(map(_prints, found.handlers)):
-                stack.callback(setattr, found, "handlers", found.handlers)
-                stack.callback(setattr, found, "propagate", found.propagate)
-                found.handlers = [handler for handler in found.handlers if not _prints(handler)]
-                found.propagate = True
+        for logger in list(logging.root.manager.loggerDict.values()):
+            if isinstance(logger, logging.Logger) and logger.name not in _NAMES and any(map(_prints, logger.handlers)):
+                stack.callback(setattr, logger, "handlers", logger.handlers)
+                stack.callback(setattr, logger, "propagate", logger.propagate)
+                logger.handlers = [handler for handler in logger.handlers if not _prints(handler)]
+                logger.propagate = True
         stack.callback(flush)
         logging.captureWarnings(True)
         stack.callback(logging.captureWarnings, False)

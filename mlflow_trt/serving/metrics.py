@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,12 +15,28 @@ from .limits import CUTS
 
 if TYPE_CHECKING:
     from .batching.queue import Answer
-    from .versions.served import Model
+    from .served_model import ServedModel
 
 MEDIA = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class RequestMetrics(Protocol):
+    """What requests are counted by: the server's own :class:`Metrics`, or an HTTP worker's stand-in for them."""
+
+    def request(self, model: str, protocol: str, status: int | str, seconds: float | None) -> None:
+        """Counts an inference request that ended."""
+
+    def other(self, route: str, protocol: str, status: int | str) -> None:
+        """Counts any other one."""
+
+    def cut(self, limit: str) -> None:
+        """Counts a connection that was refused or cut off."""
+
+    def text(self) -> bytes:
+        """Returns what Prometheus reads; may wait."""
 
 
 class Metrics:
@@ -31,7 +47,7 @@ class Metrics:
         devices: CUDA devices whose memory is shown.
     """
 
-    def __init__(self, models: Mapping[str, Model], devices: Iterable[int] = ()) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], devices: Iterable[int] = ()) -> None:
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "mlflow_trt_requests", "Inference requests by outcome.", ("model", "protocol", "status"), registry=registry
@@ -126,7 +142,7 @@ class _State(Collector):
     """What is asked only when somebody looks."""
 
     def __init__(
-        self, models: Mapping[str, Model], devices: tuple[int, ...], in_flight: Mapping[str, Callable[[], int]]
+        self, models: Mapping[str, ServedModel], devices: tuple[int, ...], in_flight: Mapping[str, Callable[[], int]]
     ) -> None:
         self._in_flight = in_flight
         self._models = models

@@ -19,34 +19,34 @@ _ROLES = {b".workers.worker": "http", b".codec_process": "codec"}
 
 def collect() -> Iterator[Metric]:
     """Yields Prometheus' usual ``process_*`` figures, of each process by ``process`` (its role) and ``pid``."""
-    found: dict[str, Metric] = {}
+    families: dict[str, Metric] = {}
     for role, pid in processes():
         labels = {"process": role, "pid": str(pid)}
         for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
-            family = found.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             for sample in metric.samples:
                 family.add_sample(sample.name, {**sample.labels, **labels}, sample.value)
-    yield from found.values()
+    yield from families.values()
 
 
 def processes() -> list[tuple[str, int]]:
     """Returns this process and its descendants with their roles; nothing where there is no ``/proc``."""
     own = os.getpid()
-    found = [("server", own)] if (_PROC / str(own)).exists() else []
+    roles = [("server", own)] if (_PROC / str(own)).exists() else []
     parents = [own]
     while parents:
         for pid in _children(parents.pop()):
-            found.append((_role(pid), pid))
+            roles.append((_role(pid), pid))
             parents.append(pid)
-    return found
+    return roles
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
     for path in (_PROC / str(pid)).glob("task/*/children"):
         with contextlib.suppress(OSError):  # it has just ended
-            found += map(int, path.read_text().split())
-    return found
+            pids += map(int, path.read_text().split())
+    return pids
 
 
 def _role(pid: int) -> str:

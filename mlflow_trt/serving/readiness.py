@@ -14,7 +14,7 @@ def ready(statuses: Iterable[Mapping[str, Any]], exit_on_error: bool) -> bool:
         exit_on_error: Whether a model that can't be loaded ends it: then it is ready once all of them answer. Else it
             is ready once each has either answered or failed, and at least one answers.
     """
-    found = [(status["state"] == "ready", status.get("attempted", True)) for status in statuses]
+    states = [(status["state"] == "ready", status.get("attempted", True)) for status in statuses]
     if exit_on_error:
-        return all(answers for answers, _ in found)
-    return any(answers for answers, _ in found) and all(answers or attempted for answers, attempted in found)
+        return all(answers for answers, _ in states)
+    return any(answers for answers, _ in states) and all(answers or attempted for answers, attempted in states)

@@ -9,18 +9,19 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from .. import model_uri
 from ..errors import SettingError, TrtError
 from . import logs
+from .config import LoadOptions, ServerConfig
 from .http.listening import affordable, bind, new_loop, refuse_new, settle, tune_process
-from .limits import RANGES, Limits, check_number, check_secret
-from .shutdown import Ending
-from .versions.served import Model, Options
-from .workers.pool import Fronts
+from .limits import Limits
+from .shutdown import Shutdown
+from .versions.served import Model
+from .workers.pool import WorkerPool
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     grpc_port: int | None = None,
-    options: Options | None = None,
+    options: LoadOptions | None = None,
     interval: float = 5.0,
     timeout: float = 60.0,
     max_body: int = 256 << 20,
@@ -82,33 +83,33 @@ def serve(
         StoreError: The port is taken.
         TrtError: A model could not be loaded in the first place.
     """
-    options = options or Options()
-    limits = limits or Limits()
-    given = {**locals(), **vars(options)}
+    with failures_logged(log_level):
+        config = ServerConfig(
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            options=options or LoadOptions(),
+            interval=interval,
+            timeout=timeout,
+            max_body=max_body,
+            token=token,
+            webhook_secret=webhook_secret,
+            http_processes=http_processes,
+            drain=drain,
+            limits=limits or Limits(),
+            exit_on_error=exit_on_error,
+            access_log=access_log,
+            log_level=log_level,
+        )
+        run(models, config)
+
+
+@contextlib.contextmanager
+def failures_logged(log_level: str) -> Iterator[None]:
+    """Captures the log, and leaves a last line in it that says why the block failed, if it does."""
     with logs.captured(log_level):
         try:
-            for name in RANGES.keys() & given.keys():
-                check_number(name, given[name])
-            check_secret("The bearer token", token)
-            check_secret("The webhook's secret", webhook_secret)
-            _serve(
-                _named(models),
-                host=host,
-                port=port,
-                grpc_port=grpc_port,
-                options=options,
-                interval=interval,
-                timeout=timeout,
-                max_body=max_body,
-                token=token,
-                webhook_secret=webhook_secret,
-                http_processes=http_processes,
-                drain=drain,
-                limits=limits,
-                exit_on_error=exit_on_error,
-                access_log=access_log,
-                log_level=log_level,
-            )
+            yield
         except TrtError as error:
             _logger.critical("%s", error.message, extra={"event": "failed", "error_type": type(error).__name__})
             raise
@@ -117,25 +118,14 @@ def serve(
             raise
 
 
-def _serve(
-    models: Mapping[str, str],
-    *,
-    host: str,
-    port: int,
-    grpc_port: int | None,
-    options: Options,
-    interval: float,
-    timeout: float,
-    max_body: int,
-    token: str | None,
-    webhook_secret: str | None,
-    http_processes: int,
-    drain: float,
-    limits: Limits,
-    exit_on_error: bool,
-    access_log: bool,
-    log_level: str,
-) -> None:
+def run(models: str | Mapping[str, str], config: ServerConfig) -> None:
+    """Does :func:`serve`'s work; the log is the caller's to capture.
+
+    Args:
+        models: A model URI, or several by the name that clients call them.
+        config: How they are served.
+    """
+    uris = _named(models)
     tune_process()
     # MLflow's own 7 back off for minutes: a registry that is back again would be noticed late.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -144,7 +134,7 @@ def _serve(
         from .http.server import HttpServer
         from .metrics import Metrics
 
-        if grpc_port is not None:
+        if config.grpc_port is not None:
             from .grpc.server import start as start_grpc
     except ImportError as error:
         raise SettingError(
@@ -153,39 +143,28 @@ def _serve(
             'pip install "mlflow-trt[serve]"',
         ) from error
     served: dict[str, Model] = {}
-    devices = options.devices if options.backend == "tensorrt" else ()
+    devices = config.options.devices if config.options.backend == "tensorrt" else ()
     metrics = Metrics(served, devices)
-    for name, uri in models.items():
-        served[name] = Model(name, uri, options, interval=interval, on_batch=partial(metrics.batch, name))
-    settings: dict[str, Any] = {
-        "token": token,
-        "max_body": max_body,
-        "timeout": timeout,
-        "body_timeout": limits.body_timeout,
-        "webhook_secret": webhook_secret,
-        "access_log": access_log,
-        "exit_on_error": exit_on_error,
-    }
-    ending = Ending()
-    listening = bind(host, port)
-    http: _Here | Fronts
-    each = _share(limits, max(http_processes, 1))
-    if http_processes:
-        device = next(iter(devices), None)
-        told = {**settings, "limits": dataclasses.asdict(each), "log_level": log_level}
-        http = Fronts(http_processes, listening, served, metrics, told, device)
+    for name, uri in uris.items():
+        on_batch = partial(metrics.batch, name)
+        served[name] = Model(name, uri, config.options, interval=config.interval, on_batch=on_batch)
+    shutdown = Shutdown()
+    listening = bind(config.host, config.port)
+    http: _InProcessHttp | WorkerPool
+    each = dataclasses.replace(config, limits=_share(config.limits, max(config.http_processes, 1)))
+    if config.http_processes:
+        http = WorkerPool(config.http_processes, listening, served, metrics, each, next(iter(devices), None))
     else:
-        app = Application(served, metrics, ending=ending, **settings)
+        app = Application(served, metrics, each, shutdown)
         metrics.in_flight["http"] = lambda: app.running
-        http = _Here(app, HttpServer(app, each, timeout, ending, metrics), listening)
-    of_grpc = {key: value for key, value in settings.items() if key not in ("webhook_secret", "body_timeout")}
+        http = _InProcessHttp(app, HttpServer(app, each, shutdown, metrics), listening)
     grpc = None
-    if grpc_port is not None:
-        grpc = partial(start_grpc, served, host, grpc_port, metrics=metrics, ending=ending, limits=limits, **of_grpc)
-    _logger.info("Listening", extra={"protocol": "http", "host": host, "port": listening.getsockname()[1]})
+    if config.grpc_port is not None:
+        grpc = partial(start_grpc, served, config, metrics=metrics, shutdown=shutdown)
+    _logger.info("Listening", extra={"protocol": "http", "host": config.host, "port": listening.getsockname()[1]})
     loop = new_loop()
     try:
-        failure = loop.run_until_complete(_run(http, served, grpc, timeout, ending, drain, exit_on_error))
+        failure = loop.run_until_complete(_run(http, served, grpc, config, shutdown))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -203,8 +182,8 @@ def _share(limits: Limits, processes: int) -> Limits:
     )
 
 
-class _Here:
-    """HTTP in this process, as :class:`~.fronts.Fronts` is HTTP in others."""
+class _InProcessHttp:
+    """HTTP in this process, as :class:`~.workers.pool.WorkerPool` is HTTP in others."""
 
     def __init__(self, app: Any, server: Any, listening: socket.socket) -> None:
         self.app = app
@@ -231,10 +210,8 @@ async def _run(
     http: Any,
     models: Mapping[str, Model],
     start_grpc: Any,
-    timeout: float,
-    ending: Ending,
-    drain: float,
-    exit_on_error: bool,
+    config: ServerConfig,
+    shutdown: Shutdown,
 ) -> TrtError | None:
     """Runs until a signal, or until a model fails that nothing serves in place of."""
     ended, at_once = asyncio.Event(), asyncio.Event()
@@ -248,7 +225,7 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(number, end, number)
     for model in models.values():
         model.start()
-    first = asyncio.create_task(_first_versions(ended, models, exit_on_error))
+    first = asyncio.create_task(_first_versions(ended, models, config.exit_on_error))
     stops: list[Any] = []
     try:
         if start_grpc is not None:
@@ -256,15 +233,15 @@ async def _run(
         await http.start()
         stops.append(http.stop)
         await ended.wait()
-        ending.draining = True
+        shutdown.draining = True
         http.drain()
         if not first.done() or first.result() is None:
-            _logger.info("Draining", extra={"seconds": drain})
+            _logger.info("Draining", extra={"seconds": config.drain})
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(at_once.wait(), drain)
+                await asyncio.wait_for(at_once.wait(), config.drain)
     finally:
         _logger.info("Ending")
-        await asyncio.gather(*(stop(timeout) for stop in stops))
+        await asyncio.gather(*(stop(config.timeout) for stop in stops))
         await asyncio.gather(*(asyncio.to_thread(model.close) for model in models.values()))
         first.cancel()
         _logger.info("Ended")
@@ -294,12 +271,12 @@ async def _first_versions(ended: asyncio.Event, models: Mapping[str, Model], exi
 
 
 def _named(models: str | Mapping[str, str]) -> dict[str, str]:
-    found = {name_of(models): models} if isinstance(models, str) else dict(models)
-    if not found or not all(found) or any("/" in name or not name.isprintable() for name in found):
+    uris = {name_of(models): models} if isinstance(models, str) else dict(models)
+    if not uris or not all(uris) or any("/" in name or not name.isprintable() for name in uris):
         raise SettingError(
-            f"The models' names are {list(found)}.", "at least one, printable and without a slash", "name=URI"
+            f"The models' names are {list(uris)}.", "at least one, printable and without a slash", "name=URI"
         )
-    return found
+    return uris
 
 
 def name_of(uri: str) -> str:

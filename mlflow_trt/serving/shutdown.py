@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Ending:
+class Shutdown:
     """One server's end.
 
     First it drains: it says that it is not ready, so that no more requests are sent to it, and answers whatever comes

@@ -11,7 +11,7 @@ from trt_plans import CLASSIFIER, GOLDEN, ONE_PROFILE, interface, record, tensor
 
 from mlflow_trt.errors import CompatibilityError, SettingError
 from mlflow_trt.export import pbtxt
-from mlflow_trt.export.configuration import DATATYPES, Configuration, Options, configure
+from mlflow_trt.export.configuration import DATATYPES, Configuration, TritonOptions, configure
 from mlflow_trt.export.selection import Selection, select
 from mlflow_trt.plan.files import GoldenTensors
 from mlflow_trt.plan.manifest import Manifest, ShapeRange
@@ -26,7 +26,7 @@ def selection(profiles=ONE_PROFILE, *records) -> Selection:
 
 def configured(model=CLASSIFIER, profiles=ONE_PROFILE, golden=None, **options) -> Configuration:
     tensors = None if golden is None else GoldenTensors(golden, {})
-    return configure("model", model, selection(profiles), tensors, Options(**options))
+    return configure("model", model, selection(profiles), tensors, TritonOptions(**options))
 
 
 def parsed(configuration: Configuration):
@@ -199,7 +199,7 @@ def test_profiles_that_are_not_known_leave_the_shapes_whole():
 
 def test_plans_for_several_gpus():
     chosen = selection(None, record("a", capabilities=("8.0",)), record("b", capabilities=("9.0", "10.0")))
-    config = parsed(configure("model", CLASSIFIER, chosen, None, Options()))
+    config = parsed(configure("model", CLASSIFIER, chosen, None, TritonOptions()))
 
     assert dict(config.cc_model_filenames) == {"8.0": "sm80.plan", "9.0": "sm90-sm100.plan", "10.0": "sm90-sm100.plan"}
 

@@ -7,7 +7,8 @@ import json
 import tritonclient.http as triton
 
 from mlflow_trt.plan.manifest import Branch, Interface, Tensor
-from mlflow_trt.serving.protocol.json_body import Request, encode
+from mlflow_trt.serving.protocol.inference_request import InferenceRequest
+from mlflow_trt.serving.protocol.json_body import encode
 
 EIGHT = b"\0" * 8
 """The raw data of two FP32 zeros."""
@@ -44,7 +45,7 @@ def interface(inputs=(), outputs=()):
 
 
 def asking(outputs=None, binary=True, id=""):
-    return Request(id=id, inputs={}, datatypes={}, outputs=outputs, binary=binary, timeout=None)
+    return InferenceRequest(id=id, inputs={}, datatypes={}, outputs=outputs, binary=binary, timeout=None)
 
 
 def answered(outputs, request):

@@ -9,7 +9,6 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ import numpy as np
 from mlflow_trt.plan.api import Result
 from mlflow_trt.plan.manifest import Branch, Interface, Tensor, TensorLeaf
 from mlflow_trt.serving.batching.queue import Answer
+from mlflow_trt.serving.config import ServerConfig
 from mlflow_trt.serving.grpc import server as grpc_server
+from mlflow_trt.serving.served_model import ServedVersion
 
 DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 DTYPES += ("float16", "float32", "float64", "object")
@@ -34,28 +35,20 @@ def interface(*tensors: tuple[str, str, str]) -> Interface:
     return Interface(inputs=found, outputs=found, arguments=arguments, result=Branch(kind="tuple", items=leaves))
 
 
-@dataclass(frozen=True)
-class Version:
-    interface: Interface
-    version: str = "7"
-    platform: str = "echo"
-    profiles: tuple[Any, ...] = ()
-
-
 class Echo:
     def __init__(self, name: str, *tensors: tuple[str, str, str]) -> None:
         self.name = name
-        self.current = Version(interface(*tensors))
+        self.current = ServedVersion("/echo", "7", "echo", interface(*tensors), ())
         self.error: Exception | None = None
         """Raised by the next call, once."""
 
-    def submit(self, inputs: Mapping[str, np.ndarray], deadline: float | None = None) -> tuple[Version, Future[Answer]]:
+    def submit(self, inputs: Mapping[str, np.ndarray], deadline: float | None = None) -> Future[Answer]:
         error, self.error = self.error, None
         if error is not None:
             raise error
         future: Future[Answer] = Future()
-        future.set_result(Answer(Result(inputs), 1, 1, 0.0, 0.0))
-        return self.current, future
+        future.set_result(Answer(Result(inputs), self.current, 1, 1, 0.0, 0.0))
+        return future
 
     def status(self) -> dict[str, Any]:
         return {"state": "ready"}
@@ -70,7 +63,7 @@ def models() -> dict[str, Any]:
 
 
 async def _main(port: int, max_body: int) -> None:
-    server = await grpc_server.start(models(), "127.0.0.1", port, max_body=max_body)
+    server = await grpc_server.start(models(), ServerConfig(grpc_port=port, max_body=max_body))
     print("up", flush=True)
     await server.wait_for_termination()
 

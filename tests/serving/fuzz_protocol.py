@@ -25,6 +25,7 @@ def run(data: bytes) -> str:
     """One execution. Returns how far the request came."""
     from mlflow_trt.errors import InputError
     from mlflow_trt.serving.protocol import json_body
+    from mlflow_trt.serving.protocol.inference_request import fit
 
     if len(data) < START.size:
         return "too short"
@@ -35,7 +36,7 @@ def run(data: bytes) -> str:
     except json_body.ProtocolError as error:
         return refused("decode", error)
     try:
-        inputs = json_body.fit(request, interface)
+        inputs = fit(request, interface)
     except (json_body.ProtocolError, InputError) as error:
         return refused("fit", error)
     try:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,14 @@ class Light:
     def __init__(self, name: str, uri: str, options: Any, *, interval: float, on_batch: Any) -> None:
         from interfaces import interface, tensor
 
+        from mlflow_trt.serving.served_model import ServedVersion
+
         _, _, milliseconds, width = uri.split("/")
         self.name = name
         self._seconds = int(milliseconds) / 1000
         self._width = int(width)
         face = interface([tensor("x", ("n", 4))], [tensor("y", ("n", self._width))])
-        self.current = SimpleNamespace(
-            uri=uri, version="1", platform="stand-in", interface=face, profiles=(), mlmodel=None
-        )
+        self.current = ServedVersion(uri, "1", "stand-in", face, ())
 
     def start(self) -> None:
         pass
@@ -54,8 +53,8 @@ class Light:
         return {**common, "waiting": 0, "swaps": 0, "failures": 0}
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
-    ) -> tuple[Any, Future[Any]]:
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
+    ) -> Future[Any]:
         future: Future[Any] = Future()
         sums = inputs["x"].sum(axis=1, keepdims=True)
         if self._seconds:
@@ -63,14 +62,14 @@ class Light:
             threading.Timer(self._seconds, self._answer, (future, sums)).start()
         else:
             self._answer(future, sums)
-        return self.current, future
+        return future
 
     def _answer(self, future: Future[Any], sums: np.ndarray) -> None:
         from mlflow_trt.plan.api import Result
         from mlflow_trt.serving.batching.queue import Answer
 
         outputs = {"y": np.repeat(sums, self._width, axis=1)}
-        future.set_result(Answer(Result(outputs, "reference"), len(sums), len(sums), 0.0, self._seconds))
+        future.set_result(Answer(Result(outputs, "reference"), self.current, len(sums), len(sums), 0.0, self._seconds))
 
 
 @contextlib.contextmanager

@@ -27,9 +27,10 @@ from mlflow_trt.engine import load as load_engine
 from mlflow_trt.plan import host
 from mlflow_trt.plan.files import GoldenTensors, Plan
 from mlflow_trt.plan.manifest import Host
-from mlflow_trt.serving.versions.served import Model, Options
+from mlflow_trt.serving.config import LoadOptions
+from mlflow_trt.serving.versions.served import Model
 
-REFERENCE = Options(backend="reference")
+REFERENCE = LoadOptions(backend="reference")
 BATCHES = (1, 2, 8)
 SOON = 0.05
 NEVER = 1e6
@@ -209,8 +210,8 @@ def log(caplog):
 
 def ask(model, x=None):
     """The version that answered, and its answer."""
-    version, future = model.submit(x or rows(2))
-    return version.version, future.result(20).outputs["scores"]
+    answer = model.submit(x or rows(2)).result(20)
+    return answer.version.version, answer.outputs["scores"]
 
 
 def serves(model, version, seconds=30.0):

@@ -10,7 +10,7 @@ import pytest
 from servers import Server
 
 from mlflow_trt.errors import StoreError
-from mlflow_trt.serving.versions.alias_watcher import Followed, Watch, followed, resolve
+from mlflow_trt.serving.versions.alias_watcher import AliasWatcher, WatchedAlias, resolve, watched_alias
 
 from .registered import eventually, no_threads_left
 
@@ -20,13 +20,13 @@ __all__ = ["no_threads_left"]
 @pytest.mark.parametrize(
     ("uri", "target"),
     [
-        ("models:/resnet@champion", Followed("resnet", "champion")),
-        ("models:///resnet@champion", Followed("resnet", "champion")),
-        ("models:/res net (é)@v-2", Followed("res net (é)", "v-2")),
-        ("models:/me@home@champion", Followed("me@home", "champion")),
-        ("models:/resnet/latest", Followed("resnet", "latest")),
-        ("models:/resnet/Latest", Followed("resnet", "latest")),
-        ("models:/resnet@latest", Followed("resnet", "latest")),
+        ("models:/resnet@champion", WatchedAlias("resnet", "champion")),
+        ("models:///resnet@champion", WatchedAlias("resnet", "champion")),
+        ("models:/res net (é)@v-2", WatchedAlias("res net (é)", "v-2")),
+        ("models:/me@home@champion", WatchedAlias("me@home", "champion")),
+        ("models:/resnet/latest", WatchedAlias("resnet", "latest")),
+        ("models:/resnet/Latest", WatchedAlias("resnet", "latest")),
+        ("models:/resnet@latest", WatchedAlias("resnet", "latest")),
         ("models:/resnet/3", None),
         ("models:/m-0a1b2c", None),
         ("models:/resnet/Production", None),
@@ -42,7 +42,7 @@ __all__ = ["no_threads_left"]
     ],
 )
 def test_what_a_uri_follows(uri, target):
-    assert followed(uri) == target
+    assert watched_alias(uri) == target
 
 
 def test_an_alias_is_asked_for(tracking_server: Server, monkeypatch):
@@ -51,36 +51,36 @@ def test_an_alias_is_asked_for(tracking_server: Server, monkeypatch):
     name = "me@home it's (é)"
     client.create_registered_model(name)
     with pytest.raises(StoreError, match="can't be read"):
-        resolve(Followed(name, "latest"))
+        resolve(WatchedAlias(name, "latest"))
     for _ in range(11):
         client.create_model_version(name, "s3://nowhere/model")
     client.set_registered_model_alias(name, "champion", "2")
 
-    assert resolve(Followed(name, "champion")) == f"models:/{name}/2"
-    assert resolve(Followed(name, "latest")) == f"models:/{name}/11"  # by number, not by text
+    assert resolve(WatchedAlias(name, "champion")) == f"models:/{name}/2"
+    assert resolve(WatchedAlias(name, "latest")) == f"models:/{name}/11"  # by number, not by text
     client.set_registered_model_alias(name, "champion", "10")
-    assert resolve(Followed(name, "champion")) == f"models:/{name}/10"
+    assert resolve(WatchedAlias(name, "champion")) == f"models:/{name}/10"
     client.delete_registered_model_alias(name, "champion")
     with pytest.raises(StoreError, match="champion"):
-        resolve(Followed(name, "champion"))
+        resolve(WatchedAlias(name, "champion"))
     with pytest.raises(StoreError, match="nobody"):
-        resolve(Followed("nobody", "champion"))
+        resolve(WatchedAlias("nobody", "champion"))
 
 
 def test_a_registry_that_is_not_there(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     mlflow.set_tracking_uri("http://127.0.0.1:1")
     with pytest.raises(StoreError, match="can't be read from the registry"):
-        resolve(Followed("resnet", "champion"))
+        resolve(WatchedAlias("resnet", "champion"))
 
 
 def test_a_registry_of_no_known_kind():
     mlflow.set_tracking_uri("nonsense://registry")
     with pytest.raises(StoreError, match="can't be read from the registry"):
-        resolve(Followed("resnet", "champion"))
+        resolve(WatchedAlias("resnet", "champion"))
 
 
-# --- The watch. What it looks at here are functions of the tests.
+# --- the watcher. What it looks at here are functions of the tests.
 
 
 class Looked:
@@ -118,7 +118,7 @@ def watch(looked, no_threads_left):
     made = []
 
     def make(interval=1000.0, patience=1000.0):
-        watch = Watch(looked.look, looked.reports.append, interval, patience)
+        watch = AliasWatcher(looked.look, looked.reports.append, interval, patience)
         watch.start()
         made.append(watch)
         return watch
@@ -233,5 +233,5 @@ def test_a_closed_watch_stays_closed(watch, looked):
 
 
 def test_a_watch_that_never_began_can_be_closed(looked):
-    Watch(looked.look, looked.reports.append, 1.0).close()
+    AliasWatcher(looked.look, looked.reports.append, 1.0).close()
     assert looked.looks == 0

@@ -29,6 +29,7 @@ from mlflow_trt.plan.signature import Binder
 from mlflow_trt.serving.batching.batcher import Batcher
 from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.batching.rows import rows_are_independent
+from mlflow_trt.serving.served_model import ServedVersion
 
 LONG = 20.0
 """Seconds that nothing here takes: a test that waits so long has failed."""
@@ -57,6 +58,7 @@ def profile(**ranges):
 
 
 PLAIN = interface({"x": ("batch", 2)}, {"y": ("batch", 2)})
+VERSION = ServedVersion("/stand-in", "1", "stand-in", PLAIN, ())
 UP_TO_8 = (profile(x=((1, 2), (8, 2), (8, 2))),)
 SEQUENCE = interface({"x": ("batch", "length")}, {"y": ("batch", "length")})
 SEQUENCES = (profile(x=((1, 1), (8, 4), (8, 9))),)
@@ -113,7 +115,7 @@ class Poisoned:
 
 @contextmanager
 def batcher(*engines, **options):
-    made = Batcher(engines, **{"workers": 1, **options})
+    made = Batcher(engines, VERSION, **{"workers": 1, **options})
     try:
         # A worker that is still starting would find what nobody woke it for.
         all_wait(made)
@@ -551,7 +553,7 @@ def test_engines_share_one_queue():
 
 def test_engines_that_take_different_calls_are_refused():
     with pytest.raises(SettingError, match="different calls"):
-        Batcher([StandIn(), StandIn(SEQUENCE, SEQUENCES)])
+        Batcher([StandIn(), StandIn(SEQUENCE, SEQUENCES)], VERSION)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +563,7 @@ def test_engines_that_take_different_calls_are_refused():
 def test_settings_that_cannot_be_honoured(options):
     before = threading.active_count()
     with pytest.raises(SettingError) as caught:
-        Batcher(**{"engines": [StandIn()], **options})
+        Batcher(**{"engines": [StandIn()], "version": VERSION, **options})
     assert caught.value.remedy
     assert threading.active_count() == before
 
@@ -587,7 +589,7 @@ def test_a_caller_with_nothing_else_to_do_runs_shapes_that_are_known_to_be_quick
     with batcher(engine, on_batch=told.append, delay=0.001) as b:
         for rows, length in ((3, 2), (4, 2), (3, 2), (3, 3), (3, 3), (1, 2)):
             values = range(1, rows + 1)
-            answer = b.submit(x(*values, length=length), here=True).result(LONG)
+            answer = b.submit(x(*values, length=length), inline=True).result(LONG)
             assert answer.outputs["y"].tolist() == [[2 * v] * length for v in values]
             all_wait(b)  # the worker is done, and no longer counts as running
         b.submit(x(1, 2, 3)).result(LONG)
@@ -601,7 +603,7 @@ def test_what_took_long_the_last_time_does_not_hold_up_the_caller(monkeypatch):
     with batcher(engine) as b:
         for limit in (-1.0, LONG, LONG, -1.0, LONG, LONG):  # what counts as quick
             monkeypatch.setattr("mlflow_trt.serving.batching.batcher._QUICK", limit)
-            b.submit(x(1), here=True).result(LONG)
+            b.submit(x(1), inline=True).result(LONG)
             all_wait(b)
     assert here(engine) == [False, False, True, True, False, True]
 
@@ -630,7 +632,7 @@ def test_a_caller_joins_the_queue_where_others_wait_or_run():
         all_wait(b)
         engine.hold()
         first = b.submit(x(0.5))
-        futures = [b.submit(x(n), here=True) for n in (1, 2)]
+        futures = [b.submit(x(n), inline=True) for n in (1, 2)]
         assert not any(f.done() for f in (first, *futures))
         engine.go_on()
         assert [y(f) for f in futures] == [[2], [4]]
@@ -643,12 +645,12 @@ def test_errors_deadlines_and_closing_in_the_caller_s_thread():
     with batcher(engine) as b:
         y(b.submit(x(1)))
         all_wait(b)
-        assert isinstance(b.submit(x(13), here=True).exception(0), ValueError)
-        assert isinstance(b.submit(x(2), in_seconds(-1), here=True).exception(0), DeadlineError)
-        assert y(b.submit(x(3), here=True)) == [6]
+        assert isinstance(b.submit(x(13), inline=True).exception(0), ValueError)
+        assert isinstance(b.submit(x(2), in_seconds(-1), inline=True).exception(0), DeadlineError)
+        assert y(b.submit(x(3), inline=True)) == [6]
         b.close()
         with pytest.raises(BusyError):
-            b.submit(x(4), here=True)
+            b.submit(x(4), inline=True)
     assert engine.batches == [[1], [13], [3]]
     assert here(engine) == [False, True, True]
 
@@ -662,7 +664,7 @@ def test_close_waits_for_a_caller_that_runs_its_request():
         engine.began.get(timeout=LONG)
         engine.hold()
         answers = []
-        caller = threading.Thread(target=lambda: answers.append(y(b.submit(x(2), here=True))))
+        caller = threading.Thread(target=lambda: answers.append(y(b.submit(x(2), inline=True))))
         caller.start()
         engine.began.get(timeout=LONG)
         assert engine.threads[-1] is caller
@@ -1022,7 +1024,7 @@ def test_close_from_a_callback():
 def test_no_thread_stays():
     before = set(threading.enumerate())
     for drain in (True, False):
-        b = Batcher([StandIn(), StandIn()], workers=3)
+        b = Batcher([StandIn(), StandIn()], VERSION, workers=3)
         futures = [b.submit(x(n), in_seconds(LONG)) for n in range(8)]
         b.close(drain)
         assert all(f.done() for f in futures)
@@ -1035,7 +1037,9 @@ def test_nothing_is_lost_when_closing_cancelling_and_deadlines_meet():
     try:
         for seed in range(15):
             rng = np.random.default_rng(seed)
-            b = Batcher([StandIn(SEQUENCE, SEQUENCES)], workers=3, max_queue=20, delay=float(rng.choice([0, 1e-4])))
+            b = Batcher(
+                [StandIn(SEQUENCE, SEQUENCES)], VERSION, workers=3, max_queue=20, delay=float(rng.choice([0, 1e-4]))
+            )
             futures: list[tuple[float, Future]] = []
 
             def client(number, b=b, futures=futures, seed=seed):

@@ -29,7 +29,7 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 SHORT = ("--header-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2", "--write-timeout", "1")
 
 
-@pytest.fixture(scope="module", params=[(), ("--http-processes", "1")], ids=["one process", "fronts"])
+@pytest.fixture(scope="module", params=[(), ("--http-processes", "1")], ids=["one process", "HTTP workers"])
 def server(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     models = ("--model=m=/light/0/1", f"--model=wide=/light/0/{4 << 20}", "--model=slow=/light/1500/1")
     with light(tmp_path_factory.mktemp("light"), *models, *SHORT, *request.param) as found:
@@ -417,7 +417,7 @@ def test_answers_that_nobody_takes_are_bounded_together(tmp_path):
         assert server.alive()
 
 
-@pytest.mark.parametrize("options", [(), ("--http-processes", "1")], ids=["one process", "fronts"])
+@pytest.mark.parametrize("options", [(), ("--http-processes", "1")], ids=["one process", "HTTP workers"])
 def test_more_connections_than_the_limit_get_a_clear_answer_and_probes_still_theirs(tmp_path, options):
     with light(tmp_path, "--max-connections", "20", *options) as server, contextlib.ExitStack() as clients:
         for _ in range(120):

@@ -31,11 +31,12 @@ from mlflow_trt.errors import BusyError, DeviceError, StoreError
 from mlflow_trt.plan.api import Result
 from mlflow_trt.plan.manifest import Interface, Profile, ShapeRange
 from mlflow_trt.serving.batching.batcher import Batcher
+from mlflow_trt.serving.config import LoadOptions, ServerConfig
 from mlflow_trt.serving.grpc import server as grpc_server
 from mlflow_trt.serving.limits import Limits
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.protocol import protobuf
-from mlflow_trt.serving.versions.served import Model, Options
+from mlflow_trt.serving.versions.served import Model
 
 from . import echo
 
@@ -51,7 +52,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(models: Mapping[str, Any], **settings: Any) -> Iterator[str]:
+def serving(models: Mapping[str, Any], metrics: Metrics | None = None, **settings: Any) -> Iterator[str]:
     """A server in a thread's event loop, as long as the block lasts; gives its address."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -59,7 +60,7 @@ def serving(models: Mapping[str, Any], **settings: Any) -> Iterator[str]:
     port = free_port()
     try:
         server = asyncio.run_coroutine_threadsafe(
-            grpc_server.start(models, "127.0.0.1", port, **settings), loop
+            grpc_server.start(models, ServerConfig(grpc_port=port, **settings), metrics=metrics), loop
         ).result(30)
         try:
             yield f"127.0.0.1:{port}"
@@ -109,7 +110,7 @@ def eventually(true: Callable[[], Any]) -> None:
 @pytest.fixture(scope="module")
 def classifier(_classifier_folder: Path) -> Iterator[Model]:
     """A real model, answered by the reference backend."""
-    model = Model("classifier", str(_classifier_folder), Options(backend="reference"))
+    model = Model("classifier", str(_classifier_folder), LoadOptions(backend="reference"))
     model.start()
     model.wait(120)
     yield model
@@ -377,7 +378,7 @@ def test_busy_says_when_to_come_back() -> None:
 
 
 def test_a_model_that_is_not_ready(tmp_path: Path) -> None:
-    model = Model("m", str(tmp_path / "nothing"), Options(backend="reference"))  # never started
+    model = Model("m", str(tmp_path / "nothing"), LoadOptions(backend="reference"))  # never started
     with serving({"m": model}) as address, calling(address) as client:
         assert client.is_server_live() is True
         assert client.is_server_ready() is False
@@ -413,10 +414,10 @@ class Slow(echo.Echo):
     def __init__(self) -> None:
         super().__init__("slow", ("x", "float32", "float32"))
         self.gate = Gate()
-        self.batcher = Batcher([self.gate], workers=1, batching=False)  # type: ignore[list-item]
+        self.batcher = Batcher([self.gate], self.current, workers=1, batching=False)  # type: ignore[list-item]
 
     def submit(self, inputs: Mapping[str, np.ndarray], deadline: float | None = None) -> Any:
-        return self.current, self.batcher.submit(inputs, deadline)
+        return self.batcher.submit(inputs, deadline)
 
 
 def number(value: float) -> Any:
@@ -507,7 +508,7 @@ def test_a_client_that_goes_away(slow: Slow) -> None:
 def test_stopping_waits_for_calls_under_way(slow: Slow) -> None:
     async def run() -> None:
         port = free_port()
-        server = await grpc_server.start({"slow": slow}, "127.0.0.1", port)
+        server = await grpc_server.start({"slow": slow}, ServerConfig(grpc_port=port))
         async with aio_module.InferenceServerClient(f"127.0.0.1:{port}") as client:
             call = asyncio.create_task(client.infer("slow", [number(1)]))
             await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 1)
@@ -638,7 +639,7 @@ def test_connections_have_a_number_and_deadlines() -> None:
 
 def test_a_port_that_is_taken(address: str) -> None:
     async def start() -> None:
-        await grpc_server.start({}, "127.0.0.1", int(address.rpartition(":")[2]))
+        await grpc_server.start({}, ServerConfig(grpc_port=int(address.rpartition(":")[2])))
 
     with pytest.raises(StoreError, match="Nothing listens on"):
         asyncio.run(start())

@@ -13,9 +13,10 @@ from hypothesis.extra import numpy as arrays
 
 from mlflow_trt.errors import InputError
 from mlflow_trt.plan.manifest import ShapeRange
-from mlflow_trt.serving.protocol import json_body
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
-from mlflow_trt.serving.protocol.json_body import ProtocolError, Wanted, decode, encode, fit
+from mlflow_trt.serving.protocol.inference_request import RequestedOutput, fit
+from mlflow_trt.serving.protocol.json_body import ProtocolError, decode, encode
+from mlflow_trt.serving.protocol.metadata import describe
 
 from .bodies import (
     answered,
@@ -99,7 +100,7 @@ def test_a_whole_request_of_tritonclient():
     assert request.inputs["d"].shape == (0, 3)
     same(request.inputs["e"], np.array(5, np.int8))
     assert request.inputs["f"].shape == (0, 2)
-    assert request.outputs == (Wanted("z", True), Wanted("y", False))
+    assert request.outputs == (RequestedOutput("z", True), RequestedOutput("y", False))
     assert (request.id, request.timeout) == ("é-1", 2.5)
 
 
@@ -116,7 +117,7 @@ def test_tritonclient_reads_the_response(datatype, binary):
 
 def test_outputs_come_in_the_order_and_the_form_they_were_asked_for():
     outputs = {"a": np.arange(3, dtype=np.float32), "b": np.arange(2), "c": np.array([True]), "d": np.zeros(1)}
-    wanted = (Wanted("c", True), Wanted("a", False), Wanted("b", True))
+    wanted = (RequestedOutput("c", True), RequestedOutput("a", False), RequestedOutput("b", True))
     encoded = answered(outputs, asking(wanted))
     result = client_result(encoded)
     assert [output["name"] for output in result.get_response()["outputs"]] == ["c", "a", "b"]
@@ -218,7 +219,7 @@ def test_what_is_not_known_is_passed_over():
         ),
         None,
     )
-    assert request.outputs == (Wanted("y", False),)
+    assert request.outputs == (RequestedOutput("y", False),)
 
 
 def test_sequence_parameters_that_say_nothing_are_passed_over():
@@ -229,7 +230,7 @@ def test_sequence_parameters_that_say_nothing_are_passed_over():
 def test_what_each_output_says_of_itself_comes_before_what_the_request_says():
     outputs = [{"name": "a"}, {"name": "b", "parameters": {"binary_data": False}}]
     request = decode(body(entry(), outputs=outputs, parameters={"binary_data_output": True}), None)
-    assert request.outputs == (Wanted("a", True), Wanted("b", False))
+    assert request.outputs == (RequestedOutput("a", True), RequestedOutput("b", False))
     assert decode(body(entry(), outputs=[]), None).outputs is None
 
 
@@ -323,7 +324,7 @@ def test_an_unknown_output_is_refused_before_anything_runs():
 def test_metadata():
     image = tensor("image", "float32", "bfloat16", shape=("batch", 3, "height", 224))
     profile = {"image": ShapeRange(min=(1, 3, 8, 224), opt=(4, 3, 16, 224), max=(8, 3, 32, 224))}
-    found = json_body.describe(
+    found = describe(
         interface([image], [tensor("scores", "float16", shape=("batch", 10)), tensor("loss", "float64", shape=())]),
         model="m",
         versions=["3"],

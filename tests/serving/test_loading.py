@@ -17,7 +17,8 @@ from mlflow_trt import CompatibilityError, InputError, ParityError, PlanError, S
 from mlflow_trt.errors import DeviceError, StoreError
 from mlflow_trt.plan import host
 from mlflow_trt.plan.manifest import Host, ShapeRange
-from mlflow_trt.serving.versions.loading import DroppedError, Options, prepare, version_of, warm_up_calls
+from mlflow_trt.serving.config import LoadOptions
+from mlflow_trt.serving.versions.loading import DroppedError, load_version, version_of, warm_up_calls
 
 from .registered import REFERENCE, Counter, answer, engines, events, forged, no_threads_left, registry, rows
 from .registered import plan as shifted
@@ -37,29 +38,29 @@ def save(tmp_path, made, name="model"):
 def test_a_registered_version_answers(registry, engines):
     version = registry.log(shifted(5.0))
 
-    prepared = prepare(f"models:/{registry.name}/{version}", REFERENCE)
+    loaded = load_version(f"models:/{registry.name}/{version}", REFERENCE)
 
     try:
-        assert (prepared.uri, prepared.version) == (f"models:/{registry.name}/{version}", version)
-        assert (prepared.platform, prepared.devices) == ("reference", (0,))
-        assert prepared.manifest.interface == prepared.interface
-        assert prepared.profiles == ({"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))},)
-        assert prepared.batcher.sizes == (1, 2, 4, 8)
+        assert (loaded.info.uri, loaded.info.version) == (f"models:/{registry.name}/{version}", version)
+        assert (loaded.info.platform, loaded.devices) == ("reference", (0,))
+        assert loaded.manifest.interface == loaded.info.interface
+        assert loaded.info.profiles == ({"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))},)
+        assert loaded.batcher.sizes == (1, 2, 4, 8)
         x = rows(3)
-        assert np.array_equal(prepared.submit(x).result(10).outputs["scores"], answer(x["x"], 5.0))
+        assert np.array_equal(loaded.submit(x).result(10).outputs["scores"], answer(x["x"], 5.0))
         assert engines.open == {1}
     finally:
-        prepared.close()
+        loaded.close()
     assert not engines.open
-    prepared.close()
+    loaded.close()
     with pytest.raises(TrtError, match="takes no more requests"):
-        prepared.submit(rows(1))
+        loaded.submit(rows(1))
 
 
 def test_only_what_is_needed_is_fetched(registry):
     version = registry.log(shifted(5.0))
 
-    prepare(f"models:/{registry.name}/{version}", REFERENCE).close()
+    load_version(f"models:/{registry.name}/{version}", REFERENCE).close()
 
     [folder] = (cache.folder() / "models").iterdir()
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
@@ -68,38 +69,38 @@ def test_only_what_is_needed_is_fetched(registry):
 
 def test_a_converted_model_answers(classifier_folder):
     """With a real conversion's manifest, program and golden tensors."""
-    prepared = prepare(str(classifier_folder), REFERENCE)
+    loaded = load_version(str(classifier_folder), REFERENCE)
     try:
-        assert prepared.version == version_of("elsewhere", classifier_folder)
-        assert len(prepared.version) == 12
-        assert prepared.batcher.sizes == (1, 2, 4, 8)
-        golden = plan.read_golden(classifier_folder, prepared.manifest.golden)
+        assert loaded.info.version == version_of("elsewhere", classifier_folder)
+        assert len(loaded.info.version) == 12
+        assert loaded.batcher.sizes == (1, 2, 4, 8)
+        golden = plan.read_golden(classifier_folder, loaded.manifest.golden)
         for _, _, inputs, outputs in golden.points():
-            found = prepared.submit(inputs).result(10).outputs
+            found = loaded.submit(inputs).result(10).outputs
             for name, array in outputs.items():
                 np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
     finally:
-        prepared.close()
+        loaded.close()
 
 
 def test_every_device_has_an_engine(tmp_path, engines):
-    prepared = prepare(str(save(tmp_path, shifted(1.0))), Options(backend="reference", devices=(0, 1)))
-    assert len(prepared.engines) == len(engines.open) == 2
-    prepared.close()
+    loaded = load_version(str(save(tmp_path, shifted(1.0))), LoadOptions(backend="reference", devices=(0, 1)))
+    assert len(loaded.engines) == len(engines.open) == 2
+    loaded.close()
     assert not engines.open
 
 
 @pytest.mark.parametrize("devices", [(), (0, 0)])
 def test_devices_that_can_not_be(devices):
     with pytest.raises(SettingError, match="devices"):
-        Options(devices=devices)
+        LoadOptions(devices=devices)
 
 
 def test_a_batch_is_reported(tmp_path):
     seen = []
-    prepared = prepare(str(save(tmp_path, shifted(1.0))), REFERENCE, on_batch=seen.append)
-    prepared.submit(rows(3)).result(10)
-    prepared.close()
+    loaded = load_version(str(save(tmp_path, shifted(1.0))), REFERENCE, on_batch=seen.append)
+    loaded.submit(rows(3)).result(10)
+    loaded.close()
     assert [batch.rows for batch in seen] == [3]  # the calls that warm up are none
 
 
@@ -108,7 +109,7 @@ def test_a_batch_is_reported(tmp_path):
 
 def refuse(uri, error, match, engines, options=REFERENCE, made=None, unwanted=lambda: False):
     with pytest.raises(error, match=match) as raised:
-        prepare(str(uri), options, unwanted=unwanted)
+        load_version(str(uri), options, unwanted=unwanted)
     assert not engines.open
     if made is not None:
         assert engines.made == made
@@ -138,7 +139,7 @@ def test_wrong_answers_of_the_second_device_are_refused(tmp_path, engines, monke
         return engine
 
     monkeypatch.setattr("mlflow_trt.serving.versions.loading.load_engine", second_is_wrong.__get__(engines))
-    options = Options(backend="reference", devices=(0, 1))
+    options = LoadOptions(backend="reference", devices=(0, 1))
     refuse(save(tmp_path, shifted(1.0)), ParityError, "on device 1", engines, options, made=2)
 
 
@@ -168,7 +169,7 @@ def test_a_plan_for_other_machines_is_refused_before_it_is_fetched(registry, eng
     monkeypatch.setattr(host, "check_index", lambda device: None)
     monkeypatch.setattr(host, "probe", lambda device=0: here)
 
-    refuse(f"models:/{registry.name}/{version}", CompatibilityError, "1.4.0.76", engines, Options(), made=0)
+    refuse(f"models:/{registry.name}/{version}", CompatibilityError, "1.4.0.76", engines, LoadOptions(), made=0)
 
     assert not list((cache.folder() / "models").rglob("*.plan"))
 
@@ -198,7 +199,7 @@ def test_devices_whose_memory_is_full_leave_nothing_loaded(tmp_path, engines):
             raise DeviceError("The GPU's memory does not suffice.")
 
     engines.before = full
-    options = Options(backend="reference", devices=(0, 1))
+    options = LoadOptions(backend="reference", devices=(0, 1))
     refuse(save(tmp_path, shifted(1.0)), DeviceError, "memory", engines, options, made=1)
 
 
@@ -211,7 +212,7 @@ def test_what_is_not_wanted_any_more_is_given_up_at_the_next_step(tmp_path, engi
         asked += 1
         return False
 
-    prepare(str(folder), REFERENCE, unwanted=count).close()
+    load_version(str(folder), REFERENCE, unwanted=count).close()
     steps = asked
     assert steps > 10  # also between the calls that warm up, which may take minutes
     for step in range(1, steps + 1):
@@ -239,24 +240,24 @@ class Mean:
 def test_rows_that_change_each_other_are_not_joined(tmp_path, caplog):
     made = shifted(0.0, "none", module=Mean.module())
     with caplog.at_level(logging.WARNING, "mlflow_trt.serving"):
-        prepared = prepare(str(save(tmp_path, made)), REFERENCE)
-    prepared.close()
-    assert prepared.batcher.sizes == ()
+        loaded = load_version(str(save(tmp_path, made)), REFERENCE)
+    loaded.close()
+    assert loaded.batcher.sizes == ()
     assert events(caplog) == ["no_golden", "batching_off"]
 
 
 def test_batching_may_be_off(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "mlflow_trt.serving"):
-        prepared = prepare(str(save(tmp_path, shifted(1.0))), Options(backend="reference", batching=False))
-    prepared.close()
-    assert prepared.batcher.sizes == ()
+        loaded = load_version(str(save(tmp_path, shifted(1.0))), LoadOptions(backend="reference", batching=False))
+    loaded.close()
+    assert loaded.batcher.sizes == ()
     assert events(caplog) == []
 
 
 def test_golden_tensors_may_be_missing(tmp_path):
-    prepared = prepare(str(save(tmp_path, shifted(1.0, "none"))), REFERENCE)
-    prepared.close()
-    assert prepared.batcher.sizes == (1, 2, 4, 8)
+    loaded = load_version(str(save(tmp_path, shifted(1.0, "none"))), REFERENCE)
+    loaded.close()
+    assert loaded.batcher.sizes == (1, 2, 4, 8)
 
 
 # --- Warming up.
@@ -285,7 +286,7 @@ def test_every_context_has_run_every_shape_before_the_first_request(tmp_path, en
         return engine
 
     monkeypatch.setattr("mlflow_trt.serving.versions.loading.load_engine", watched.__get__(engines))
-    prepare(str(save(tmp_path, shifted(1.0))), Options(backend="reference", max_contexts=3)).close()
+    load_version(str(save(tmp_path, shifted(1.0))), LoadOptions(backend="reference", max_contexts=3)).close()
     warm = [size for size, by_warm_up in calls if by_warm_up]
     assert {size: warm.count(size) for size in set(warm)} == {1: 9, 2: 9, 4: 9, 8: 9}
 
@@ -356,7 +357,7 @@ def test_anything_else_is_called_by_its_manifest(tmp_path):
 
 
 def test_what_does_not_fit_fails_alone(tmp_path):
-    prepared = prepare(str(save(tmp_path, shifted(1.0))), REFERENCE)
+    loaded = load_version(str(save(tmp_path, shifted(1.0))), REFERENCE)
     with pytest.raises(InputError):
-        prepared.submit(rows(9))
-    prepared.close()
+        loaded.submit(rows(9))
+    loaded.close()

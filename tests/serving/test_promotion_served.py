@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="the reference backend runs the program with
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("options", [(), ("--http-processes", "2")], ids=["one process", "fronts"])
+@pytest.mark.parametrize("options", [(), ("--http-processes", "2")], ids=["one process", "HTTP workers"])
 def test_a_promoted_version_answers_and_no_request_fails(registry, tmp_path, options):  # noqa: F811
     first, second = registry.add(1.0), registry.add(5.0)
     shifts = {first: 1, second: 5}

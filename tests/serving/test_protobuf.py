@@ -18,7 +18,8 @@ from mlflow_trt.plan.dtypes import to_bfloat16
 from mlflow_trt.plan.manifest import Interface
 from mlflow_trt.serving.protocol import protobuf
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
-from mlflow_trt.serving.protocol.json_body import ProtocolError, Request, Wanted
+from mlflow_trt.serving.protocol.inference_request import InferenceRequest, RequestedOutput
+from mlflow_trt.serving.protocol.json_body import ProtocolError
 from mlflow_trt.serving.protocol.protobuf import ModelInferRequest, ModelInferResponse
 
 from .echo import interface
@@ -103,7 +104,7 @@ def request(**fields: Any) -> Any:
     return ModelInferRequest(**filled({"model_name": "m", "inputs": [x], "raw_input_contents": raw, **fields}))
 
 
-def read(message: Any) -> Request:
+def read(message: Any) -> InferenceRequest:
     return protobuf.decode(*protobuf.split(message.SerializeToString()))
 
 
@@ -296,8 +297,8 @@ def test_more_parts_than_anybody_needs(part: str) -> None:
 
 
 def answer_of(array: np.ndarray, dtype: str, wanted: tuple[str, ...] | None = None) -> Any:
-    outputs = None if wanted is None else tuple(Wanted(name, True) for name in wanted)
-    asked = Request(id="an id", inputs={}, datatypes={}, outputs=outputs, binary=True, timeout=None)
+    outputs = None if wanted is None else tuple(RequestedOutput(name, True) for name in wanted)
+    asked = InferenceRequest(id="an id", inputs={}, datatypes={}, outputs=outputs, binary=True, timeout=None)
     data = protobuf.encode(asked, {"x": array}, interface(("x", dtype, dtype)), model="m", version="3")
     return ModelInferResponse.FromString(data)
 
@@ -326,8 +327,8 @@ def test_wanted_outputs_come_in_the_order_they_were_asked_for() -> None:
     both: Interface = interface(("a", "float32", "float32"), ("b", "int64", "int64"))
     answer = {"a": np.float32([1]), "b": np.int64([2])}
     for wanted in (("b", "a"), ("b",), None):
-        outputs = None if wanted is None else tuple(Wanted(name, False) for name in wanted)
-        asked = Request(id="", inputs={}, datatypes={}, outputs=outputs, binary=False, timeout=None)
+        outputs = None if wanted is None else tuple(RequestedOutput(name, False) for name in wanted)
+        asked = InferenceRequest(id="", inputs={}, datatypes={}, outputs=outputs, binary=False, timeout=None)
         data = protobuf.encode(asked, answer, both, model="m", version="1")
         response = ModelInferResponse.FromString(data)
         names = list(wanted or ("a", "b"))

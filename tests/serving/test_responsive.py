@@ -16,6 +16,7 @@ import pytest
 
 import mlflow_trt
 from mlflow_trt.serving.protocol import json_body
+from mlflow_trt.serving.protocol.inference_request import RequestedOutput
 
 from .registered import answer, plan, rows
 from .running import Served, request, served
@@ -240,7 +241,7 @@ def test_binary_and_large_json_in_one_answer():
     from .bodies import asking, client_result, interface, tensor
 
     outputs = {"a": np.arange(6, dtype=np.float32), "b": np.arange(4, dtype=np.int32)}
-    wanted = (json_body.Wanted("a", False), json_body.Wanted("b", True))
+    wanted = (RequestedOutput("a", False), RequestedOutput("b", True))
     described = interface(outputs=[tensor("a", "float32"), tensor("b", "int32")])
     arguments = {"model": "m", "version": "7"}
     texts = {"a": json.dumps(outputs["a"].tolist()).encode()}

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from mlflow_trt import serve
 from mlflow_trt.cli.serve import serve as command
 from mlflow_trt.errors import SettingError
+from mlflow_trt.serving.config import LoadOptions
 from mlflow_trt.serving.limits import CUTS, RANGES, Limits
-from mlflow_trt.serving.versions.served import Options
 
 from .light import light, until
 
@@ -104,8 +104,8 @@ def test_what_is_out_of_range_is_wrong_usage(option):
     [
         *({"port": 99999}, {"port": -1}, {"grpc_port": 70000}, {"timeout": -1.0}, {"timeout": float("nan")}),
         *({"interval": 0.0}, {"max_body": 0}, {"http_processes": -1}, {"drain": -0.1}, {"drain": float("inf")}),
-        *({"options": Options(delay=float("nan"))}, {"options": Options(max_queue=0)}),
-        {"options": Options(max_contexts=0)},
+        *({"options": LoadOptions(delay=float("nan"))}, {"options": LoadOptions(max_queue=0)}),
+        {"options": LoadOptions(max_contexts=0)},
     ],
 )
 def test_python_callers_meet_the_same_ranges(setting):

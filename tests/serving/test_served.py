@@ -17,8 +17,8 @@ import mlflow_trt
 from mlflow_trt import ParityError, PlanError
 from mlflow_trt.errors import BusyError, StoreError
 from mlflow_trt.registry import gates
+from mlflow_trt.serving.config import LoadOptions
 from mlflow_trt.serving.versions import served
-from mlflow_trt.serving.versions.loading import Options
 from mlflow_trt.serving.versions.served import Model
 
 from .registered import (
@@ -105,7 +105,7 @@ def test_the_status_tells_what_is_served(registry, serve):
 def test_a_converted_model_is_promoted(registry, classifier_plan, serve):
     registry.point(registry.log(classifier_plan))
     model = serve(registry.uri)
-    _, future = model.submit({"x": np.ones((3, 4), np.float32)})
+    future = model.submit({"x": np.ones((3, 4), np.float32)})
     assert future.result(20).outputs["mean"].tolist() == [1.0, 1.0, 1.0]
     registry.point(registry.add(2.0))
     serves(model, "2")
@@ -157,7 +157,7 @@ def test_what_always_means_the_same_is_not_followed(registry, serve, kind, class
 def test_rows_of_many_callers_are_joined(registry, serve):
     registry.point(registry.add(1.0))
     seen = []
-    model = serve(registry.uri, Options(backend="reference", delay=0.2), on_batch=seen.append)
+    model = serve(registry.uri, LoadOptions(backend="reference", delay=0.2), on_batch=seen.append)
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda n: ask(model, rows(1, n))[1], range(8)))
     assert all(np.array_equal(f, answer(rows(1, n)["x"], 1.0)) for n, f in enumerate(found))
@@ -227,7 +227,7 @@ def test_a_folder_that_fails_and_is_put_right(classifier_folder, serve):
 def test_closing_answers_what_waits(registry, serve, engines):
     registry.point(registry.add(1.0))
     model = serve(registry.uri)
-    waiting = [model.submit(rows(1, n))[1] for n in range(50)]
+    waiting = [model.submit(rows(1, n)) for n in range(50)]
     model.close()
     assert all(future.done() and future.exception() is None for future in waiting)
     assert not engines.open

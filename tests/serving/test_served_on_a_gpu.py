@@ -12,7 +12,8 @@ import pytest
 
 import mlflow_trt
 from mlflow_trt.engine import cuda
-from mlflow_trt.serving.versions.served import Model, Options
+from mlflow_trt.serving.config import LoadOptions
+from mlflow_trt.serving.versions.served import Model
 
 from .registered import eventually, no_threads_left
 from .running import served
@@ -48,7 +49,7 @@ def serve(no_threads_left):
     started = []
 
     def start(uri, **options):
-        model = Model("m", uri, Options(**options), interval=0.05)
+        model = Model("m", uri, LoadOptions(**options), interval=0.05)
         started.append(model)
         model.start()
         model.wait(300)
@@ -80,14 +81,14 @@ def used():
 @pytest.mark.alone
 def test_the_first_requests_find_everything_warm(versions, serve):
     model = serve(f"models:/{NAME}/{versions[0]}", max_contexts=2)
-    [engine] = model.current.engines
+    [engine] = model.loaded.engines
     assert model.current.platform.startswith("tensorrt")
-    assert model.current.batcher.sizes == (1, 2, 4, 8)
+    assert model.loaded.batcher.sizes == (1, 2, 4, 8)
     warm = engine.memory["lanes"]
     assert warm == 2 * 4  # every batch size in both contexts
 
     with ThreadPoolExecutor(16) as threads:
-        found = list(threads.map(lambda n: model.submit(images(1 + n % 3))[1].result(60), range(200)))
+        found = list(threads.map(lambda n: model.submit(images(1 + n % 3)).result(60), range(200)))
 
     assert all(next(iter(answer.outputs.values())).shape[0] == 1 + n % 3 for n, answer in enumerate(found))
     assert engine.memory["lanes"] == warm
@@ -98,11 +99,12 @@ def test_moves_under_load_leave_no_memory_behind(versions, serve):
     point(versions[0])
     model = serve(f"models:/{NAME}@champion", max_queue=10_000)
     end = threading.Event()
+    digests = {version: mlflow_trt.inspect(f"models:/{NAME}/{version}").plans[0].file.sha256 for version in versions}
 
     def hammer(rows):
         while not end.is_set():
-            version, future = model.submit(images(rows))
-            assert future.result(60).outputs.plan == version.manifest.plans[0].file.sha256
+            answer = model.submit(images(rows)).result(60)
+            assert answer.outputs.plan == digests[answer.version.version]
 
     after = []
     with ThreadPoolExecutor(4) as threads:
@@ -124,10 +126,10 @@ def test_moves_under_load_leave_no_memory_behind(versions, serve):
     assert after[-1] <= after[0] * 1.05, after
 
 
-def test_what_fronts_read_gets_its_own_answer(versions, serve, tmp_path):
-    """The GPU fetches images from the fronts' memory, each client's own."""
+def test_what_http_workers_read_gets_its_own_answer(versions, serve, tmp_path):
+    """The GPU fetches images from the HTTP workers' memory, each client's own."""
     uri = f"models:/{NAME}/{versions[0]}"
-    [engine] = serve(uri).current.engines
+    [engine] = serve(uri).loaded.engines
     given = [(n, images(1 + n % 3, seed=n)) for n in range(60)]
     wanted = {n: next(iter(engine.predict(x).values())) for n, x in given}
 
@@ -150,7 +152,7 @@ def test_two_gpus_answer_from_one_queue(versions, serve, monkeypatch):
     if cuda.device_count()[0] < 2:
         pytest.skip("needs two GPUs")
     model = serve(f"models:/{NAME}/{versions[0]}", devices=(0, 1), max_contexts=1)
-    engines = model.current.engines
+    engines = model.loaded.engines
     assert [engine.device for engine in engines] == [0, 1]
     wanted = {rows: engines[0].predict(images(rows)) for rows in (1, 2, 3)}
     calls = Counter()
@@ -168,7 +170,7 @@ def test_two_gpus_answer_from_one_queue(versions, serve, monkeypatch):
         for way in ("predict", "predict_stacked"):
             monkeypatch.setattr(engine, way, counted(engine, way))
     with ThreadPoolExecutor(32) as threads:
-        found = list(threads.map(lambda n: model.submit(images(1 + n % 3))[1].result(60), range(600)))
+        found = list(threads.map(lambda n: model.submit(images(1 + n % 3)).result(60), range(600)))
 
     for n, answer in enumerate(found):
         for name, array in wanted[1 + n % 3].items():

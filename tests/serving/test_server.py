@@ -286,7 +286,7 @@ def test_several_processes_answer_as_one(guarded):
         np.testing.assert_array_equal(np.reshape(found["data"], found["shape"]), answer(x, 1))
         return True
 
-    time.sleep(0.5)  # until all that the fronts counted so far is known
+    time.sleep(0.5)  # until all that the HTTP workers counted so far is known
     before = counted(guarded, headers=AUTHORIZED).get(COUNT, 0)
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(ask, range(100)))
@@ -301,7 +301,7 @@ def test_several_processes_answer_as_one(guarded):
 COUNT = 'mlflow_trt_requests_total{model="m",protocol="http",status="200"}'
 
 
-def fronts(server):
+def workers(server):
     """The processes that speak HTTP."""
     tasks = Path(f"/proc/{server.process.pid}/task")
     found = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
@@ -316,7 +316,7 @@ def until(condition, seconds=20):
 
 
 def connections(server):
-    """How many each front has, in order."""
+    """How many each HTTP worker has, in order."""
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     established = {f"socket:[{row[9]}]" for row in rows if row[3] == "01"}
 
@@ -325,13 +325,13 @@ def connections(server):
             with contextlib.suppress(FileNotFoundError):
                 yield os.readlink(path)
 
-    return sorted(sum(link in established for link in links(pid)) for pid in fronts(server))
+    return sorted(sum(link in established for link in links(pid)) for pid in workers(server))
 
 
 def test_connections_are_spread_evenly(folder):
     with served(folder, f"--model=m={folder / 'plus1'}", "--http-processes", "2") as server:
         until(lambda: connections(server) == [0, 0])
-        time.sleep(0.5)  # until the fronts have told
+        time.sleep(0.5)  # until the HTTP workers have told
         opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
         until(lambda: connections(server) == [5, 5])
         for connection in opened[::2]:
@@ -345,24 +345,24 @@ def test_connections_are_spread_evenly(folder):
 
 
 def test_a_front_that_dies_is_replaced(guarded):
-    before = fronts(guarded)
+    before = workers(guarded)
     assert len(before) == 2
     os.kill(before[0], signal.SIGKILL)
-    until(lambda: len(set(fronts(guarded)) - set(before)) == 1)
+    until(lambda: len(set(workers(guarded)) - set(before)) == 1)
     until(lambda: guarded.infer(request(ONE), headers=AUTHORIZED).status_code == 200)
 
 
 # --- the end ---
 
 
-@pytest.mark.parametrize("options", [(), ("--http-processes", "2")], ids=["one process", "fronts"])
+@pytest.mark.parametrize("options", [(), ("--http-processes", "2")], ids=["one process", "HTTP workers"])
 def test_sigterm_answers_what_is_under_way_and_ends_with_0(folder, options):
     with served(folder, f"--model=m={folder / 'plus1'}", "--delay", "1500", *options) as server:
         found = []
         asking = threading.Thread(target=lambda: found.append(server.infer(request(ONE))))
         asking.start()
         until(lambda: waiting(server) == 1)
-        started = fronts(server)
+        started = workers(server)
         assert server.end() == 0
         asking.join()
         assert found[0].status_code == 200

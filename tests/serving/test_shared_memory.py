@@ -10,7 +10,7 @@ import standin
 
 from mlflow_trt.engine import pinned
 from mlflow_trt.serving.workers import shared_memory
-from mlflow_trt.serving.workers.shared_memory import Arena, create
+from mlflow_trt.serving.workers.shared_memory import SharedMemory, create
 
 SIZE = 40 << 20
 STEP = 16 << 20
@@ -25,7 +25,7 @@ def cudart(monkeypatch):
 def both():
     """The two sides' views of one memory."""
     descriptor = create(SIZE)
-    yield Arena(descriptor, SIZE), Arena(descriptor, SIZE)
+    yield SharedMemory(descriptor, SIZE), SharedMemory(descriptor, SIZE)
     os.close(descriptor)
 
 
@@ -35,24 +35,24 @@ def row(side, offset, count=1000):
 
 def test_what_one_side_writes_the_other_reads(both):
     writer, reader = both
-    offset = writer.take(4000)
+    offset = writer.allocate(4000)
     row(writer, offset)[:] = np.arange(1000)
     np.testing.assert_array_equal(row(reader, offset), np.arange(1000))
 
 
-def test_pieces_are_used_again_and_never_given_twice(both):
+def test_blocks_are_used_again_and_never_given_twice(both):
     writer, _ = both
-    taken = [writer.take(5000) for _ in range(4)]
+    taken = [writer.allocate(5000) for _ in range(4)]
     assert taken == [0, 8192, 16384, 24576]
-    writer.give(taken[1], 5000)
-    assert [writer.take(6000), writer.take(4096)] == [8192, 32768]
+    writer.free(taken[1], 5000)
+    assert [writer.allocate(6000), writer.allocate(4096)] == [8192, 32768]
 
 
-def test_a_full_memory_has_no_piece(both):
+def test_a_full_memory_has_no_block(both):
     writer, _ = both
-    assert writer.take(32 << 20) == 0
-    assert writer.take(16 << 20) is None
-    assert writer.take(8 << 20) == 32 << 20
+    assert writer.allocate(32 << 20) == 0
+    assert writer.allocate(16 << 20) is None
+    assert writer.allocate(8 << 20) == 32 << 20
 
 
 def test_it_is_page_locked_as_far_as_it_is_used(both, cudart):
@@ -87,6 +87,6 @@ def test_a_refusal_is_told(both, cudart):
     reader.page_unlock()
 
 
-def test_the_smallest_piece_is_a_page(both):
+def test_the_smallest_block_is_a_page(both):
     writer, _ = both
-    assert [writer.take(0), writer.take(1)] == [0, 1 << shared_memory.SMALLEST]
+    assert [writer.allocate(0), writer.allocate(1)] == [0, 1 << shared_memory.SMALLEST]

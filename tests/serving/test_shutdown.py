@@ -24,7 +24,7 @@ from .running import Served
 pytestmark = [pytest.mark.xdist_group("ending"), pytest.mark.timeout(300)]
 
 BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
-WAYS = pytest.mark.parametrize("options", [(), ("--http-processes", "1")], ids=["one process", "fronts"])
+WAYS = pytest.mark.parametrize("options", [(), ("--http-processes", "1")], ids=["one process", "HTTP workers"])
 
 
 class Load:

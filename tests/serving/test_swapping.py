@@ -15,8 +15,8 @@ pytest.importorskip("torch", reason="the reference backend runs with it")
 
 from mlflow_trt import InputError
 from mlflow_trt.errors import BusyError
+from mlflow_trt.serving.config import LoadOptions
 from mlflow_trt.serving.versions import served
-from mlflow_trt.serving.versions.loading import Options
 
 from .registered import (
     NEVER,
@@ -60,14 +60,14 @@ def test_the_last_moment_counts(registry, serve, engines, log, monkeypatch):
     registry.point(registry.add(1.0))
     second = registry.add(2.0)
     model = serve(registry.uri, interval=NEVER)
-    prepare = served.prepare
+    load_version = served.load_version
 
     def and_then_back(*args, **kwargs):
-        version = prepare(*args, **kwargs)
+        version = load_version(*args, **kwargs)
         registry.point("1")
         return version
 
-    monkeypatch.setattr(served, "prepare", and_then_back)
+    monkeypatch.setattr(served, "load_version", and_then_back)
     registry.point(second)
     model.refresh()
     eventually(lambda: "dropped" in events(log), "it is dropped")
@@ -120,8 +120,8 @@ def test_requests_of_the_old_version_are_answered_by_it(registry, serve, engines
     """With an engine that is held up on purpose while its queue is full."""
     registry.point(registry.add(1.0))
     second = registry.add(2.0)
-    model = serve(registry.uri, Options(backend="reference", max_contexts=1, max_queue=100))
-    old = model.current
+    model = serve(registry.uri, LoadOptions(backend="reference", max_contexts=1, max_queue=100))
+    old = model.loaded
     go_on = threading.Event()
     predict = old.engines[0].predict
     old.engines[0].predict = lambda inputs: go_on.wait(20) and predict(inputs)
@@ -131,10 +131,10 @@ def test_requests_of_the_old_version_are_answered_by_it(registry, serve, engines
     assert ask(model)[0] == "2"  # at once, not after those that wait
     assert len(engines.open) == 2
     assert model.status()["unloading"] == "1"
-    assert not any(future.done() for _, future in waiting)
+    assert not any(future.done() for future in waiting)
     go_on.set()
-    for n, (version, future) in enumerate(waiting):
-        assert version is old
+    for n, future in enumerate(waiting):
+        assert future.result(20).version is old.info
         assert np.array_equal(future.result(20).outputs["scores"], answer(rows(1, n)["x"], 1.0))
     eventually(lambda: len(engines.open) == 1, "then it is unloaded")
     eventually(lambda: model.status()["unloading"] is None, "and that is told")
@@ -144,7 +144,7 @@ def test_a_request_that_meets_the_swap_goes_to_the_next_version(registry, serve)
     registry.point(registry.add(1.0))
     second = registry.add(2.0)
     model = serve(registry.uri)
-    old, submit = model.current, model.current.batcher.submit
+    old, submit = model.loaded, model.loaded.batcher.submit
     met = []
 
     def late(inputs, deadline=None, **arguments):
@@ -161,9 +161,9 @@ def test_a_request_that_meets_the_swap_goes_to_the_next_version(registry, serve)
 
 def test_a_full_queue_is_no_swap(registry, serve):
     registry.point(registry.add(1.0))
-    model = serve(registry.uri, Options(backend="reference", max_contexts=1, max_queue=1))
+    model = serve(registry.uri, LoadOptions(backend="reference", max_contexts=1, max_queue=1))
     go_on = threading.Event()
-    engine = model.current.engines[0]
+    engine = model.loaded.engines[0]
     predict = engine.predict
     engine.predict = lambda inputs: go_on.wait(20) and predict(inputs)
     first = model.submit(rows(1))
@@ -173,7 +173,7 @@ def test_a_full_queue_is_no_swap(registry, serve):
         model.submit(rows(1))
     assert model.status()["waiting"] == 1
     go_on.set()
-    assert first[1].result(20).rows == second[1].result(20).rows == 1
+    assert first.result(20).rows == second.result(20).rows == 1
 
 
 def test_what_does_not_fit_is_refused_at_once(registry, serve):
@@ -190,7 +190,7 @@ def test_fifty_moves_under_load(registry, serve, engines):
     for shift in shifts.values():
         registry.add(shift)
     registry.point("1")
-    model = serve(registry.uri, Options(backend="reference", max_queue=10_000))
+    model = serve(registry.uri, LoadOptions(backend="reference", max_queue=10_000))
     end = threading.Event()
     answered: list[str] = []
 
@@ -198,10 +198,9 @@ def test_fifty_moves_under_load(registry, serve, engines):
         count = 0
         while not end.is_set():
             x = rows(1 + (seed + count) % 3, seed * 10_000 + count)
-            version, future = model.submit(x, here=seed % 2 == 1)
-            found = future.result(30).outputs["scores"]
-            assert np.array_equal(found, answer(x["x"], shifts[version.version]))
-            answered.append(version.version)
+            found = model.submit(x, inline=seed % 2 == 1).result(30)
+            assert np.array_equal(found.outputs["scores"], answer(x["x"], shifts[found.version.version]))
+            answered.append(found.version.version)
             count += 1
 
     pause = random.Random(0)

@@ -1,11 +1,11 @@
-"""Real front processes and real HTTP; the GPU that fetches their requests is a stand-in (tests/standin.py)."""
+"""Real HTTP workers and real HTTP; the GPU that fetches their requests is a stand-in (tests/standin.py)."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from concurrent.futures import Future
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +16,14 @@ from interfaces import interface, tensor
 from mlflow_trt.engine import pinned
 from mlflow_trt.plan.api import Result
 from mlflow_trt.serving.batching.queue import Answer
+from mlflow_trt.serving.config import ServerConfig
 from mlflow_trt.serving.metrics import Metrics
-from mlflow_trt.serving.workers.pool import Fronts
+from mlflow_trt.serving.served_model import ServedVersion
+from mlflow_trt.serving.workers import pool as worker_pool
+from mlflow_trt.serving.workers.pool import WorkerPool
 
 WIDE = 16 << 10
-SETTINGS = {"token": None, "max_body": 1 << 24, "timeout": 30.0, "webhook_secret": None, "log_level": "warning"}
-SETTINGS.update(body_timeout=30.0, limits={}, access_log=False, exit_on_error=True)
+CONFIG = ServerConfig(max_body=1 << 24, timeout=30.0, log_level="warning", access_log=False)
 FACE = interface([tensor("x", ("n", WIDE))], [tensor("y", ("n", 1))])
 
 
@@ -30,9 +32,7 @@ class Held:
 
     name = "m"
     registered_model = None
-    current = SimpleNamespace(
-        uri="models:/m/1", version="1", platform="stand-in", interface=FACE, profiles=(), mlmodel=None
-    )
+    current = ServedVersion("models:/m/1", "1", "stand-in", FACE, ())
 
     def __init__(self):
         self.requests = []
@@ -40,11 +40,11 @@ class Held:
     def status(self):
         return {"name": "m", "state": "ready", "version": "1", "uri": "models:/m/1", "waiting": 0}
 
-    def submit(self, inputs, deadline=None, *, here=False):
+    def submit(self, inputs, deadline=None, *, inline=False):
         future = Future()
         future.set_running_or_notify_cancel()
         self.requests.append((inputs["x"], future))
-        return self.current, future
+        return future
 
 
 @pytest.fixture
@@ -57,12 +57,12 @@ def run(check, device):
         model = Held()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port = listening.getsockname()[1]
-            fronts = Fronts(1, listening, {"m": model}, Metrics({}), SETTINGS, device)
-            await fronts.start()
+            pool = WorkerPool(1, listening, {"m": model}, Metrics({}), CONFIG, device)
+            await pool.start()
             try:
-                await check(model, f"http://127.0.0.1:{port}/v2/models/m/infer", fronts)
+                await check(model, f"http://127.0.0.1:{port}/v2/models/m/infer", pool)
             finally:
-                await fronts.stop(5)
+                await pool.stop(5)
 
     asyncio.run(main())
 
@@ -82,11 +82,11 @@ def post(url, x):
 
 def answer(future, x):
     outputs = Result({"y": x.sum(axis=1, keepdims=True)}, "tensorrt")
-    future.set_result(Answer(outputs, len(x), len(x), 0.0, 0.0))
+    future.set_result(Answer(outputs, Held.current, len(x), len(x), 0.0, 0.0))
 
 
 def test_a_gpu_may_fetch_requests_from_where_the_front_put_them(cudart):
-    async def check(model, url, fronts):
+    async def check(model, url, pool):
         for seed in range(2):
             x = np.random.default_rng(seed).integers(0, 9, (2, WIDE)).astype(np.float32)
             response = post(url, x)
@@ -101,7 +101,7 @@ def test_a_gpu_may_fetch_requests_from_where_the_front_put_them(cudart):
 
 
 def test_nothing_is_page_locked_without_a_gpu(cudart):
-    async def check(model, url, fronts):
+    async def check(model, url, pool):
         response = post(url, np.ones((1, WIDE), np.float32))
         await until(lambda: model.requests)
         given, future = model.requests.pop()
@@ -113,11 +113,11 @@ def test_nothing_is_page_locked_without_a_gpu(cudart):
 
 
 def test_what_a_dead_front_left_stays_locked_while_an_engine_reads_it(cudart):
-    async def check(model, url, fronts):
+    async def check(model, url, pool):
         response = post(url, np.ones((1, WIDE), np.float32))
         await until(lambda: model.requests)
         given, future = model.requests.pop()
-        fronts._fronts[0].process.kill()
+        pool._workers[0].process.kill()
         with pytest.raises(requests.ConnectionError):
             await response
         await asyncio.sleep(0.3)
@@ -127,3 +127,45 @@ def test_what_a_dead_front_left_stays_locked_while_an_engine_reads_it(cudart):
 
     run(check, device=0)
     assert not cudart.pinned
+
+
+def test_an_answer_says_which_version_it_is_of(cudart):
+    """Also one that took over, or is of one that was replaced, before the worker was told so."""
+
+    async def check(model, url, pool):
+        x = np.ones((1, WIDE), np.float32)
+        versions = [
+            dataclasses.replace(Held.current, version=str(n), uri=f"models:/m/{n}") for n in range(1, 6)
+        ]  # one more than a worker knows
+        waiting = []
+        for version in versions:
+            model.current = version
+            waiting.append((version, post(url, x)))
+            await until(lambda: model.requests)
+            _, future = model.requests.pop()
+            outputs = Result({"y": x.sum(axis=1, keepdims=True)}, "tensorrt")
+            waiting[-1] = (*waiting[-1], future, Answer(outputs, version, 1, 1, 0.0, 0.0))
+        metadata = url.removesuffix("/infer")
+        for version, response, future, answered in reversed(waiting):
+            model.current = version
+            future.set_result(answered)
+            assert (await response).json()["model_version"] == version.version
+        assert (await asyncio.to_thread(requests.get, metadata)).json()["versions"] == ["1"]
+
+    run(check, device=None)
+
+
+def test_what_answers_now_is_known_with_its_first_answer(cudart, monkeypatch):
+    monkeypatch.setattr(worker_pool, "_STATE", 30.0)  # until then nobody looks
+
+    async def check(model, url, pool):
+        response = post(url, np.ones((1, WIDE), np.float32))
+        await until(lambda: model.requests)
+        given, future = model.requests.pop()
+        model.current = dataclasses.replace(Held.current, version="2", uri="models:/m/2")
+        future.set_result(Answer(Result({"y": given[:, :1]}, "tensorrt"), model.current, 1, 1, 0.0, 0.0))
+        assert (await response).json()["model_version"] == "2"
+        metadata = await asyncio.to_thread(requests.get, url.removesuffix("/infer"), timeout=60)
+        assert metadata.json()["versions"] == ["2"]
+
+    run(check, device=None)

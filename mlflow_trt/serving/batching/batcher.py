@@ -30,8 +30,9 @@ from ...errors import BusyError, SettingError
 from ...plan.api import Engine
 from ...plan.batch_sizes import batch_sizes
 from ...plan.signature import Binder, Shapes
-from .queue import Answer, Request, is_full, take
-from .rows import Rest, call, check_rows, cut, fitting, next_size
+from ..served_model import ServedVersion
+from .queue import Answer, QueuedRequest, is_full, take
+from .rows import RowShapes, call, check_rows, cut, fitting, next_size
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Batcher:
     Args:
         engines: Engines of the same version, one for each GPU; all take from one queue. They stay the caller's to
             close, after this.
+        version: What they run; every answer carries it.
         workers: Threads per engine, which is how many calls of it may be under way.
         batching: Whether requests are joined, and padded, at all.
         delay: Seconds, from its arrival, that a request at the queue's head may wait for others to join it while a
@@ -66,6 +68,7 @@ class Batcher:
     def __init__(
         self,
         engines: Sequence[Engine],
+        version: ServedVersion,
         *,
         workers: int = 2,
         batching: bool = True,
@@ -78,17 +81,18 @@ class Batcher:
         self.sizes = batch_sizes(interface, profiles) if batching else ()
         self._binder = Binder(interface, profiles)
         self._carrier = next((i for i, t in enumerate(interface.inputs) if t.shape and isinstance(t.shape[0], str)), -1)
-        self._sizes_of: dict[Rest, tuple[int, ...]] = {}
+        self._sizes_of: dict[RowShapes, tuple[int, ...]] = {}
+        self._version = version
         self._delay = delay
         self._max_queue = max_queue
         self._on_batch = on_batch
         self._lock = threading.Lock()
-        self._queue: deque[Request] = deque()
+        self._queue: deque[QueuedRequest] = deque()
         self._work_waits = threading.Condition(self._lock)
         self._alarm_moved = threading.Condition(self._lock)
         self._running = 0
         """Batches."""
-        self._here = engines[0]
+        self._inline_engine = engines[0]
         """The engine that callers' own threads run."""
         self._quick: set[Shapes] = set()
         """What it took no more than ``_QUICK`` for the last time."""
@@ -111,7 +115,7 @@ class Batcher:
         return len(self._queue)
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
     ) -> Future[Answer]:
         """Queues a request.
 
@@ -119,7 +123,7 @@ class Batcher:
             inputs: Arrays by input name. They must not change before the future is done.
             deadline: By ``time.monotonic()``. Once it has passed, a request that has not begun never will, and fails
                 with DeadlineError, while it waits too.
-            here: The caller has nothing else to do: where nothing else waits or runs, and these shapes took no more
+            inline: The caller has nothing else to do: where nothing else waits or runs, and these shapes took no more
                 than 2 ms the last time, the request runs in this thread, without a delay. That saves waking another
                 thread and being woken by it.
 
@@ -132,17 +136,17 @@ class Batcher:
         """
         call = self._binder.check(inputs)
         rows = call.shapes[self._carrier][0] if self._carrier >= 0 else 1
-        rest: Rest | None = None
+        row_shapes: RowShapes | None = None
         sizes: tuple[int, ...] = ()
         if self.sizes and rows:
-            rest = tuple([shape[1:] for shape in call.shapes])
-            sizes = self._sizes_for(rest)
+            row_shapes = tuple([shape[1:] for shape in call.shapes])
+            sizes = self._sizes_for(row_shapes)
         ends = deadline if deadline is not None and deadline < math.inf else math.inf
-        request = Request(call.arrays, rows, rest, sizes, ends, self._forget)
+        request = QueuedRequest(call.arrays, rows, row_shapes, sizes, ends, self._forget)
         with self._lock:
             if self._closed:
                 raise _closed()
-            alone = here and not self._queue and not self._running and self._shapes(request) in self._quick
+            alone = inline and not self._queue and not self._running and self._shapes(request) in self._quick
             if alone:
                 self._running += 1
             elif len(self._queue) < self._max_queue:
@@ -155,7 +159,7 @@ class Batcher:
                 )
         if alone:
             request.set_running_or_notify_cancel()
-            self._run(self._here, [request])
+            self._run(self._inline_engine, [request])
         return request
 
     def close(self, drain: bool = True) -> None:
@@ -183,7 +187,7 @@ class Batcher:
                 while self._running:  # in a caller's thread
                     self._work_waits.wait()
 
-    def _enqueue(self, request: Request) -> None:
+    def _enqueue(self, request: QueuedRequest) -> None:
         self._queue.append(request)
         if not self._delay or len(self._queue) == 1 or is_full(self._queue):
             self._work_waits.notify()
@@ -191,15 +195,15 @@ class Batcher:
             self._alarm = request.deadline
             self._alarm_moved.notify()
 
-    def _sizes_for(self, rest: Rest) -> tuple[int, ...]:
-        sizes = self._sizes_of.get(rest)
+    def _sizes_for(self, row_shapes: RowShapes) -> tuple[int, ...]:
+        sizes = self._sizes_of.get(row_shapes)
         if sizes is None:
             if len(self._sizes_of) >= _KNOWN_SHAPES:
                 self._sizes_of.clear()
-            sizes = self._sizes_of[rest] = fitting(self._binder, self.sizes, rest)
+            sizes = self._sizes_of[row_shapes] = fitting(self._binder, self.sizes, row_shapes)
         return sizes
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: QueuedRequest) -> None:
         """Takes a cancelled request out of the queue."""
         with self._lock:
             try:
@@ -215,7 +219,7 @@ class Batcher:
             # What was answered must not stay alive until the next request comes.
             batch.clear()
 
-    def _next(self) -> list[Request]:
+    def _next(self) -> list[QueuedRequest]:
         """Waits for a batch; none: the batcher was closed and all work is done."""
         with self._lock:
             while True:
@@ -244,7 +248,7 @@ class Batcher:
         due = head.arrived + self._delay
         return 0.0 if head.deadline <= due or is_full(self._queue) else due - time.monotonic()
 
-    def _run(self, engine: Engine, batch: list[Request]) -> None:
+    def _run(self, engine: Engine, batch: list[QueuedRequest]) -> None:
         """Answers a batch that counts as running; then it no longer does."""
         try:
             self._answer(engine, batch)
@@ -254,7 +258,7 @@ class Batcher:
                 if self._closed:
                     self._work_waits.notify_all()  # close() may wait for this
 
-    def _answer(self, engine: Engine, batch: list[Request]) -> None:
+    def _answer(self, engine: Engine, batch: list[QueuedRequest]) -> None:
         """Answers requests that have begun: together, or each alone if that fails, so that only the guilty fail."""
         batch[:] = [request for request in batch if not request.expire()]
         error = self._try(engine, batch) if batch else None
@@ -269,7 +273,7 @@ class Batcher:
         error = None
         batch.clear()
 
-    def _try(self, engine: Engine, batch: list[Request]) -> BaseException | None:
+    def _try(self, engine: Engine, batch: list[QueuedRequest]) -> BaseException | None:
         """Answers requests together, or returns the error; then none is answered."""
         try:
             begin = time.monotonic()
@@ -282,24 +286,24 @@ class Batcher:
                 check_rows(result, size)
         except BaseException as error:
             return error
-        if engine is self._here:
+        if engine is self._inline_engine:
             shapes = [(size, *array.shape[1:]) if batch[0].sizes else array.shape for array in batch[0].arrays]
             self._remember(tuple(shapes), computed <= _QUICK)
         if self._on_batch is not None:
             try:
                 whole = result if rows == size else cut(result, 0, rows)
-                self._on_batch(Answer(whole, rows, rows, begin - batch[0].arrived, computed))
+                self._on_batch(Answer(whole, self._version, rows, rows, begin - batch[0].arrived, computed))
             except Exception:
                 _logger.exception("on_batch failed")
         start = 0
         for request in batch:
             end = start + request.rows
             outputs = result if request.rows == size else cut(result, start, end)
-            request.answer(Answer(outputs, request.rows, rows, begin - request.arrived, computed))
+            request.answer(Answer(outputs, self._version, request.rows, rows, begin - request.arrived, computed))
             start = end
         return None
 
-    def _shapes(self, request: Request) -> Shapes:
+    def _shapes(self, request: QueuedRequest) -> Shapes:
         """The shapes of a batch of this request alone."""
         if not request.sizes:
             return tuple([array.shape for array in request.arrays])

@@ -13,7 +13,8 @@ import numpy as np
 
 from ...errors import DeadlineError, DeviceError
 from ...plan.api import Result
-from .rows import Rest
+from ..served_model import ServedVersion
+from .rows import RowShapes
 
 _logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ class Answer:
 
     outputs: Result
     """Its own rows; views of the batch's arrays where it did not run alone."""
+    version: ServedVersion
+    """That answered."""
     rows: int
     """Its own; 1 where the model has no batch dimension."""
     batch: int
@@ -34,22 +37,22 @@ class Answer:
     """Seconds that the batch took: joining its rows and running the engine."""
 
 
-class Request(Future[Answer]):
+class QueuedRequest(Future[Answer]):
     """A waiting request, and the future that its caller holds. Whoever takes it out of the queue settles it."""
 
     def __init__(
         self,
         arrays: Sequence[np.ndarray],
         rows: int,
-        rest: Rest | None,
+        row_shapes: RowShapes | None,
         sizes: tuple[int, ...],
         deadline: float,
-        forget: Callable[[Request], None],
+        forget: Callable[[QueuedRequest], None],
     ) -> None:
         super().__init__()
         self.arrays = arrays
         self.rows = rows
-        self.rest = rest
+        self.row_shapes = row_shapes
         self.sizes = sizes
         """Batch sizes that it may be part of; none: it runs alone, as it is."""
         self.deadline = deadline
@@ -94,15 +97,15 @@ class Request(Future[Answer]):
         self.set_exception(error)
 
 
-def take(queue: deque[Request]) -> list[Request]:
+def take(queue: deque[QueuedRequest]) -> list[QueuedRequest]:
     """Takes the head out of a queue, and whatever may join it, in order; the others stay in theirs."""
     head = queue.popleft()
     batch, rows = [head], head.rows
     most = head.sizes[-1] if head.sizes else 0
-    passed: list[Request] = []
+    passed: list[QueuedRequest] = []
     while queue and rows < most:
         request = queue.popleft()
-        if request.rest == head.rest and rows + request.rows <= most:
+        if request.row_shapes == head.row_shapes and rows + request.rows <= most:
             batch.append(request)
             rows += request.rows
         else:
@@ -111,13 +114,13 @@ def take(queue: deque[Request]) -> list[Request]:
     return batch
 
 
-def is_full(queue: deque[Request]) -> bool:
+def is_full(queue: deque[QueuedRequest]) -> bool:
     """Whether the head need not wait for others: enough are there, or none can join it."""
     head = queue[0]
     most = head.sizes[-1] if head.sizes else 0
     rows = 0
     for request in queue:
-        if request.rest == head.rest:
+        if request.row_shapes == head.row_shapes:
             rows += request.rows
         if rows >= most:
             return True

@@ -16,7 +16,7 @@ from ...plan.manifest import Tolerance
 from ...plan.parity import compare
 from ...plan.signature import Binder, Shape
 
-Rest = tuple[Shape, ...]
+RowShapes = tuple[Shape, ...]
 """The shapes of all inputs without their first dimension: only requests that agree in it can be joined."""
 
 
@@ -39,8 +39,8 @@ def rows_are_independent(engine: Engine, inputs: Mapping[str, np.ndarray], toler
     """
     binder = Binder(engine.interface, engine.profiles)
     call = binder.check(inputs)
-    rest = tuple(shape[1:] for shape in call.shapes)
-    sizes = fitting(binder, batch_sizes(engine.interface, engine.profiles), rest)
+    row_shapes = tuple(shape[1:] for shape in call.shapes)
+    sizes = fitting(binder, batch_sizes(engine.interface, engine.profiles), row_shapes)
     if not sizes:
         return False
     rows = call.shapes[0][0]
@@ -77,16 +77,16 @@ def call(engine: Engine, names: Sequence[str], parts: Sequence[Sequence[np.ndarr
     stacked = getattr(engine, "predict_stacked", None)
     if stacked is None or (rows == size and len(parts) == 1):
         return engine.predict(dict(zip(names, joined(parts, rows, size))))
-    found: Result = stacked(list(zip(*parts)), size)
-    return found
+    result: Result = stacked(list(zip(*parts)), size)
+    return result
 
 
-def fitting(binder: Binder, sizes: Sequence[int], rest: Rest) -> tuple[int, ...]:
+def fitting(binder: Binder, sizes: Sequence[int], row_shapes: RowShapes) -> tuple[int, ...]:
     """The batch sizes that some optimization profile takes together with these other dimensions."""
 
     def fits(size: int) -> bool:
         try:
-            binder.profile_of(tuple((size, *shape) for shape in rest))
+            binder.profile_of(tuple((size, *shape) for shape in row_shapes))
         except InputError:
             return False
         return True

@@ -21,15 +21,18 @@ from ..._version import __version__
 from ...errors import BusyError, DeadlineError, InputError, TrtError
 from .. import access_log
 from ..access_log import AccessLog
+from ..config import ServerConfig
 from ..http.codec import LARGE, Codec
-from ..protocol import json_body, protobuf
+from ..protocol import protobuf
 from ..protocol.datatypes import ProtocolError, show
+from ..protocol.inference_request import InferenceRequest, fit
+from ..protocol.metadata import describe
 from ..readiness import ready
-from ..shutdown import Ending
+from ..shutdown import Shutdown
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
-    from ..versions.served import Model, Version
+    from ..served_model import ServedModel, ServedVersion
 
 _logger = logging.getLogger(__name__)
 
@@ -69,33 +72,27 @@ class Service:
 
     Args:
         models: By name.
-        token: The bearer token that calls must have; None: none.
-        timeout: Seconds that a call may take.
+        config: How the server serves.
         metrics: Where calls are counted.
-        access_log: Whether calls that were answered well leave a line in the log.
-        exit_on_error: Whether a model that can't be loaded ends the server.
-        ending: The server's end; default: it never ends.
+        shutdown: The server's end; default: it never ends.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Model],
+        models: Mapping[str, ServedModel],
+        config: ServerConfig,
         *,
-        token: str | None,
-        timeout: float,
         metrics: Metrics | None,
-        access_log: bool = True,
-        exit_on_error: bool = True,
-        ending: Ending | None = None,
+        shutdown: Shutdown | None = None,
     ) -> None:
         self._models = models
-        self._authorization = None if token is None else f"Bearer {token}".encode()
-        self._timeout = timeout
+        self._authorization = None if config.token is None else f"Bearer {config.token}".encode()
+        self._timeout = config.timeout
         self._metrics = metrics
-        self._ending = ending or Ending()
-        self._exit_on_error = exit_on_error
-        self._log = AccessLog(access_log)
-        self._codec = Codec(timeout)
+        self._shutdown = shutdown or Shutdown()
+        self._exit_on_error = config.exit_on_error
+        self._log = AccessLog(config.access_log)
+        self._codec = Codec(config.timeout)
         self.running = 0
         """Inferences that have not been answered."""
         self.calls = 0
@@ -148,12 +145,12 @@ class Service:
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
         }
-        found: dict[str, Callable[[bytes, Context], Awaitable[bytes]]] = {
+        methods: dict[str, Callable[[bytes, Context], Awaitable[bytes]]] = {
             name: partial(self._tell, name, answer) for name, answer in answers.items()
         }
-        found["ModelInfer"] = self._infer
+        methods["ModelInfer"] = self._infer
         # Without a deserializer: gRPC would answer a broken message with UNKNOWN and a Python type's name.
-        return {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in found.items()}
+        return {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in methods.items()}
 
     async def _tell(self, method: str, answer: Callable[[Any], Any], data: bytes, context: Context) -> bytes:
         """Answers everything but inference."""
@@ -246,16 +243,21 @@ class Service:
         )
 
     async def _answer(
-        self, model: Model, version: Version, request: json_body.Request, begin: float, left: float | None
+        self,
+        model: ServedModel,
+        version: ServedVersion,
+        request: InferenceRequest,
+        begin: float,
+        left: float | None,
     ) -> bytes:
-        inputs = json_body.fit(request, version.interface)
+        inputs = fit(request, version.interface)
         limits = (self._timeout, request.timeout, left)
         deadline = begin + min([seconds for seconds in limits if seconds is not None])
-        answering, future = model.submit(inputs, deadline)
         # The batcher ends what is waiting at its deadline; a batch that runs is not cut off.
-        answer = await asyncio.wrap_future(future)
+        answer = await asyncio.wrap_future(model.submit(inputs, deadline))
+        answering = answer.version
         if answering.interface is not version.interface:  # another version took over meanwhile
-            json_body.fit(request, answering.interface)
+            fit(request, answering.interface)
         return protobuf.encode(
             request, answer.outputs, answering.interface, model=model.name, version=answering.version
         )
@@ -268,7 +270,7 @@ class Service:
 
     def _ready(self) -> bool:
         statuses = (model.status() for model in self._models.values())
-        return not self._ending.draining and ready(statuses, self._exit_on_error)
+        return not self._shutdown.draining and ready(statuses, self._exit_on_error)
 
     def _model_ready(self, request: Any) -> dict[str, Any]:
         try:
@@ -282,7 +284,7 @@ class Service:
 
     def _model_metadata(self, request: Any) -> dict[str, Any]:
         model, version = self._find(request.name, request.version)
-        described = json_body.describe(
+        described = describe(
             version.interface,
             model=model.name,
             versions=[version.version],
@@ -292,7 +294,7 @@ class Service:
         fields = protobuf.message("ModelMetadataResponse").DESCRIPTOR.fields_by_name
         return {key: value for key, value in described.items() if key in fields}
 
-    def _find(self, name: str, wanted: str) -> tuple[Model, Version]:
+    def _find(self, name: str, wanted: str) -> tuple[ServedModel, ServedVersion]:
         """A model, and its version that answers now.
 
         Raises:
@@ -333,8 +335,8 @@ def _route(error: Exception, route: str) -> str:
 
 def _metadata(context: Context, name: str) -> str | None:
     """A value of a call's metadata."""
-    found = next((value for key, value in context.invocation_metadata() or () if key == name), None)
-    return found if isinstance(found, str) else None
+    metadata = next((value for key, value in context.invocation_metadata() or () if key == name), None)
+    return metadata if isinstance(metadata, str) else None
 
 
 async def _abort(context: Context, error: Exception, identifier: str) -> None:

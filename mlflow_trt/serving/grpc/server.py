@@ -20,16 +20,16 @@ import grpc
 import grpc.aio
 
 from ...errors import StoreError
+from ..config import ServerConfig
 from ..http.listening import heard_within, is_listening, refuse_new, sockets_at
-from ..limits import Limits
 from ..protocol import protobuf
-from ..shutdown import Ending
+from ..shutdown import Shutdown
 from . import health
 from .methods import Service
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
-    from ..versions.served import Model
+    from ..served_model import ServedModel
 
 _logger = logging.getLogger(__name__)
 
@@ -48,41 +48,27 @@ _FLUSH = 0.05
 
 
 async def start(
-    models: Mapping[str, Model],
-    host: str,
-    port: int,
+    models: Mapping[str, ServedModel],
+    config: ServerConfig,
     *,
-    token: str | None = None,
-    max_body: int = 256 << 20,
-    timeout: float = 60.0,
     metrics: Metrics | None = None,
-    access_log: bool = True,
-    exit_on_error: bool = True,
-    ending: Ending | None = None,
-    limits: Limits | None = None,
-) -> Server:
+    shutdown: Shutdown | None = None,
+) -> GrpcServer:
     """Serves models over gRPC, from the running event loop.
 
     Args:
         models: By name.
-        host: The address to listen on.
-        port: The port; 0: any that is free.
-        token: The bearer token that calls must have; None: none.
-        max_body: Bytes that a message may have.
-        timeout: Seconds that a call may take, once its message is there.
+        config: How the server serves. Of its limits gRPC reads how many connections there may be, and how long they
+            may be idle, take for their beginning, and leave a ping unanswered. ``grpc_port`` None: any that is free.
         metrics: Where calls are counted.
-        access_log: Whether calls that were answered well leave a line in the log.
-        exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
-        ending: The server's end; default: it never ends.
-        limits: What connections may take; gRPC reads of it how many there may be, and how long they may be idle, take
-            for their beginning, and leave a ping unanswered.
+        shutdown: The server's end; default: it never ends.
 
     Raises:
         StoreError: The address can't be had.
     """
-    limits = limits or Limits()
+    host, port, limits = config.host, config.grpc_port or 0, config.limits
     options = (
-        ("grpc.max_receive_message_length", min(max_body, _INT32)),
+        ("grpc.max_receive_message_length", min(config.max_body, _INT32)),
         ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, unnoticed
         # By itself gRPC begins at 1000 to end some, and ends all that it kept for 30 s, as CANCELLED.
         ("grpc.server.max_pending_requests", PENDING),
@@ -96,15 +82,7 @@ async def start(
         ("grpc.keepalive_timeout_ms", _milliseconds(limits.write_timeout)),
     )
     server = grpc.aio.server(options=options)
-    service = Service(
-        models,
-        token=token,
-        timeout=timeout,
-        metrics=metrics,
-        access_log=access_log,
-        exit_on_error=exit_on_error,
-        ending=ending,
-    )
+    service = Service(models, config, metrics=metrics, shutdown=shutdown)
     pool = protobuf.new_pool()
     health.describe(pool)
     names = [protobuf.SERVICE, health.SERVICE, health.REFLECTION]
@@ -129,10 +107,10 @@ async def start(
         )
     await server.start()
     _logger.info("Listening", extra={"protocol": "grpc", "host": host, "port": bound})
-    return Server(server, service, bound)
+    return GrpcServer(server, service, bound)
 
 
-class Server:
+class GrpcServer:
     """A server that runs.
 
     Args:
@@ -169,9 +147,9 @@ class Server:
 
     async def _end(self, seconds: float) -> None:
         service = self._service
-        for found in sockets_at(self.port):
-            if is_listening(found):
-                refuse_new(found)
+        for tcp_socket in sockets_at(self.port):
+            if is_listening(tcp_socket):
+                refuse_new(tcp_socket)
         end = time.monotonic() + seconds
         while service.running and time.monotonic() < end:
             await asyncio.sleep(_FLUSH)
@@ -195,13 +173,13 @@ class Server:
     async def _disconnect(self) -> None:
         """Disconnects whoever still calls, and waits until gRPC has noticed."""
         gone = set()
-        for found in sockets_at(self.port):
-            if not is_listening(found) and heard_within(found, 2 * _HOLD):
-                gone.add(found.getpeername())
-                found.shutdown(socket.SHUT_RD)
+        for tcp_socket in sockets_at(self.port):
+            if not is_listening(tcp_socket) and heard_within(tcp_socket, 2 * _HOLD):
+                gone.add(tcp_socket.getpeername())
+                tcp_socket.shutdown(socket.SHUT_RD)
         end = time.monotonic() + _LONGEST_HOLD
         while time.monotonic() < end and any(
-            not is_listening(found) and found.getpeername() in gone for found in sockets_at(self.port)
+            not is_listening(tcp_socket) and tcp_socket.getpeername() in gone for tcp_socket in sockets_at(self.port)
         ):
             await asyncio.sleep(_FLUSH)
 

@@ -15,9 +15,10 @@ from urllib.parse import unquote
 from ...errors import TrtError
 from .. import access_log
 from ..access_log import AccessLog
+from ..config import ServerConfig
 from ..protocol import json_body
 from ..readiness import ready
-from ..shutdown import Ending
+from ..shutdown import Shutdown
 from . import scoring, webhook
 from .codec import Codec
 from .request import (
@@ -39,8 +40,8 @@ from .request import (
 from .routes import FIXED, GONE, OF_MODEL, Handler, counted, status_of
 
 if TYPE_CHECKING:
-    from ..metrics import Metrics
-    from ..versions.served import Model, Version
+    from ..metrics import RequestMetrics
+    from ..served_model import ServedModel, ServedVersion
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ _LARGEST_DELIVERY = 1 << 20
 _RETRY_AFTER = "1"
 
 
-class Call:
+class RequestContext:
     """One request on its way through the application."""
 
     __slots__ = ("app", "begin", "counted", "headers", "model", "receive", "request_id", "route", "scope", "version")
@@ -66,7 +67,7 @@ class Call:
         self.route = "unknown_route"
         self.counted = False
         """Whether it counts as an inference request."""
-        self.model: Model | None = None
+        self.model: ServedModel | None = None
         self.version: str | None = None
 
     async def body(self, most: int | None = None) -> Body:
@@ -87,12 +88,12 @@ class Call:
                 raise
             raise HttpError(*refused) from None  # which is answered already, and only counted and logged here
 
-    def served(self) -> Model:
+    def served(self) -> ServedModel:
         """The model that the path names."""
         assert self.model is not None
         return self.model
 
-    def current(self) -> Version:
+    def current(self) -> ServedVersion:
         """The version that answers now.
 
         Raises:
@@ -111,65 +112,52 @@ class Application:
     Args:
         models: By name; the first one is also behind MLflow's own routes.
         metrics: Where requests are counted.
-        token: The bearer token that requests must have; None: none.
-        max_body: Bytes that a body may have.
-        timeout: Seconds that a request may take, once its body is there.
-        body_timeout: Seconds that a body may take, or 1 MiB more of it.
-        webhook_secret: What MLflow signs its webhook deliveries with; None: there is no webhook route.
-        ending: The server's end; default: it never ends.
-        access_log: Whether requests that were answered well leave a line in the log.
-        exit_on_error: Whether a model that can't be loaded ends the server; see :func:`.readiness.ready`.
+        config: How the server serves.
+        shutdown: The server's end.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Model],
-        metrics: Metrics,
-        *,
-        token: str | None = None,
-        max_body: int = 256 << 20,
-        timeout: float = 60.0,
-        body_timeout: float = 30.0,
-        webhook_secret: str | None = None,
-        ending: Ending | None = None,
-        access_log: bool = True,
-        exit_on_error: bool = True,
+        models: Mapping[str, ServedModel],
+        metrics: RequestMetrics,
+        config: ServerConfig,
+        shutdown: Shutdown,
     ) -> None:
         self.models = models
         self.metrics = metrics
-        self.max_body = max_body
-        self.timeout = timeout
-        self.body_timeout = body_timeout
-        self._ending = ending or Ending()
-        self._token = token
+        self.max_body = config.max_body
+        self.timeout = config.timeout
+        self.body_timeout = config.limits.body_timeout
+        self._shutdown = shutdown
+        self._token = config.token
         self._running = 0
         self._latest: Any = None
-        self._webhook_secret = webhook_secret
-        self._exit_on_error = exit_on_error
-        self._log = AccessLog(access_log)
-        self.codec = Codec(timeout)
-        self._scoring = scoring.Scoring(next(iter(models.values())), timeout, self.codec)
+        self._webhook_secret = config.webhook_secret
+        self._exit_on_error = config.exit_on_error
+        self._log = AccessLog(config.access_log)
+        self.codec = Codec(config.timeout)
+        self._scoring = scoring.Scoring(next(iter(models.values())), config.timeout, self.codec)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry."""
         if scope["type"] != "http":
             return
-        call = Call(self, scope, receive)
+        context = RequestContext(self, scope, receive)
         self._running += 1
         response: Response | None = None
         try:
-            response = await self._answer(call)
+            response = await self._answer(context)
         except ClientGone:
             pass
         except Exception as error:
-            response = _failure(error, call)
+            response = _failure(error, context)
         finally:
             self._running -= 1
         if response is not None:
-            response.headers[access_log.HEADER] = call.request_id
-            response = await compressed(response, call.headers.get("accept-encoding"))
+            response.headers[access_log.HEADER] = context.request_id
+            response = await compressed(response, context.headers.get("accept-encoding"))
             await respond(send, response)
-        self._answered(call, response)
+        self._answered(context, response)
 
     @property
     def running(self) -> int:
@@ -180,12 +168,12 @@ class Application:
         """Ends what belongs to it."""
         self.codec.close()
 
-    def _answered(self, call: Call, response: Response | None) -> None:
+    def _answered(self, context: RequestContext, response: Response | None) -> None:
         """Counts a request, and leaves its line in the log."""
         status = response.status if response is not None else GONE
-        if not call.counted:
-            self.metrics.other(call.route, "http", status)
-        scope, path = call.scope, call.scope["path"]
+        if not context.counted:
+            self.metrics.other(context.route, "http", status)
+        scope, path = context.scope, context.scope["path"]
         client = scope.get("client")
         self._log.answered(
             protocol="http",
@@ -193,9 +181,9 @@ class Application:
             path=path,
             status=status,
             refused=status >= 400,
-            request_id=call.request_id,
+            request_id=context.request_id,
             client=client and client[0],
-            seconds=time.monotonic() - call.begin,
+            seconds=time.monotonic() - context.begin,
             quiet=path in _QUIET,
             bytes=response.length if response is not None else 0,
         )
@@ -209,67 +197,67 @@ class Application:
     def ready(self) -> bool:
         """Whether it is, see :func:`.readiness.ready`, and does not end."""
         statuses = (model.status() for model in self.models.values())
-        return not self._ending.draining and ready(statuses, self._exit_on_error)
+        return not self._shutdown.draining and ready(statuses, self._exit_on_error)
 
-    async def _answer(self, call: Call) -> Response:
-        path = call.scope["path"]
+    async def _answer(self, context: RequestContext) -> Response:
+        path = context.scope["path"]
         # MLflow signs its deliveries, and can't send a token with them.
         signed = path == _WEBHOOK and self._webhook_secret is not None
         if path not in PROBES and not signed:
-            call.route = "unauthorized"
-            check_token(call.headers, self._token)
-            call.route = "unknown_route"
-        handlers = self._find(call, path)
+            context.route = "unauthorized"
+            check_token(context.headers, self._token)
+            context.route = "unknown_route"
+        handlers = self._find(context, path)
         if handlers is None:
-            return await self._mlflow(call)
-        handler = handlers.get(call.scope["method"])
+            return await self._mlflow(context)
+        handler = handlers.get(context.scope["method"])
         if handler is None:
             raise HttpError(405, "The method is not allowed here.", ("allow", ", ".join(handlers)))
-        return await handler(call)
+        return await handler(context)
 
-    def _find(self, call: Call, path: str) -> Mapping[str, Handler] | None:
+    def _find(self, context: RequestContext, path: str) -> Mapping[str, Handler] | None:
         """The handlers of a path by method; None: it is not ours."""
         if path in FIXED:
-            call.route = path
+            context.route = path
             return FIXED[path]
         if path == _WEBHOOK and self._webhook_secret is not None:
-            call.route = path
+            context.route = path
             return {"POST": self._webhook}
         if not path.startswith("/v2/"):
             return None
         # By the raw path, in which a slash within a name is still escaped.
-        parts = [unquote(part) for part in call.scope["raw_path"].decode("latin-1").removeprefix("/v2/").split("/")]
+        parts = [unquote(part) for part in context.scope["raw_path"].decode("latin-1").removeprefix("/v2/").split("/")]
         if parts[0] != "models" or len(parts) < 2:
             raise HttpError(404, "There is no such route.")
-        call.model = self.models.get(parts[1])
-        if call.model is None:
-            call.route = "unknown_model"
+        context.model = self.models.get(parts[1])
+        if context.model is None:
+            context.route = "unknown_model"
             raise HttpError(404, f"The model {parts[1][:200]!r} is not served; served are {', '.join(self.models)}.")
         rest = parts[2:]
         if len(rest) >= 2 and rest[0] == "versions":
-            call.version, rest = rest[1][:200], rest[2:]
+            context.version, rest = rest[1][:200], rest[2:]
         action = "/".join(rest)
         handlers = OF_MODEL.get(action)
         if handlers is None:
             raise HttpError(404, "There is no such route.")
-        call.route = f"/v2/models/*/{action}" if action else "/v2/models/*"
+        context.route = f"/v2/models/*/{action}" if action else "/v2/models/*"
         return handlers
 
-    async def _mlflow(self, call: Call) -> Response:
+    async def _mlflow(self, context: RequestContext) -> Response:
         """What MLflow's own application answers, for the first model."""
-        if call.scope["path"] == "/invocations":
-            call.model = next(iter(self.models.values()))
-            return await counted(call, "mlflow", self._pass_on)
-        response = await self._pass_on(call, await call.body(), call.begin)
-        call.route = "unknown_route" if response.status == 404 else "mlflow"
+        if context.scope["path"] == "/invocations":
+            context.model = next(iter(self.models.values()))
+            return await counted(context, "mlflow", self._pass_on)
+        response = await self._pass_on(context, await context.body(), context.begin)
+        context.route = "unknown_route" if response.status == 404 else "mlflow"
         return response
 
-    async def _pass_on(self, call: Call, body: Body, begin: float) -> Response:
-        return await self._scoring.answer(call.scope, body)
+    async def _pass_on(self, context: RequestContext, body: Body, begin: float) -> Response:
+        return await self._scoring.answer(context.scope, body)
 
-    async def _webhook(self, call: Call) -> Response:
-        body = bytes(await call.body(min(_LARGEST_DELIVERY, self.max_body)))
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in call.scope["headers"]}
+    async def _webhook(self, context: RequestContext) -> Response:
+        body = bytes(await context.body(min(_LARGEST_DELIVERY, self.max_body)))
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in context.scope["headers"]}
         assert self._webhook_secret is not None
         if not webhook.verify_webhook(body, headers, self._webhook_secret):
             raise HttpError(401, "The delivery is not signed with this server's secret, or is too old.")
@@ -280,7 +268,7 @@ class Application:
         return Response(202, [b"{}"])
 
 
-def _failure(error: Exception, call: Call) -> Response:
+def _failure(error: Exception, context: RequestContext) -> Response:
     """The protocol's error shape. What is not ours to tell, the client does not get to see."""
     status = status_of(error)
     headers = {"retry-after": _RETRY_AFTER} if status == 503 else {}
@@ -292,5 +280,5 @@ def _failure(error: Exception, call: Call) -> Response:
     else:
         message = "The server failed; its log says more."
     if status >= 500 and status not in (503, 504):
-        _logger.error("A request failed", exc_info=error, extra={"request_id": call.request_id})
+        _logger.error("A request failed", exc_info=error, extra={"request_id": context.request_id})
     return Response(status, [json_body.error_body(message)], headers)

@@ -8,7 +8,7 @@ SMALL = 16 << 20
 """Bytes: less is joined in about a millisecond."""
 
 
-class Gathered:
+class BodyBuffer:
     """Bytes that arrive, in memory that may be written: PyTorch would copy a tensor that may not.
 
     Args:

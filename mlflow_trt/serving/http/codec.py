@@ -3,9 +3,6 @@
 Python's JSON parser holds the interpreter until it is done: for a body of 100 MB several seconds, in which nothing else
 is answered, not even a probe; a thread would not help. So what is large goes to a child process, one piece at a time,
 and only waits here. It is started when first needed; what is small never meets it.
-
-Both sides send frames: a dict in :mod:`marshal`'s form, since both ends are the same Python, and then buffers as they
-are.
 """
 
 from __future__ import annotations
@@ -13,23 +10,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import marshal
 import socket
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
-import numpy as np
-
-from ... import errors
 from ...errors import DeadlineError, TrtError
 from .. import logs
-from ..protocol import datatypes
-from ..protocol.json_body import Request, Wanted
+from ..error_parts import ErrorParts
+from ..protocol.inference_request import InferenceRequest
+from ..served_model import ServedVersion
+from .codec_messages import (
+    Arrays,
+    Buffer,
+    CodecFailed,
+    CodecMessage,
+    DecodedRequest,
+    DecodeJson,
+    DecodeProtobuf,
+    EncodedJson,
+    EncodeJson,
+    Invoke,
+    Invoked,
+    Predict,
+    Predicted,
+    pack,
+    receive,
+    send,
+    unpack,
+)
+from .request import Response
 
 _logger = logging.getLogger(__name__)
 
@@ -38,12 +51,9 @@ LARGE = 256 << 10
 MANY = 1 << 14
 """Elements that become JSON: the same for answers."""
 
-Buffer = Union[bytes, bytearray, memoryview]
-Message = dict[str, Any]
-Arrays = Mapping[str, np.ndarray]
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
+_Message = TypeVar("_Message", bound=tuple[Any, ...])
 
-_LENGTH = struct.Struct("<I")
 _STARTING = 60.0
 """Seconds that a process may take to start; a request's own time does not count meanwhile."""
 
@@ -61,21 +71,25 @@ class Codec:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: socket.socket | None = None
 
-    async def decode(self, body: Buffer, header_length: int | None) -> Request:
-        """Does :func:`.protocol.decode`'s work."""
-        message = {"kind": "decode", "header_length": header_length}
-        return await self._run(lambda: request_of(*self._ask(message, [body])))
+    async def decode(self, body: Buffer, header_length: int | None) -> InferenceRequest:
+        """Does :func:`.json_body.decode`'s work."""
 
-    async def decode_grpc(self, data: bytes) -> tuple[str, str, Request]:
-        """Does the work of :func:`.messages.split` and :func:`.messages.decode`.
+        def read() -> InferenceRequest:
+            decoded, buffers = self._ask(DecodedRequest, DecodeJson(header_length), [body])
+            return decoded.request(buffers)
+
+        return await self._run(read)
+
+    async def decode_grpc(self, data: bytes) -> tuple[str, str, InferenceRequest]:
+        """Does the work of :func:`.protobuf.split` and :func:`.protobuf.decode`.
 
         Returns:
             The model's name and version that the message names, and the request.
         """
 
-        def read() -> tuple[str, str, Request]:
-            found, buffers = self._ask({"kind": "decode_grpc"}, [data])
-            return found["model"], found["version"], request_of(found, buffers)
+        def read() -> tuple[str, str, InferenceRequest]:
+            decoded, buffers = self._ask(DecodedRequest, DecodeProtobuf(), [data])
+            return decoded.model, decoded.version, decoded.request(buffers)
 
         return await self._run(read)
 
@@ -91,24 +105,29 @@ class Codec:
         """
 
         def write() -> dict[str, Buffer]:
-            described, buffers = pack(arrays)
-            _, found = self._ask({"kind": "texts", "arrays": described, "datatypes": dict(types)}, buffers)
-            return dict(zip(arrays, found))
+            heads, buffers = pack(arrays)
+            _, texts = self._ask(EncodedJson, EncodeJson(heads, dict(types)), buffers)
+            return dict(zip(arrays, texts))
 
         return await self._run(write)
 
-    async def invocations(self, message: Message, body: Buffer, predict: Callable[[Arrays], Arrays]) -> Any:
+    async def invocations(
+        self, version: ServedVersion, scope: dict[str, Any], body: Buffer, predict: Callable[[Arrays], Arrays]
+    ) -> Response:
         """Has MLflow's own application answer; see :mod:`.scoring`.
 
         Args:
-            message: What it needs to know of request and model.
+            version: What it answers for.
+            scope: ASGI's, of plain values.
             body: The request's.
             predict: Asks the model; called in another thread.
-
-        Returns:
-            What the process sent last, and its buffers.
         """
-        return await self._run(lambda: self._ask({**message, "kind": "invocations"}, [body], predict))
+
+        def answer() -> Response:
+            invoked, parts = self._ask(Invoked, Invoke(version, scope), [body], predict)
+            return Response(invoked.status, parts, invoked.headers, invoked.media)
+
+        return await self._run(answer)
 
     def close(self) -> None:
         """Ends the process; a piece under way is lost."""
@@ -120,7 +139,7 @@ class Codec:
         """Of the process, if there is one."""
         return self._process.pid if self._process else None
 
-    async def _run(self, work: Callable[[], _Found]) -> _Found:
+    async def _run(self, work: Callable[[], _Result]) -> _Result:
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             # Beyond that time it waits for others' pieces; once it has begun, the socket's own timeout ends it.
@@ -129,11 +148,15 @@ class Codec:
             raise _late(self._timeout) from None
 
     def _ask(
-        self, message: Message, buffers: Sequence[Buffer], predict: Callable[[Arrays], Arrays] | None = None
-    ) -> tuple[Message, list[memoryview]]:
-        """Sends a piece and returns what comes back. Called by the one thread alone."""
+        self,
+        kind: type[_Message],
+        message: CodecMessage,
+        buffers: Sequence[Buffer],
+        predict: Callable[[Arrays], Arrays] | None = None,
+    ) -> tuple[_Message, list[memoryview]]:
+        """Sends a piece and returns what comes back, of the kind that answers it. Called by the one thread alone."""
         try:
-            found, received = self._exchange(self._open(), message, buffers, predict)
+            answer, received = self._exchange(self._open(), message, buffers, predict)
         except TimeoutError:
             self._kill()
             raise _late(self._timeout) from None
@@ -146,29 +169,31 @@ class Codec:
         except BaseException:
             self._kill()  # it waits for what will not come
             raise
-        if found["kind"] == "error":
-            raise error_of(found)
-        return found, received
+        if isinstance(answer, CodecFailed):
+            raise answer.error.error()
+        if not isinstance(answer, kind):
+            raise TypeError(f"The process that reads and writes large JSON sent {type(answer).__name__}")
+        return answer, received
 
     def _exchange(
         self,
         end: socket.socket,
-        message: Message,
+        message: CodecMessage,
         buffers: Sequence[Buffer],
         predict: Callable[[Arrays], Arrays] | None,
-    ) -> tuple[Message, list[memoryview]]:
+    ) -> tuple[CodecMessage, list[memoryview]]:
         deadline = time.monotonic() + self._timeout
         while True:
             end.settimeout(max(deadline - time.monotonic(), 0.001))
             send(end, message, buffers)
-            found, received = receive(end)
-            if found["kind"] != "predict" or predict is None:
-                return found, received
+            answer, received = receive(end)
+            if not isinstance(answer, Predict) or predict is None:
+                return answer, received
             try:
-                described, buffers = pack(predict(unpack(found["arrays"], received)))
-                message = {"kind": "outputs", "arrays": described}
+                heads, buffers = pack(predict(unpack(answer.arrays, received)))
+                message = Predicted(heads)
             except TrtError as error:
-                message, buffers = message_of(error), []
+                message, buffers = CodecFailed(ErrorParts.of(error)), []
 
     def _open(self) -> socket.socket:
         if self._end is not None and self._process is not None and self._process.poll() is None:
@@ -196,96 +221,6 @@ class Codec:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
             self._process = None
-
-
-def send(end: socket.socket, message: Message, buffers: Sequence[Buffer] = ()) -> None:
-    """Sends a frame; the interpreter is free meanwhile."""
-    views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
-    sizes = [memoryview(buffer).nbytes for buffer in buffers]
-    head = marshal.dumps({**message, "sizes": sizes})
-    end.sendall(_LENGTH.pack(len(head)) + head)
-    for view in views:
-        end.sendall(view)
-
-
-def receive(end: socket.socket) -> tuple[Message, list[memoryview]]:
-    """Receives a frame.
-
-    Raises:
-        EOFError: The other side is gone.
-    """
-    (length,) = _LENGTH.unpack(_exactly(end, _LENGTH.size))
-    message: Message = marshal.loads(_exactly(end, length))
-    return message, [_exactly(end, size) for size in message.pop("sizes")]
-
-
-def pack(arrays: Arrays) -> tuple[list[Any], list[Buffer]]:
-    """Takes arrays apart for a frame: name, dtype and shape of each, and their bytes."""
-    described: list[Any] = []
-    buffers: list[Buffer] = []
-    for name, array in arrays.items():
-        datatype = "BYTES" if array.dtype == object else ""
-        described.append((name, array.dtype.name, array.shape))
-        buffers.append(
-            datatypes.to_raw(array, datatype) if datatype else np.ascontiguousarray(array).reshape(-1).view("u1").data
-        )
-    return described, buffers
-
-
-def unpack(described: Sequence[Any], buffers: Sequence[Buffer]) -> dict[str, np.ndarray]:
-    """Undoes :func:`pack`; arrays are views of the buffers."""
-    found = {}
-    for (name, dtype, shape), buffer in zip(described, buffers):
-        if dtype == "object":
-            found[name] = datatypes.from_raw(name, "BYTES", tuple(shape), buffer)
-        else:
-            found[name] = np.frombuffer(buffer, dtype).reshape(shape)
-    return found
-
-
-def message_of_request(request: Request) -> tuple[Message, list[Buffer]]:
-    """Takes a request apart for a frame."""
-    described, buffers = pack(request.inputs)
-    outputs = None if request.outputs is None else [(wanted.name, wanted.binary) for wanted in request.outputs]
-    fields = {name: getattr(request, name) for name in ("id", "datatypes", "binary", "timeout")}
-    return {"kind": "request", **fields, "outputs": outputs, "arrays": described}, buffers
-
-
-def request_of(message: Message, buffers: Sequence[Buffer]) -> Request:
-    """Undoes :func:`message_of_request`."""
-    outputs = message["outputs"]
-    return Request(
-        inputs=unpack(message["arrays"], buffers),
-        outputs=None if outputs is None else tuple(Wanted(*wanted) for wanted in outputs),
-        **{name: message[name] for name in ("id", "datatypes", "binary", "timeout")},
-    )
-
-
-def message_of(error: TrtError) -> Message:
-    """An error of this package, for a frame."""
-    return {
-        "kind": "error",
-        "type": type(error).__name__,
-        "parts": [str(part) for part in (error.found, error.expected, error.remedy)],
-    }
-
-
-def error_of(message: Message) -> TrtError:
-    """Undoes :func:`message_of`."""
-    kind = datatypes.ProtocolError if message["type"] == "ProtocolError" else getattr(errors, message["type"], TrtError)
-    found: TrtError = kind(*message["parts"])
-    return found
-
-
-def _exactly(end: socket.socket, size: int) -> memoryview:
-    found: memoryview = np.empty(size, np.uint8).data  # its pages are touched as the bytes come, not all at once
-    place = 0
-    while place < size:
-        count = end.recv_into(found[place : place + (1 << 20)])
-        if not count:
-            raise EOFError
-        place += count
-    return found
 
 
 def _late(seconds: float) -> DeadlineError:

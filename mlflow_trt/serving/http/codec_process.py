@@ -17,93 +17,123 @@ from typing import Any
 
 from ...errors import TrtError
 from .. import logs
+from ..error_parts import ErrorParts
 from ..protocol import json_body
 from ..protocol.datatypes import to_json
-from . import codec
-from .codec import Arrays, Buffer, Message
+from ..served_model import ServedVersion
+from .codec_messages import (
+    Arrays,
+    Buffer,
+    CodecFailed,
+    CodecMessage,
+    DecodedRequest,
+    DecodeJson,
+    DecodeProtobuf,
+    EncodedJson,
+    EncodeJson,
+    Invoke,
+    Invoked,
+    Predict,
+    Predicted,
+    Started,
+    pack,
+    receive,
+    send,
+    unpack,
+)
 
 _logger = logging.getLogger(__name__)
 
-
-def _decode(message: Message, body: Buffer) -> tuple[Message, list[Buffer]]:
-    return codec.message_of_request(json_body.decode(body, message["header_length"]))
+_Answer = tuple[CodecMessage, Sequence[Buffer]]
 
 
-def _decode_grpc(body: Buffer) -> tuple[Message, list[Buffer]]:
+def _decode_json(message: DecodeJson, body: Buffer) -> _Answer:
+    return DecodedRequest.of(json_body.decode(body, message.header_length))
+
+
+def _decode_protobuf(body: Buffer) -> _Answer:
     from ..protocol import protobuf
 
-    found, raw = protobuf.split(bytes(body))
-    answer, buffers = codec.message_of_request(protobuf.decode(found, raw))
-    return {**answer, "model": found.model_name, "version": found.model_version}, buffers
+    message, raw = protobuf.split(bytes(body))
+    return DecodedRequest.of(protobuf.decode(message, raw), message.model_name, message.model_version)
 
 
-def _texts(message: Message, buffers: Sequence[Buffer]) -> tuple[Message, list[Buffer]]:
-    datatypes = message["datatypes"]
-    arrays = codec.unpack(message["arrays"], buffers)
+def _encode_json(message: EncodeJson, buffers: Sequence[Buffer]) -> _Answer:
+    arrays = unpack(message.arrays, buffers)
     encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-    texts: list[Buffer] = [encode(to_json(name, array, datatypes[name])).encode() for name, array in arrays.items()]
-    return {"kind": "texts"}, texts
+    types = message.datatypes
+    return EncodedJson(), [encode(to_json(name, array, types[name])).encode() for name, array in arrays.items()]
 
 
 class _Applications:
-    """MLflow's application for the model that was asked last."""
+    """MLflow's application for the version that was asked last."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self._model: Any = None
+        self._version: ServedVersion | None = None
         self._app: Any = None
 
-    def answer(self, message: Message, body: Buffer) -> tuple[Message, list[Buffer]]:
+    def answer(self, message: Invoke, body: Buffer) -> _Answer:
         from . import scoring
 
-        if self._model != message["model"]:
-            self._app = scoring.application(scoring.Described.of(message["model"]), self._predict)
-            self._model = message["model"]
-        response = asyncio.run(scoring.call(self._app, message["scope"], bytes(body)))
-        answer = {"kind": "response", "status": response.status, "headers": response.headers, "media": response.media}
-        return answer, list(response.parts)
+        if self._version != message.version:
+            self._app = scoring.application(message.version, self._predict)
+            self._version = message.version
+        response = asyncio.run(scoring.call(self._app, message.scope, bytes(body)))
+        return Invoked(response.status, response.headers, response.media), response.parts
 
     def _predict(self, inputs: Arrays) -> Arrays:
         """Has the other process ask the model; it waits for that and nothing else meanwhile."""
-        described, buffers = codec.pack(inputs)
-        codec.send(self._end, {"kind": "predict", "arrays": described}, buffers)
-        found, received = codec.receive(self._end)
-        if found["kind"] == "error":
-            raise codec.error_of(found)
-        return codec.unpack(found["arrays"], received)
+        heads, buffers = pack(inputs)
+        send(self._end, Predict(heads), buffers)
+        answer, received = receive(self._end)
+        match answer:
+            case Predicted():
+                return unpack(answer.arrays, received)
+            case CodecFailed():
+                raise answer.error.error()
+            case _:
+                raise TypeError(f"The server sent {type(answer).__name__}")
+
+
+def _answer(message: CodecMessage, buffers: Sequence[Buffer], applications: _Applications) -> _Answer:
+    match message:
+        case DecodeJson():
+            return _decode_json(message, buffers[0])
+        case DecodeProtobuf():
+            return _decode_protobuf(buffers[0])
+        case EncodeJson():
+            return _encode_json(message, buffers)
+        case Invoke():
+            return applications.answer(message, buffers[0])
+        case _:
+            raise TypeError(f"The server sent {type(message).__name__}")
 
 
 def main(descriptor: int) -> None:
     """Works until the other end is closed."""
     end = socket.socket(fileno=descriptor)
     applications = _Applications(end)
-    codec.send(end, {"kind": "ready"})
+    send(end, Started())
     while True:
         try:
-            message, buffers = codec.receive(end)
+            message, buffers = receive(end)
         except (OSError, EOFError):
             return
-        found: list[Buffer] = []
+        parts: Sequence[Buffer] = []
+        answer: CodecMessage
         try:
-            kind = message["kind"]
-            if kind == "decode":
-                answer, found = _decode(message, buffers[0])
-            elif kind == "decode_grpc":
-                answer, found = _decode_grpc(buffers[0])
-            elif kind == "texts":
-                answer, found = _texts(message, buffers)
-            else:
-                answer, found = applications.answer(message, buffers[0])
+            answer, parts = _answer(message, buffers, applications)
         except TrtError as error:
-            answer = codec.message_of(error)
+            answer = CodecFailed(ErrorParts.of(error))
         except Exception:
             _logger.exception("Large JSON could not be read or written")
-            answer = codec.message_of(TrtError("The server failed; its log says more."))
+            answer = CodecFailed(ErrorParts.of(TrtError("The server failed; its log says more.")))
         try:
-            codec.send(end, answer, found)
+            send(end, answer, parts)
         except OSError:
             return
-        del message, buffers, answer, found  # not kept until the next piece comes
+        del message, buffers, answer, parts  # not kept until the next piece comes
 
 
 if __name__ == "__main__":

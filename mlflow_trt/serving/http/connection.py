@@ -1,8 +1,7 @@
 """HTTP connections within limits: uvicorn's protocol.
 
-What is private to uvicorn is touched here and nowhere else. uvicorn itself limits neither the bytes nor the time of a
-request's head, nor the time that a client takes to read; and it takes an offer to switch to HTTP/2 for the end of the
-request.
+uvicorn itself limits neither the bytes nor the time of a request's head, nor the time that a client takes to read; and
+it takes an offer to switch to HTTP/2 for the end of the request.
 
 Deadlines cost a request nothing: all connections are looked at now and then.
 """
@@ -17,11 +16,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from ..._uvicorn import STATUS_LINE, HttpProtocol
 from .. import access_log
 from ..limits import LEAST
-from .connections import Guard, Refusal
+from .connection_guard import ConnectionGuard, Refusal
 from .request import PROBES, REFUSED
 
 _LINGER = 1.0
@@ -35,7 +34,7 @@ _OFFER = (b"upgrade", b"http2-settings")
 _INVALID: Refusal = (400, "The request is not valid HTTP.", "")
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HttpProtocol):
     """One connection of a client.
 
     Args:
@@ -43,7 +42,7 @@ class Connection(HttpToolsProtocol):
         arguments: uvicorn's.
     """
 
-    def __init__(self, guard: Guard, **arguments: Any) -> None:
+    def __init__(self, guard: ConnectionGuard, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._guard = guard
         self._max_header = guard.limits.max_header
@@ -68,7 +67,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
-        super().connection_made(transport)  # type: ignore[arg-type]
+        super().connection_made(transport)
         if len(self.connections) > self._guard.limits.max_connections:
             self._over = True
             self._guard.take_spare(self)
@@ -83,7 +82,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
-        self._unset_keepalive_if_required()
+        self.stop_keep_alive_timer()
         if self._refused:
             return
         self._head += len(data)
@@ -118,7 +117,7 @@ class Connection(HttpToolsProtocol):
             self._stop(self._guard.too_many())
         self._before = self.cycle
         super().on_headers_complete()
-        if self._over or self._guard.ending.draining:
+        if self._over or self._guard.shutdown.draining:
             self._end_after(self.cycle)
 
     def on_body(self, body: bytes) -> None:

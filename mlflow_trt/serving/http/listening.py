@@ -73,17 +73,17 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(_BACKLOG)
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
     except OSError as error:
         raise StoreError(
             f"{host}:{port} can't be listened on: {error.strerror or error}.",
             "a free port and an address of this machine",
             "choose another --port or --host, or end what listens there",
         ) from error
-    return found
+    return listening
 
 
 def affordable(connections: int) -> int:
@@ -103,13 +103,13 @@ def affordable(connections: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return connections
-    found = max(soft - _OTHERS, soft // 4, 1)
+    possible = max(soft - _OTHERS, soft // 4, 1)
     _logger.warning(
         "A process may open %d files here (ulimit -n), so it takes %d connections, not %d",
-        *(soft, found, connections),
+        *(soft, possible, connections),
         extra={"event": "few_descriptors"},
     )
-    return found
+    return possible
 
 
 def refuse_new(listening: socket.socket) -> None:
@@ -143,14 +143,14 @@ def sockets_at(port: int) -> Iterator[socket.socket]:
         with contextlib.suppress(OSError):
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
-            with socket.socket(fileno=os.dup(descriptor)) as found:
-                if found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port:
-                    yield found
+            with socket.socket(fileno=os.dup(descriptor)) as tcp_socket:
+                if tcp_socket.family in (socket.AF_INET, socket.AF_INET6) and tcp_socket.getsockname()[1] == port:
+                    yield tcp_socket
 
 
-def is_listening(found: socket.socket) -> bool:
+def is_listening(tcp_socket: socket.socket) -> bool:
     """Whether a socket takes connections."""
-    return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return bool(tcp_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def heard_within(connection: socket.socket, seconds: float) -> bool:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Union
 
 from ..limits import LEAST
-from .body import Gathered
+from .body import BodyBuffer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -133,7 +133,7 @@ def decompress(body: Body, encoding: str, limit: int) -> Body:
     if encoding not in _ENCODINGS:
         raise HttpError(415, "The Content-Encoding is not known; known are gzip, deflate and identity.")
     stream = zlib.decompressobj(_ENCODINGS[encoding])
-    plain = Gathered(limit + _PIECE)
+    plain = BodyBuffer(limit + _PIECE)
     rest: Body = body
     try:
         while not stream.eof and plain.size <= limit:
@@ -214,7 +214,7 @@ class _Body:
         self._most = most
         """Bytes that it says that it has, or may have."""
         self._seconds = seconds
-        self._gathered = Gathered(most)
+        self._gathered = BodyBuffer(most)
         self._known = 0
         """Its size when the deadline was looked at last."""
         self._late = False

@@ -15,6 +15,8 @@ from ..._version import __version__
 from ...errors import BusyError, TrtError
 from ..protocol import json_body
 from ..protocol.datatypes import NAMES
+from ..protocol.inference_request import InferenceRequest, fit
+from ..protocol.metadata import describe
 from . import openapi
 from .codec import LARGE, MANY
 from .request import Body, ClientGone, HttpError, Response
@@ -22,7 +24,7 @@ from .request import Body, ClientGone, HttpError, Response
 if TYPE_CHECKING:
     from ...plan.manifest import Interface
     from ..batching.queue import Answer
-    from .app import Call
+    from .app import RequestContext
 
 EXTENSIONS = ("binary_tensor_data",)
 GONE = 499
@@ -30,71 +32,73 @@ GONE = 499
 _UNNOTICED = 0.05
 """Seconds: an answer that comes sooner is not worth watching whether the client still waits for it."""
 
-Handler = Callable[["Call"], Awaitable[Response]]
+Handler = Callable[["RequestContext"], Awaitable[Response]]
 
 
-async def _live(call: Call) -> Response:
+async def _live(context: RequestContext) -> Response:
     return _json({"live": True})
 
 
-async def _ready(call: Call) -> Response:
-    ready = call.app.ready()
+async def _ready(context: RequestContext) -> Response:
+    ready = context.app.ready()
     return _json({"ready": ready}, 200 if ready else 503)
 
 
-async def _health(call: Call) -> Response:
+async def _health(context: RequestContext) -> Response:
     # As MLflow's own: 200 if the model is loaded.
-    return Response(200 if call.app.ready() else 503, [b"\n"])
+    return Response(200 if context.app.ready() else 503, [b"\n"])
 
 
-async def _server(call: Call) -> Response:
+async def _server(context: RequestContext) -> Response:
     return _json({"name": "mlflow-trt", "version": __version__, "extensions": EXTENSIONS})
 
 
-async def _metrics(call: Call) -> Response:
+async def _metrics(context: RequestContext) -> Response:
     from ..metrics import MEDIA
 
-    return Response(200, [await asyncio.to_thread(call.app.metrics.text)], media=MEDIA)
+    return Response(200, [await asyncio.to_thread(context.app.metrics.text)], media=MEDIA)
 
 
-async def _openapi(call: Call) -> Response:
-    return _json(openapi.document(list(call.app.models)))
+async def _openapi(context: RequestContext) -> Response:
+    return _json(openapi.document(list(context.app.models)))
 
 
-async def _metadata(call: Call) -> Response:
-    version = call.current()
-    found = json_body.describe(
+async def _metadata(context: RequestContext) -> Response:
+    version = context.current()
+    described = describe(
         version.interface,
-        model=call.served().name,
+        model=context.served().name,
         versions=[version.version],
         platform=version.platform,
         profiles=version.profiles,
     )
     # The protocol's metadata may hold more: here, what became of the last promotion.
-    return _json({**found, "status": call.served().status()})
+    return _json({**described, "status": context.served().status()})
 
 
-async def _model_ready(call: Call) -> Response:
+async def _model_ready(context: RequestContext) -> Response:
     try:
-        version = call.current()
+        version = context.current()
     except BusyError:
-        return _json({"name": call.served().name, "ready": False}, 503)
-    return _json({"name": call.served().name, "version": version.version, "ready": True})
+        return _json({"name": context.served().name, "ready": False}, 503)
+    return _json({"name": context.served().name, "version": version.version, "ready": True})
 
 
-async def _infer(call: Call) -> Response:
-    return await counted(call, "http", _infer_body)
+async def _infer(context: RequestContext) -> Response:
+    return await counted(context, "http", _infer_body)
 
 
-async def counted(call: Call, protocol: str, answer: Callable[[Call, Body, float], Awaitable[Response]]) -> Response:
+async def counted(
+    context: RequestContext, protocol: str, answer: Callable[[RequestContext, Body, float], Awaitable[Response]]
+) -> Response:
     """Reads an inference request's body, has it answered, and counts it; its time begins with its last byte."""
-    call.counted = True
+    context.counted = True
     status = GONE
     begin: float | None = None
     try:
-        body = await call.body()
+        body = await context.body()
         begin = time.monotonic()
-        response = await answer(call, body, begin)
+        response = await answer(context, body, begin)
         status = response.status
         return response
     except Exception as error:
@@ -103,23 +107,24 @@ async def counted(call: Call, protocol: str, answer: Callable[[Call, Body, float
         raise
     finally:
         seconds = None if begin is None else time.monotonic() - begin
-        call.app.metrics.request(call.served().name, protocol, status, seconds)
+        context.app.metrics.request(context.served().name, protocol, status, seconds)
 
 
-async def _infer_body(call: Call, body: Body, begin: float) -> Response:
-    model = call.served()
-    interface = call.current().interface
-    request = await _decode(call, body, interface)
-    inputs = json_body.fit(request, interface)
-    seconds = min(call.app.timeout, request.timeout or call.app.timeout)
-    version, future = model.submit(inputs, begin + seconds, here=call.app.only(call.scope.get("client")))
-    answer = future.result() if future.done() else await _wait(call, future)
+async def _infer_body(context: RequestContext, body: Body, begin: float) -> Response:
+    model = context.served()
+    interface = context.current().interface
+    request = await _decode(context, body, interface)
+    inputs = fit(request, interface)
+    seconds = min(context.app.timeout, request.timeout or context.app.timeout)
+    future = model.submit(inputs, begin + seconds, inline=context.app.only(context.scope.get("client")))
+    answer = future.result() if future.done() else await _wait(context, future)
+    version = answer.version
     if version.interface is not interface:  # another version took over meanwhile
-        json_body.fit(request, version.interface)
+        fit(request, version.interface)
     texts = None
     written = json_body.as_json(request, answer.outputs, version.interface)
     if written and sum(array.size for array in written.values()) > MANY:
-        texts = await call.app.codec.texts(written, {t.name: NAMES[t.dtype] for t in version.interface.outputs})
+        texts = await context.app.codec.texts(written, {t.name: NAMES[t.dtype] for t in version.interface.outputs})
     encoded = json_body.encode(
         request, answer.outputs, version.interface, model=model.name, version=version.version, texts=texts
     )
@@ -129,11 +134,11 @@ async def _infer_body(call: Call, body: Body, begin: float) -> Response:
     return Response(200, encoded.parts, {"inference-header-content-length": length}, media="application/octet-stream")
 
 
-async def _decode(call: Call, body: Body, interface: Interface) -> json_body.Request:
+async def _decode(context: RequestContext, body: Body, interface: Interface) -> InferenceRequest:
     """Reads a request; what takes long is done elsewhere."""
-    length = call.headers.number("inference-header-content-length")
+    length = context.headers.number("inference-header-content-length")
     if LARGE < (len(body) if length is None else length) <= len(body):
-        return await call.app.codec.decode(body, length)
+        return await context.app.codec.decode(body, length)
     parsed = json_body.parse(body, length)
     parsed.check(interface)
     if parsed.is_slow(LARGE):
@@ -141,12 +146,12 @@ async def _decode(call: Call, body: Body, interface: Interface) -> json_body.Req
     return json_body.read(parsed)
 
 
-async def _wait(call: Call, future: Future[Answer]) -> Answer:
+async def _wait(context: RequestContext, future: Future[Answer]) -> Answer:
     """Waits for an answer as long as the client does; work that nobody waits for any more is dropped."""
     await _settled(future, _UNNOTICED)
     if not future.done():
         # What follows a body that was read whole is only the end of the connection.
-        gone = asyncio.ensure_future(call.receive())
+        gone = asyncio.ensure_future(context.receive())
         answered = asyncio.ensure_future(_settled(future))
         try:
             # The batcher itself ends what is waiting at its deadline; a batch that runs is not cut off.
@@ -163,8 +168,8 @@ async def _wait(call: Call, future: Future[Answer]) -> Answer:
 async def _settled(future: Future[Answer], seconds: float = math.inf) -> None:
     """Waits until a future is done, but not longer.
 
-    What the event loop's own thread sets, as in a front, is seen at once; ``asyncio.wrap_future`` would wake that
-    thread from itself, which takes system calls and turns of the loop.
+    What the event loop's own thread sets, as in an HTTP worker, is seen at once; ``asyncio.wrap_future`` would wake
+    that thread from itself, which takes system calls and turns of the loop.
     """
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     waiter = loop.create_future()

@@ -8,54 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from pydantic import TypeAdapter
 
 from ...errors import ManifestError
 from ...flavor.load import as_inputs
-from ...plan.manifest import Interface, Profile
 from ...plan.signature import Binder
 from ..protocol.datatypes import elements_of
-from .codec import LARGE, MANY, Arrays, Codec
+from .codec import LARGE, MANY, Codec
+from .codec_messages import Arrays
 from .request import Body, Message, Response, Scope
 
 if TYPE_CHECKING:
-    from ..versions.served import Model, Version
+    from ..served_model import ServedModel, ServedVersion
 
 _DROPPED = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
 """Request headers that no longer hold for the decoded body; response headers that are written anew."""
-_PROFILES = TypeAdapter(tuple[Profile, ...])
 _TOLD = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path")
 """What of a request another process is told, beside its headers."""
-
-
-@dataclass(frozen=True)
-class Described:
-    """What MLflow's application knows of a version."""
-
-    mlmodel: str
-    interface: Interface
-    profiles: tuple[Profile, ...]
-
-    @classmethod
-    def of(cls, message: Mapping[str, Any]) -> Described:
-        """Undoes :meth:`message`."""
-        profiles = _PROFILES.validate_python(message["profiles"])
-        return cls(message["mlmodel"], Interface.model_validate(message["interface"]), profiles)
-
-    def message(self) -> dict[str, Any]:
-        """Plain values, for another process."""
-        profiles = [{name: bounds.model_dump(mode="json") for name, bounds in p.items()} for p in self.profiles]
-        return {
-            "mlmodel": self.mlmodel,
-            "interface": self.interface.model_dump(mode="json"),
-            "profiles": profiles,
-        }
 
 
 class Scoring:
@@ -67,12 +40,11 @@ class Scoring:
         codec: Reads large bodies.
     """
 
-    def __init__(self, model: Model, timeout: float, codec: Codec) -> None:
+    def __init__(self, model: ServedModel, timeout: float, codec: Codec) -> None:
         self._model = model
         self._timeout = timeout
         self._codec = codec
-        self._version: Version | None = None
-        self._described: Described
+        self._version: ServedVersion | None = None
         self._app: Any = None
         self._making = asyncio.Lock()
 
@@ -92,29 +64,25 @@ class Scoring:
         if self._version is not current:
             async with self._making:
                 if self._version is not current:
-                    self._described = _described(current)
-                    self._app = await asyncio.to_thread(application, self._described, self._ask)
+                    self._app = await asyncio.to_thread(application, current, self._ask)
                     self._version = current
         headers = [(name, value) for name, value in scope["headers"] if name not in _DROPPED]
         headers.append((b"content-length", str(len(body)).encode()))
         if len(body) <= LARGE:
             return await call(self._app, {**scope, "headers": headers}, bytes(body))
         told = {key: scope[key] for key in _TOLD if key in scope}
-        message = {"model": self._described.message(), "scope": {**told, "headers": headers}}
-        found, parts = await self._codec.invocations(message, body, self._ask)
-        return Response(found["status"], parts, found["headers"], found["media"])
+        return await self._codec.invocations(current, {**told, "headers": headers}, body, self._ask)
 
     def _ask(self, inputs: Arrays) -> Arrays:
-        _, future = self._model.submit(inputs, time.monotonic() + self._timeout)
-        return future.result().outputs
+        return self._model.submit(inputs, time.monotonic() + self._timeout).result().outputs
 
 
 class _Impl:
     """The model as MLflow's application calls it: one more caller of the served model's queue."""
 
-    def __init__(self, described: Described, ask: Callable[[Arrays], Arrays]) -> None:
-        self._interface = described.interface
-        self._binder = Binder(described.interface, described.profiles)
+    def __init__(self, version: ServedVersion, ask: Callable[[Arrays], Arrays]) -> None:
+        self._interface = version.interface
+        self._binder = Binder(version.interface, version.profiles)
         self._ask = ask
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -140,18 +108,27 @@ def nested(array: np.ndarray) -> Any:
     return [value for begin in range(0, len(array), MANY) for value in elements_of(array[begin : begin + MANY])]
 
 
-def application(described: Described, ask: Callable[[Arrays], Arrays]) -> Any:
+def application(version: ServedVersion, ask: Callable[[Arrays], Arrays]) -> Any:
     """Returns MLflow's application.
 
     Args:
-        described: The version.
+        version: What it answers for.
         ask: Has the model answer; called in threads.
+
+    Raises:
+        ManifestError: The version has no MLmodel file.
     """
     from mlflow.models import Model as Logged
     from mlflow.pyfunc import PyFuncModel, scoring_server
 
-    logged = Logged.from_dict(yaml.safe_load(described.mlmodel))
-    return scoring_server.init(PyFuncModel(logged, _Impl(described, ask), predict_fn="predict"))
+    if version.mlmodel is None:
+        raise ManifestError(
+            f"{version.uri} has no MLmodel file.",
+            "a model as MLflow logs it, for MLflow's own routes",
+            "log it with mlflow_trt.log_model, or ask /v2/models/NAME/infer",
+        )
+    logged = Logged.from_dict(yaml.safe_load(version.mlmodel))
+    return scoring_server.init(PyFuncModel(logged, _Impl(version, ask), predict_fn="predict"))
 
 
 async def call(app: Any, scope: Scope, body: bytes) -> Response:
@@ -184,13 +161,3 @@ async def call(app: Any, scope: Scope, body: bytes) -> Response:
         ended.set()
     media = headers.pop("content-type", "application/json")
     return Response(status, parts, headers, media)
-
-
-def _described(version: Version) -> Described:
-    if version.mlmodel is None:
-        raise ManifestError(
-            f"{version.uri} has no MLmodel file.",
-            "a model as MLflow logs it, for MLflow's own routes",
-            "log it with mlflow_trt.log_model, or ask /v2/models/NAME/infer",
-        )
-    return Described(version.mlmodel, version.interface, version.profiles)

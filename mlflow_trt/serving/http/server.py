@@ -1,54 +1,43 @@
-"""uvicorn's server with limited connections."""
+"""A server of limited HTTP connections."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
-
-from ..limits import Limits
-from ..shutdown import Ending
+from ..._uvicorn import Server
+from ..config import ServerConfig
+from ..shutdown import Shutdown
 from .connection import Connection
-from .connections import Guard
+from .connection_guard import ConnectionGuard
 
 if TYPE_CHECKING:
-    from ..metrics import Metrics
+    from ..metrics import RequestMetrics
 
 _BACKLOG = 2048
 
 
-class HttpServer(uvicorn.Server):
-    """uvicorn's server, whose connections have limits, and which leaves signals alone.
+class HttpServer(Server):
+    """uvicorn's server, whose connections have limits.
 
     Args:
         app: The ASGI application.
-        limits: What connections may take.
-        timeout: Seconds that running requests get when the server ends.
-        ending: The server's end.
+        config: How the server serves: what connections may take, and how long running requests get when it ends.
+        shutdown: The server's end.
         metrics: Where connections that are refused or cut off are counted.
     """
 
-    def __init__(self, app: Any, limits: Limits, timeout: float, ending: Ending, metrics: Metrics) -> None:
-        self.guard = Guard(limits, ending, metrics)
+    def __init__(self, app: Any, config: ServerConfig, shutdown: Shutdown, metrics: RequestMetrics) -> None:
+        self.guard = ConnectionGuard(config.limits, shutdown, metrics)
         super().__init__(
-            uvicorn.Config(
-                app,
-                http=partial(Connection, self.guard),  # type: ignore[arg-type]
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=limits.idle_timeout,  # type: ignore[arg-type]
-                timeout_graceful_shutdown=max(int(timeout), 1),
-                backlog=_BACKLOG,
-            )
+            app,
+            partial(Connection, self.guard),
+            idle_timeout=config.limits.idle_timeout,
+            timeout=config.timeout,
+            backlog=_BACKLOG,
         )
-        self.guard.connections = self.server_state.connections  # type: ignore[assignment]
+        self.guard.connections = self.connections
 
     async def serve(self, sockets: Any = None) -> None:
         """uvicorn's."""
@@ -63,20 +52,7 @@ class HttpServer(uvicorn.Server):
         self.guard.closing = True
         await super().shutdown(sockets)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own ends the process by the signal once more: a server that was told to end has not failed."""
-        yield
-
-    def connection(self) -> Connection:
-        """What uvicorn makes for a connection that it accepts itself."""
-        return self.config.http_protocol_class(  # type: ignore[return-value]
-            config=self.config,  # type: ignore[call-arg]
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
-
     @property
     def open(self) -> int:
         """How many connections there are."""
-        return len(self.server_state.connections)
+        return len(self.connections)

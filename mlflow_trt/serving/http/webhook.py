@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from ...errors import SettingError
 
 EVENTS = ("model_version_alias.created", "model_version_alias.deleted", "model_version.created")
-"""The events by which a followed model can come to mean another version."""
+"""The events by which a watched model can come to mean another version."""
 
 SIGNATURE = "x-mlflow-signature"
 TIMESTAMP = "x-mlflow-timestamp"

@@ -262,9 +262,9 @@ def _flat(name: str, shape: Shape, data: list[Any]) -> list[Any]:
             values = list(chain.from_iterable(values))
     count = math.prod(shape)
     if not nested or len(values) != count:
-        found = f"{len(values)} elements in its data" if nested else "data that is nested otherwise than its shape"
+        what = f"{len(values)} elements in its data" if nested else "data that is nested otherwise than its shape"
         raise ProtocolError(
-            f"Input {show(name)} has {found}.",
+            f"Input {show(name)} has {what}.",
             f"{count} elements, in one array or nested as {list(shape)}",
             "correct the shape or the data",
         )

@@ -15,56 +15,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ...errors import InputError
-from ...plan.manifest import Interface, Profile, Tensor
+from ...plan.manifest import Interface
 from .datatypes import NAMES, ProtocolError, check_datatype, check_shape, from_json, from_raw, show, to_json, to_raw
+from .inference_request import MOST, SLOW, InferenceRequest, RequestedOutput, check_sent
 
-__all__ = ["Encoded", "ProtocolError", "Request", "Wanted", "decode", "describe", "encode", "error_body", "fit"]
-
-MOST = 4096
-"""Inputs and outputs: each is an object of its own in memory, however few bytes it came as."""
-SLOW = frozenset({"BOOL", "BYTES", "BF16"})
-"""Datatypes whose raw data is more than looked at."""
 _DAY = 86_400_000_000  # microseconds; what waits for longer would overflow Python's own waiting
-_NARROW = {"float16": "FP16", "bfloat16": "BF16"}
-"""A binding's dtype → the datatype that may be sent for a float32 input: the engine rounds to it anyway."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An output that the client asks for."""
-
-    name: str
-    binary: bool
-    """Raw data behind the JSON, not JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """An inference request, well-formed; whether it fits the model is for ``fit`` to say."""
-
-    id: str
-    """Empty if there is none."""
-    inputs: dict[str, np.ndarray]
-    """By name. Raw data as views of the body; BF16 as float32, BYTES as ``bytes`` objects."""
-    datatypes: dict[str, str]
-    """As they were sent: ``{"x": "BF16"}``."""
-    outputs: tuple[Wanted, ...] | None
-    """In the order they were asked for; None: all."""
-    binary: bool
-    """What outputs not named come as."""
-    timeout: float | None
-    """Seconds, at most a day; None: the client set none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedRequest:
     """A request whose JSON was read, and whose tensors were not."""
 
     header: dict[str, Any]
@@ -96,7 +61,7 @@ class Parsed:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedResponse:
     """A response's body."""
 
     parts: list[bytes | memoryview]
@@ -105,7 +70,7 @@ class Encoded:
     """The value of Inference-Header-Content-Length, bytes; None: all of it is JSON, and the header is not set."""
 
 
-def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> Request:
+def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> InferenceRequest:
     """Reads an inference request.
 
     Args:
@@ -118,7 +83,7 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None) -> R
     return read(parse(body, header_length))
 
 
-def parse(body: bytes | bytearray | memoryview, header_length: int | None) -> Parsed:
+def parse(body: bytes | bytearray | memoryview, header_length: int | None) -> ParsedRequest:
     """Reads a request's JSON; the first half of :func:`decode`."""
     view = memoryview(body)
     end = len(view)
@@ -133,10 +98,10 @@ def parse(body: bytes | bytearray | memoryview, header_length: int | None) -> Pa
     entries = _objects(header.get("inputs"), "inputs")
     if len(entries) > MOST:
         raise ProtocolError(f"The request has {len(entries):,} inputs.", f"at most {MOST:,}", "split the request")
-    return Parsed(header, entries, view, offset, header_length is None)
+    return ParsedRequest(header, entries, view, offset, header_length is None)
 
 
-def read(parsed: Parsed) -> Request:
+def read(parsed: ParsedRequest) -> InferenceRequest:
     """Reads a request's tensors; the second half of :func:`decode`."""
     header, view, offset = parsed.header, parsed.view, parsed.offset
     end = len(view)
@@ -175,7 +140,7 @@ def read(parsed: Parsed) -> Request:
             "correct Inference-Header-Content-Length and each binary_data_size",
         )
     binary = _flag(parameters, "binary_data_output", False)
-    return Request(
+    return InferenceRequest(
         id="" if header.get("id") is None else _text(header["id"], "The request's id"),
         inputs=inputs,
         datatypes=datatypes,
@@ -185,55 +150,7 @@ def read(parsed: Parsed) -> Request:
     )
 
 
-def fit(request: Request, interface: Interface) -> dict[str, np.ndarray]:
-    """Checks a request's names and datatypes against the model's; shapes are checked where the engine is called.
-
-    FP16 or BF16 is taken for a float32 input that is of that type inside the engine.
-
-    Returns:
-        The inputs by name, of the dtypes that the engine takes.
-
-    Raises:
-        InputError: An input is missing, unknown or of another datatype.
-        ProtocolError: A wanted output is unknown.
-    """
-    inputs: dict[str, np.ndarray] = {}
-    for tensor in interface.inputs:
-        array = request.inputs.get(tensor.name)
-        if array is None:
-            raise _wrong_names(request, interface)
-        sent = request.datatypes[tensor.name]
-        if sent != NAMES[tensor.dtype]:
-            check_sent(tensor, sent)
-            array = array.astype(np.float32, copy=False)
-        inputs[tensor.name] = array
-    if len(inputs) != len(request.inputs):
-        raise _wrong_names(request, interface)
-    names = [tensor.name for tensor in interface.outputs]
-    for wanted in request.outputs or ():
-        if wanted.name not in names:
-            raise ProtocolError(
-                f"The output {show(wanted.name)} is asked for.", f"one of {', '.join(names)}", "correct the name"
-            )
-    return inputs
-
-
-def check_sent(tensor: Tensor, sent: str) -> None:
-    """Checks an input's datatype against the model's.
-
-    Raises:
-        InputError: It is another, and the engine would not round to it anyway.
-    """
-    if sent == NAMES[tensor.dtype] or (tensor.dtype == "float32" and sent == _NARROW.get(tensor.binding_dtype)):
-        return
-    raise InputError(
-        f"Input {tensor.name!r} is sent as {sent}.",
-        NAMES[tensor.dtype],
-        "convert it: nothing says which conversion its owner meant",
-    )
-
-
-def as_json(request: Request, answer: Mapping[str, np.ndarray], interface: Interface) -> dict[str, np.ndarray]:
+def as_json(request: InferenceRequest, answer: Mapping[str, np.ndarray], interface: Interface) -> dict[str, np.ndarray]:
     """The outputs that a response holds as JSON."""
     if request.outputs is None:
         return {} if request.binary else {tensor.name: answer[tensor.name] for tensor in interface.outputs}
@@ -241,14 +158,14 @@ def as_json(request: Request, answer: Mapping[str, np.ndarray], interface: Inter
 
 
 def encode(
-    request: Request,
+    request: InferenceRequest,
     answer: Mapping[str, np.ndarray],
     interface: Interface,
     *,
     model: str,
     version: str,
     texts: Mapping[str, bytes | bytearray | memoryview] | None = None,
-) -> Encoded:
+) -> EncodedResponse:
     """Writes the response to a request.
 
     Args:
@@ -259,7 +176,7 @@ def encode(
         version: The version that answered.
         texts: Data of outputs that was made JSON already.
     """
-    wanted = request.outputs or [Wanted(tensor.name, request.binary) for tensor in interface.outputs]
+    wanted = request.outputs or [RequestedOutput(tensor.name, request.binary) for tensor in interface.outputs]
     datatypes = {tensor.name: NAMES[tensor.dtype] for tensor in interface.outputs}
     header: dict[str, Any] = {"id": request.id} if request.id else {}
     outputs: list[dict[str, Any]] = []
@@ -276,31 +193,9 @@ def encode(
         outputs.append(entry)
     if texts is not None:
         parts = _around(header, texts)
-        return Encoded([*parts, *raw], sum(map(len, parts)) if raw else None)
+        return EncodedResponse([*parts, *raw], sum(map(len, parts)) if raw else None)
     text = _ENCODER.encode(header).encode()
-    return Encoded([text, *raw], len(text) if raw else None)
-
-
-def describe(
-    interface: Interface, *, model: str, versions: Sequence[str], platform: str, profiles: Sequence[Profile]
-) -> dict[str, Any]:
-    """Returns a model's metadata, as ``GET /v2/models/NAME`` answers it.
-
-    Args:
-        interface: The model's.
-        model: Its name.
-        versions: Those that are served.
-        platform: What runs it.
-        profiles: The shapes that calls may have; the protocol has no word for them and lets a server add its own.
-    """
-    return {
-        "name": model,
-        "versions": list(versions),
-        "platform": platform,
-        "inputs": [_metadata(tensor) for tensor in interface.inputs],
-        "outputs": [_metadata(tensor) for tensor in interface.outputs],
-        "profiles": [{name: bounds.model_dump(mode="json") for name, bounds in p.items()} for p in profiles],
-    }
+    return EncodedResponse([text, *raw], len(text) if raw else None)
 
 
 def error_body(message: str) -> bytes:
@@ -319,11 +214,6 @@ def _around(header: dict[str, Any], texts: Mapping[str, bytes | bytearray | memo
             parts += [b',"data":', memoryview(texts[entry["name"]])]
         parts.append(b"}")
     return [*parts, b"]}"]
-
-
-def _metadata(tensor: Tensor) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
-    return {"name": tensor.name, "datatype": NAMES[tensor.dtype], "shape": shape}
 
 
 def _parse(text: memoryview) -> dict[str, Any]:
@@ -349,11 +239,11 @@ def _no_json(why: str) -> ProtocolError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise _twice("The key", next(key for key, count in counts.items() if count > 1))
-    return found
+    return members
 
 
 def _no_constant(word: str) -> NoReturn:
@@ -388,9 +278,9 @@ def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
 
 def _objects(entries: Any, key: str) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        found = f"has no {key}" if entries is None else f"has {key} that are no array of objects"
+        what = f"has no {key}" if entries is None else f"has {key} that are no array of objects"
         raise ProtocolError(
-            f"The request {found}.", f'"{key}": an array with an object for each tensor', "correct the request"
+            f"The request {what}.", f'"{key}": an array with an object for each tensor', "correct the request"
         )
     return entries
 
@@ -423,13 +313,13 @@ def _binary_size(name: str, entry: dict[str, Any]) -> int | None:
     return size
 
 
-def _wanted(entries: Any, binary: bool) -> tuple[Wanted, ...] | None:
+def _wanted(entries: Any, binary: bool) -> tuple[RequestedOutput, ...] | None:
     if entries is None or entries == []:  # Triton takes an empty list as all outputs too
         return None
-    wanted: dict[str, Wanted] = {}
-    if len(found := _objects(entries, "outputs")) > MOST:
-        raise ProtocolError(f"The request asks for {len(found):,} outputs.", f"at most {MOST:,}", "split the request")
-    for entry in found:
+    wanted: dict[str, RequestedOutput] = {}
+    if len(objects := _objects(entries, "outputs")) > MOST:
+        raise ProtocolError(f"The request asks for {len(objects):,} outputs.", f"at most {MOST:,}", "split the request")
+    for entry in objects:
         name = _text(entry.get("name"), "An output's name")
         if name in wanted:
             raise _twice("Output", name)
@@ -440,7 +330,7 @@ def _wanted(entries: Any, binary: bool) -> tuple[Wanted, ...] | None:
                 "outputs as they are: the model's labels are not known here",
                 "ask without classification, and sort the scores in the client",
             )
-        wanted[name] = Wanted(name, _flag(parameters, "binary_data", binary))
+        wanted[name] = RequestedOutput(name, _flag(parameters, "binary_data", binary))
     return tuple(wanted.values())
 
 
@@ -456,14 +346,3 @@ def _timeout(microseconds: Any) -> float | None:
 
 def _twice(what: str, name: str) -> ProtocolError:
     return ProtocolError(f"{what} {show(name)} is there twice.", "each one once", "remove one of them")
-
-
-def _wrong_names(request: Request, interface: Interface) -> InputError:
-    names = [tensor.name for tensor in interface.inputs]
-    missing = [name for name in names if name not in request.inputs]
-    extra = [show(name) for name in request.inputs if name not in names]
-    parts = [f"missing: {', '.join(missing)}"] * bool(missing)
-    parts += [f"not known: {', '.join(extra[:5])}{', …' * (len(extra) > 5)}"] * bool(extra)
-    return InputError(
-        f"The inputs don't fit: {'; '.join(parts)}.", f"exactly {', '.join(names)}", "give each array under its name"
-    )

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from ...plan.manifest import Interface
 from . import json_body
 from .datatypes import DATATYPES, NAMES, ProtocolError, check_datatype, check_shape, from_raw, show, to_raw
-from .json_body import MOST, Request
+from .inference_request import MOST, SLOW, InferenceRequest, check_sent
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -121,7 +121,7 @@ def read(heads: list[bytes | memoryview], raw: list[memoryview]) -> tuple[Any, l
     return request, raw
 
 
-def decode(message: Any, raw: list[memoryview]) -> Request:
+def decode(message: Any, raw: list[memoryview]) -> InferenceRequest:
     """Makes a request of what ``split`` returned.
 
     Returns:
@@ -170,16 +170,16 @@ def check(message: Any, interface: Interface) -> None:
     taken = {tensor.name: tensor for tensor in interface.inputs}
     for entry in message.inputs:
         if entry.datatype == "BYTES" and entry.name in taken:
-            json_body.check_sent(taken[entry.name], "BYTES")
+            check_sent(taken[entry.name], "BYTES")
 
 
 def is_slow(message: Any, raw: list[memoryview], nbytes: int) -> bool:
     """Whether raw data has more than so many bytes, and of a kind that takes time."""
-    return sum(map(len, raw)) > nbytes and any(entry.datatype in json_body.SLOW for entry in message.inputs)
+    return sum(map(len, raw)) > nbytes and any(entry.datatype in SLOW for entry in message.inputs)
 
 
 def encode(
-    request: Request, answer: Mapping[str, np.ndarray], interface: Interface, *, model: str, version: str
+    request: InferenceRequest, answer: Mapping[str, np.ndarray], interface: Interface, *, model: str, version: str
 ) -> bytes:
     """Writes the ModelInferResponse to a request.
 
@@ -202,7 +202,7 @@ def encode(
     return b"".join([response.SerializeToString(), *raw])
 
 
-def _without_inputs(message: Any) -> Request:
+def _without_inputs(message: Any) -> InferenceRequest:
     """The rest of a request, by the rules that hold for JSON: what a parameter asks for, which outputs are wanted."""
     header = {
         "id": message.id,
@@ -230,7 +230,7 @@ def _from_contents(name: str, datatype: str, shape: tuple[int, ...], contents: A
             "send it there",
         )
     values = getattr(contents, field)
-    others = [found.name for found, _ in contents.ListFields() if found.name != field]
+    others = [other.name for other, _ in contents.ListFields() if other.name != field]
     if others or len(values) != math.prod(shape):
         raise ProtocolError(
             f"Input {show(name)} has {len(values)} {field}" + (f", and {', '.join(others)}." if others else "."),

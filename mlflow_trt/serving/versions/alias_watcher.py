@@ -1,6 +1,6 @@
 """Which version a URI means now: an alias is looked up again and again, and a registry that is away changes nothing.
 
-``models:/name@alias`` and ``models:/name/latest`` are followed. A version's number, a run, a folder or another store
+``models:/name@alias`` and ``models:/name/latest`` are watched. A version's number, a run, a folder or another store
 always means the same; a stage (``models:/name/Production``), which MLflow has deprecated, is looked up once.
 """
 
@@ -26,7 +26,7 @@ Outcome = Union[str, TrtError]
 
 
 @dataclass(frozen=True)
-class Followed:
+class WatchedAlias:
     """What the registry is asked for."""
 
     name: str
@@ -35,15 +35,15 @@ class Followed:
     """``"latest"``: its newest version, as MLflow has it."""
 
 
-def followed(uri: str) -> Followed | None:
-    """What a URI follows; None: it always means the same version."""
+def watched_alias(uri: str) -> WatchedAlias | None:
+    """The alias that decides what a URI means; None: it always means the same version."""
     read = model_uri.parse(uri)
     if read is None or read.name is None or read.registry or not (read.alias or read.newest):
         return None
-    return Followed(read.name, read.alias or "latest")
+    return WatchedAlias(read.name, read.alias or "latest")
 
 
-def resolve(target: Followed) -> str:
+def resolve(target: WatchedAlias) -> str:
     """Asks the active registry which version an alias names now.
 
     Returns:
@@ -58,11 +58,11 @@ def resolve(target: Followed) -> str:
     ):
         from mlflow import MlflowClient
 
-        found = MlflowClient().get_model_version_by_alias(target.name, target.alias)
-    return str(ModelUri(target.name, version=found.version))
+        version = MlflowClient().get_model_version_by_alias(target.name, target.alias)
+    return str(ModelUri(target.name, version=version.version))
 
 
-class Watch:
+class AliasWatcher:
     """Looks at something in the background, every few seconds and when asked to.
 
     One thread keeps the time, and each look has a thread of its own: a registry that hangs keeps neither
@@ -70,7 +70,7 @@ class Watch:
 
     Args:
         look: What is looked up; raises a TrtError if it can't.
-        report: Called with what was found or the error, after every look, from the watch's thread. Also, with an
+        report: Called with what was found or the error, after every look, from the watcher's thread. Also, with an
             error, when a look has taken ``patience`` seconds.
         interval: Seconds from the end of a look to the next.
         patience: Seconds.
@@ -101,13 +101,13 @@ class Watch:
         self._inbox.put(threading.Event())
 
     def fresh(self, timeout: float) -> bool:
-        """Has it look at once, and waits until that was reported; False: not in that time, or the watch was closed."""
+        """Has it look at once, and waits until that was reported; False: not in that time, or it was closed."""
         reported = threading.Event()
         self._inbox.put(reported)
         return not self._closed and reported.wait(timeout) and not self._closed
 
     def close(self) -> None:
-        """Ends the watch; whatever a look under way finds is not reported any more."""
+        """Ends the watcher; whatever a look under way finds is not reported any more."""
         self._closed = True
         self._inbox.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:

@@ -39,10 +39,10 @@ def remember(uri: str, **what: str | None) -> None:
 def recall(uri: str) -> dict[str, Any]:
     """Returns what was kept about a URI; empty: nothing was."""
     try:
-        found = json.loads(_path(uri).read_bytes())
+        kept = json.loads(_path(uri).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and found.get("uri") == uri else {}
+    return kept if isinstance(kept, dict) and kept.get("uri") == uri else {}
 
 
 def answered(error: BaseException | None) -> bool:

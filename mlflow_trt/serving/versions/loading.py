@@ -21,7 +21,7 @@ import numpy as np
 
 from ... import model_uri, store
 from ...engine import load as load_engine
-from ...errors import ParityError, SettingError, StoreError, TrtError
+from ...errors import ParityError, StoreError, TrtError
 from ...evidence.measure import made_up, made_up_points, measure_parity, points
 from ...plan import host
 from ...plan.api import Engine
@@ -34,7 +34,9 @@ from ...plan.parity import text as parity_text
 from ...plan.signature import Binder, Shapes, batch_size
 from ..batching.batcher import Batcher
 from ..batching.queue import Answer
-from ..batching.rows import Rest, fitting, rows_are_independent
+from ..batching.rows import RowShapes, fitting, rows_are_independent
+from ..config import LoadOptions
+from ..served_model import ServedVersion
 from . import last_served
 
 Arrays = Mapping[str, np.ndarray]
@@ -46,59 +48,27 @@ _CALLS = 3
 
 
 class DroppedError(TrtError):
-    """The preparation was given up: the version is not wanted any more."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How versions are loaded, whichever is served."""
-
-    backend: str = "tensorrt"
-    devices: tuple[int, ...] = (0,)
-    """Indices of GPUs; each loads the version, and all answer from one queue."""
-    max_contexts: int = 2
-    """How many calls run at once on each device."""
-    memory_limit: int | None = None
-    """Bytes of each GPU's memory that execution contexts may hold; None: a quarter of what is free."""
-    batching: bool = True
-    delay: float = 0.0
-    """Seconds that a request may wait for others to join it."""
-    max_queue: int = 256
-    offline_start: bool = False
-    """Whether the first version may be the one that was served last, from the cache, if the registry is away."""
-
-    def __post_init__(self) -> None:
-        if not self.devices or len(set(self.devices)) != len(self.devices):
-            raise SettingError(f"The devices are {self.devices}.", "at least one, each once", "name them as in 0,1")
+    """The load was given up: the version is not wanted any more."""
 
 
 @dataclass(frozen=True, eq=False)
-class Version:
-    """A loaded version; all about it stays as it is until it is closed."""
+class LoadedVersion:
+    """A version whose engines are loaded; all about it stays as it is until it is closed."""
 
-    uri: str
-    """``models:/name/3``, or the folder or URI as it was given."""
-    version: str
-    """``"3"``; of something that is no registered version, 12 digits of its manifest's SHA-256."""
+    info: ServedVersion
     manifest: Manifest
-    interface: Interface
-    profiles: tuple[Profile, ...]
-    platform: str
-    """``"tensorrt_rtx-1.6.1.120"``, or ``"reference"``."""
     devices: tuple[int, ...]
     engines: tuple[Engine, ...]
     """One for each device."""
     batcher: Batcher
     since: float
     """When it was ready, by ``time.time()``."""
-    mlmodel: str | None = None
-    """MLflow's own description of it; None: it has none."""
     cached: bool = False
     """Whether the store was away, and all of it came from the cache."""
 
-    def submit(self, inputs: Arrays, deadline: float | None = None, *, here: bool = False) -> Future[Answer]:
+    def submit(self, inputs: Arrays, deadline: float | None = None, *, inline: bool = False) -> Future[Answer]:
         """Queues a request; see :meth:`Batcher.submit`."""
-        return self.batcher.submit(inputs, deadline, here=here)
+        return self.batcher.submit(inputs, deadline, inline=inline)
 
     def close(self) -> None:
         """Answers what waits, then frees the devices' memory. May be called again."""
@@ -107,16 +77,16 @@ class Version:
             try:
                 engine.close()
             except Exception:
-                _logger.exception("An engine of %s could not be closed", self.uri, extra={"event": "close_failed"})
+                _logger.exception("An engine of %s could not be closed", self.info.uri, extra={"event": "close_failed"})
 
 
-def prepare(
+def load_version(
     uri: str,
-    options: Options,
+    options: LoadOptions,
     *,
     on_batch: Callable[[Answer], None] | None = None,
     unwanted: Callable[[], bool] = lambda: False,
-) -> Version:
+) -> LoadedVersion:
     """Makes a version ready to answer.
 
     Of its files the manifest, the plan that this machine's GPU accepts (or the program, for the reference backend), the
@@ -137,7 +107,7 @@ def prepare(
     """
     try:
         with ExitStack() as loaded:
-            version = _prepare(uri, options, on_batch, partial(_go_on, uri, unwanted), loaded)
+            version = _load_version(uri, options, on_batch, partial(_go_on, uri, unwanted), loaded)
             loaded.pop_all()
             return version
     except TrtError:
@@ -151,13 +121,13 @@ def prepare(
         ) from error
 
 
-def _prepare(
+def _load_version(
     uri: str,
-    options: Options,
+    options: LoadOptions,
     on_batch: Callable[[Answer], None] | None,
     go_on: Callable[[], None],
     loaded: ExitStack,
-) -> Version:
+) -> LoadedVersion:
     model, mlmodel, cached = _open(uri, options)
     manifest = model.manifest
     selections = _selections(model, options)
@@ -191,8 +161,17 @@ def _prepare(
         _compare(uri, engine, device, golden, tolerance)
 
     batching = options.batching and _joinable(uri, engines[0], golden, tolerance)
+    info = ServedVersion(
+        uri=uri,
+        version=version_of(uri, folder),
+        platform="reference" if record is None else f"{record.runtime}-{record.release}",
+        interface=engines[0].interface,
+        profiles=engines[0].profiles,
+        mlmodel=mlmodel,
+    )
     batcher = Batcher(
         engines,
+        info,
         workers=options.max_contexts,
         batching=batching,
         delay=options.delay,
@@ -206,23 +185,18 @@ def _prepare(
     go_on()
     if model.repository is not None and not cached:
         last_served.remember(uri, manifest=folder.name, mlmodel=mlmodel)
-    return Version(
-        uri=uri,
-        version=version_of(uri, folder),
+    return LoadedVersion(
+        info=info,
         manifest=manifest,
-        interface=engines[0].interface,
-        profiles=engines[0].profiles,
-        platform="reference" if record is None else f"{record.runtime}-{record.release}",
         devices=options.devices,
         engines=tuple(engines),
         batcher=batcher,
         since=time.time(),
-        mlmodel=mlmodel,
         cached=cached,
     )
 
 
-def _open(uri: str, options: Options) -> tuple[store.StoredModel, str | None, bool]:
+def _open(uri: str, options: LoadOptions) -> tuple[store.StoredModel, str | None, bool]:
     """A model, its MLmodel, and whether both come from the cache because the store is away."""
     try:
         model = store.open_model(uri)
@@ -275,8 +249,8 @@ def warm_up_calls(
     for _, point, shapes in points(interface, tuple(profiles) or ({},)):
         wanted.append(shapes)
         if sizes and point == "opt":
-            rest = tuple(shape[1:] for shape in shapes)
-            wanted += [tuple((rows, *shape) for shape in rest) for rows in fitting(binder, sizes, rest)]
+            row_shapes = tuple(shape[1:] for shape in shapes)
+            wanted += [tuple((rows, *shape) for shape in row_shapes) for rows in fitting(binder, sizes, row_shapes)]
     for shapes in wanted:
         if shapes in calls:
             continue
@@ -288,7 +262,7 @@ def warm_up_calls(
     return list(calls.values())
 
 
-def _selections(model: store.StoredModel, options: Options) -> list[SelectedPlan | None]:
+def _selections(model: store.StoredModel, options: LoadOptions) -> list[SelectedPlan | None]:
     """For each device the plan that it loads; None: the reference backend loads none."""
     if options.backend != "tensorrt":
         return [None] * len(options.devices)
@@ -326,7 +300,7 @@ def _joinable(uri: str, engine: Engine, golden: GoldenTensors | None, tolerance:
     # Rows that repeat would hide a mean over the batch: so golden ones as they are, or else random ones.
     several = [inputs for inputs in _inputs(golden) if _rows(engine, inputs) > 1]
     several = several or [inputs for _, _, inputs in made_up_points(engine.interface, engine.profiles)]
-    largest = {_rest(inputs): inputs for inputs in sorted(several, key=lambda inputs: _rows(engine, inputs))}
+    largest = {_row_shapes(inputs): inputs for inputs in sorted(several, key=lambda inputs: _rows(engine, inputs))}
     if all(rows_are_independent(engine, x, tolerance) for x in largest.values() if _rows(engine, x) > 1):
         return True
     _logger.warning(
@@ -379,5 +353,5 @@ def _rows(engine: Engine, inputs: Arrays) -> int:
     return batch_size(engine.interface, inputs) or 0
 
 
-def _rest(inputs: Arrays) -> Rest:
+def _row_shapes(inputs: Arrays) -> RowShapes:
     return tuple(array.shape[1:] for array in inputs.values())

@@ -1,8 +1,8 @@
 """What is served: a name, the version that answers, and how the next one takes its place between two requests.
 
-Two threads belong to a followed model: the :class:`~.follow.Watch`, which knows what the alias names, and the loader,
-which makes that version ready, swaps it in, and closes the old one once it has answered what waits. So at most two
-versions are on a GPU, and what needs so much memory that two are too many keeps the old one serving.
+Two threads belong to a watched model: the :class:`~.alias_watcher.AliasWatcher`, which knows what the alias names, and
+the loader, which makes that version ready, swaps it in, and closes the old one once it has answered what waits. So at
+most two versions are on a GPU, and what needs so much memory that two are too many keeps the old one serving.
 
 A version that could not be made ready is tried again when the alias comes back to it and when :meth:`Model.refresh` is
 called. Where the fault may pass by itself (a store that is away, a GPU whose memory is full) it is also tried again
@@ -25,11 +25,11 @@ import numpy as np
 from ... import model_uri
 from ...errors import BusyError, DeviceError, StoreError, TrtError
 from ..batching.queue import Answer
+from ..config import LoadOptions
+from ..served_model import ServedVersion
 from . import last_served
-from .alias_watcher import PATIENCE, Outcome, Watch, followed, resolve
-from .loading import DroppedError, Options, Version, prepare
-
-__all__ = ["Model", "Options", "Version", "prepare"]
+from .alias_watcher import PATIENCE, AliasWatcher, Outcome, resolve, watched_alias
+from .loading import DroppedError, LoadedVersion, load_version
 
 _logger = logging.getLogger("mlflow_trt.serving")
 
@@ -56,7 +56,7 @@ class Model:
 
     Args:
         name: That name.
-        uri: Any URI that MLflow takes for a model. ``models:/name@alias`` and ``models:/name/latest`` are followed.
+        uri: Any URI that MLflow takes for a model. ``models:/name@alias`` and ``models:/name/latest`` are watched.
         options: How its versions are loaded.
         interval: Seconds between two looks at the registry.
         on_batch: Called with what each batch got, from the thread that ran it.
@@ -66,21 +66,21 @@ class Model:
         self,
         name: str,
         uri: str,
-        options: Options,
+        options: LoadOptions,
         *,
         interval: float = 5.0,
         on_batch: Callable[[Answer], None] | None = None,
     ) -> None:
         self.name = name
         self.uri = uri
-        self._target = target = followed(uri)
+        self._target = target = watched_alias(uri)
         self._options = options
         self._interval = interval
         self._on_batch = on_batch
         self._changed = threading.Condition()
-        self._current: Version | None = None
+        self._current: LoadedVersion | None = None
         self._wanted = None if target else uri
-        self._preparing: str | None = None
+        self._loading: str | None = None
         self._unloading: str | None = None
         self._failure: _Failure | None = None
         self._away: TrtError | None = None
@@ -89,7 +89,7 @@ class Model:
         self._attempted = False
         self._swaps = self._failures = 0
         self._closed = False
-        self._watch = Watch(lambda: resolve(target), self._looked, interval, PATIENCE) if target else None
+        self._watcher = AliasWatcher(lambda: resolve(target), self._looked, interval, PATIENCE) if target else None
         self._loader = threading.Thread(target=self._load_all, name=f"model-{name}", daemon=True)
 
     @property
@@ -98,12 +98,17 @@ class Model:
         return self._target.name if self._target else None
 
     @property
-    def current(self) -> Version:
+    def current(self) -> ServedVersion:
         """The version that answers now.
 
         Raises:
             BusyError: None has been made ready yet, or the model was closed.
         """
+        return self.loaded.info
+
+    @property
+    def loaded(self) -> LoadedVersion:
+        """The same, with its engines; raises the same."""
         version = self._current
         if version is None or self._closed:
             raise self._not_ready()
@@ -122,12 +127,12 @@ class Model:
         return failed.error if failed is not None else self._away if self._wanted is None else None
 
     def start(self) -> None:
-        """Begins to load and to follow, in the background."""
-        if self._watch is not None:
-            self._watch.start()
+        """Begins to load and to watch, in the background."""
+        if self._watcher is not None:
+            self._watcher.start()
         self._loader.start()
 
-    def wait(self, timeout: float | None = None) -> Version:
+    def wait(self, timeout: float | None = None) -> ServedVersion:
         """Waits until the first version answers. If it fails, the model goes on trying all the same.
 
         Args:
@@ -148,26 +153,26 @@ class Model:
         return self.current
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
-    ) -> tuple[Version, Future[Answer]]:
-        """Queues a request for the version that answers now.
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
+    ) -> Future[Answer]:
+        """Queues a request for the version that answers now; the answer says which that was.
 
         Args:
             inputs: Arrays by input name. They must not change before the future is done.
             deadline: By ``time.monotonic()``.
-            here: Whether it may run in this thread, see :meth:`Batcher.submit`.
+            inline: Whether it may run in this thread, see :meth:`Batcher.submit`.
 
         Returns:
-            The version that answers, and the future; see :meth:`Batcher.submit`.
+            The future; see :meth:`Batcher.submit`.
 
         Raises:
             InputError: The inputs do not fit that version.
             BusyError: Its queue is full, or there is no version that answers.
         """
         while True:
-            version = self.current
+            version = self.loaded
             try:
-                return version, version.submit(inputs, deadline, here=here)
+                return version.submit(inputs, deadline, inline=inline)
             except BusyError:
                 # It may have been replaced since; then the next one takes the request.
                 if version is self._current:
@@ -175,9 +180,9 @@ class Model:
 
     def refresh(self) -> None:
         """Has the registry looked at now, and a version that failed tried again. Returns before that is done."""
-        if self._watch is not None:
+        if self._watcher is not None:
             self._again = True
-            self._watch.refresh()
+            self._watcher.refresh()
             return
         with self._changed:
             self._failure = self._failure and replace(self._failure, again_at=0.0)
@@ -211,10 +216,10 @@ class Model:
                 "state": state,
                 "attempted": self._attempted,
                 "cached": current is not None and current.cached,
-                "version": current and current.version,
-                "platform": current and current.platform,
+                "version": current and current.info.version,
+                "platform": current and current.info.platform,
                 "since": current and current.since,
-                "preparing": self._preparing,
+                "preparing": self._loading,
                 "unloading": self._unloading,
                 "last_failure": failure
                 and {
@@ -236,8 +241,8 @@ class Model:
             self._closed = True
             current = self._current
             self._changed.notify_all()
-        if self._watch is not None:
-            self._watch.close()
+        if self._watcher is not None:
+            self._watcher.close()
         if current is not None:
             current.close()
         if self._loader.is_alive():
@@ -245,31 +250,33 @@ class Model:
             if self._loader.is_alive():
                 self._log(logging.WARNING, "close_waits", "A load under way does not end; it is left to itself")
 
-    def _looked(self, found: Outcome) -> None:
-        """Takes what the watch found."""
+    def _looked(self, outcome: Outcome) -> None:
+        """Takes what a look of the watcher brought."""
         with self._changed:
             was_away, before = self._away, self._wanted
-            if isinstance(found, TrtError):
-                self._away = found
-                last = self._last(found)
+            if isinstance(outcome, TrtError):
+                self._away = outcome
+                last = self._last(outcome)
                 self._wanted = self._wanted or last
             else:
-                self._away, self._wanted, self._checked_at = None, found, time.time()
-                if self._failure is not None and (self._again or self._failure.uri != found):
+                self._away, self._wanted, self._checked_at = None, outcome, time.time()
+                if self._failure is not None and (self._again or self._failure.uri != outcome):
                     self._failure = None
                 self._again = False
             self._changed.notify_all()
-        if isinstance(found, TrtError):
+        if isinstance(outcome, TrtError):
             if last is not None:
                 text = "The registry can't be reached: the version that was served last is loaded from the cache"
-                self._log(logging.WARNING, "offline_start", text, version=_short(last), error=found.found)
+                self._log(logging.WARNING, "offline_start", text, version=_short(last), error=outcome.found)
             level = logging.DEBUG if was_away else logging.WARNING  # the first of many equal ones
-            self._log(level, "registry_away", "The registry can't be read; what is served stays", error=found.found)
+            self._log(level, "registry_away", "The registry can't be read; what is served stays", error=outcome.found)
         else:
             if was_away:
                 self._log(logging.INFO, "registry_back", "The registry can be read again")
-            if before is not None and found != before:
-                self._log(logging.INFO, "alias_moved", "The alias moved", version=_short(found), before=_short(before))
+            if before is not None and outcome != before:
+                self._log(
+                    logging.INFO, "alias_moved", "The alias moved", version=_short(outcome), before=_short(before)
+                )
 
     def _last(self, error: TrtError) -> str | None:
         """The version that was served last, if a first one is wanted and the registry gave no answer."""
@@ -286,11 +293,11 @@ class Model:
         with self._changed:
             while not self._closed and (self._target or self._current is None):
                 pause = math.inf
-                if self._wanted is not None and (self._current is None or self._current.uri != self._wanted):
+                if self._wanted is not None and (self._current is None or self._current.info.uri != self._wanted):
                     failed = self._failure is not None and self._failure.uri == self._wanted
                     pause = self._failure.again_at - time.monotonic() if failed and self._failure else 0.0
                     if pause <= 0:
-                        self._preparing = self._wanted
+                        self._loading = self._wanted
                         return self._wanted
                 self._changed.wait(None if pause == math.inf else pause)
             return None
@@ -301,45 +308,45 @@ class Model:
         self._log(logging.INFO, "loading", "Making a version ready", version=_short(uri))
         try:
             options = replace(self._options, offline_start=self._options.offline_start and self._current is None)
-            version = prepare(uri, options, on_batch=self._on_batch, unwanted=lambda: self._unwanted(uri))
+            version = load_version(uri, options, on_batch=self._on_batch, unwanted=lambda: self._unwanted(uri))
         except DroppedError:
             self._dropped(uri)
         except TrtError as error:
             self._failed(uri, error)
         else:
-            if self._watch is not None and self._current is not None:
+            if self._watcher is not None and self._current is not None:
                 # So that a version from which the alias was just taken away answers not even once.
-                self._watch.fresh(PATIENCE)
+                self._watcher.fresh(PATIENCE)
             self._swap(uri, version, time.monotonic() - begin)
 
     def _unwanted(self, uri: str) -> bool:
         return self._closed or uri != self._wanted
 
-    def _swap(self, uri: str, version: Version, seconds: float) -> None:
+    def _swap(self, uri: str, version: LoadedVersion, seconds: float) -> None:
         with self._changed:
-            old: Version | None = version
+            old: LoadedVersion | None = version
             if not (unwanted := self._unwanted(uri)):
                 old, self._current = self._current, version
                 self._swaps += old is not None
                 self._failure = None
-            self._preparing = None
-            self._unloading = old.version if old else None
+            self._loading = None
+            self._unloading = old.info.version if old else None
             self._changed.notify_all()
         if unwanted:
             self._dropped(uri)
         else:
-            before = old.version if old else None
+            before = old.info.version if old else None
             if self._target is not None and not version.cached:
                 last_served.remember(self.uri, version=uri)
-            text = f"A version answers, made ready in {seconds:.1f} s on {version.platform}"
-            self._log(logging.INFO, "serving", text, version=version.version, before=before, seconds=seconds)
+            text = f"A version answers, made ready in {seconds:.1f} s on {version.info.platform}"
+            self._log(logging.INFO, "serving", text, version=version.info.version, before=before, seconds=seconds)
         if old is not None:
             old.close()
             self._unloading = None
-            self._log(logging.INFO, "unloaded", "A version was unloaded", version=old.version)
+            self._log(logging.INFO, "unloaded", "A version was unloaded", version=old.info.version)
 
     def _dropped(self, uri: str) -> None:
-        self._preparing = None
+        self._loading = None
         self._log(logging.INFO, "dropped", "A version is not wanted any more and was not served", version=_short(uri))
 
     def _failed(self, uri: str, error: TrtError) -> None:
@@ -351,7 +358,7 @@ class Model:
             if not unwanted:
                 self._failure = _Failure(uri, error, time.time(), attempts, again_at)
                 self._failures += 1
-            self._preparing = None
+            self._loading = None
             current = self._current
             self._changed.notify_all()
         _logger.debug("Why %s could not be made ready", uri, exc_info=error)
@@ -359,7 +366,7 @@ class Model:
         if unwanted:
             self._dropped(uri)
             return
-        text = f"Version {current.version} keeps serving: another" if current else "Nothing is served: a version"
+        text = f"Version {current.info.version} keeps serving: another" if current else "Nothing is served: a version"
         again = f"; tried again in {pause:.0f} s" if again_at < math.inf else ""
         self._log(
             logging.ERROR,
@@ -373,12 +380,12 @@ class Model:
 
     def _not_ready(self) -> BusyError:
         if self._closed:
-            found = "is closed"
+            state = "is closed"
         elif self.failure:
-            found = "could not be loaded yet"
+            state = "could not be loaded yet"
         else:
-            found = "is being loaded"
-        return BusyError(f"The model {self.name} {found}.", "a model that is ready", "try again a little later")
+            state = "is being loaded"
+        return BusyError(f"The model {self.name} {state}.", "a model that is ready", "try again a little later")
 
     def _log(self, level: int, event: str, text: str, **fields: Any) -> None:
         shown = ", ".join(f"{key} {value}" for key, value in fields.items() if key in ("version", "before", "error"))

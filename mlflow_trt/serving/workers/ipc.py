@@ -12,16 +12,16 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
-Message = dict[str, Any]
+from .messages import Message, decode, encode
 
 _LENGTH = struct.Struct("<I")
 _LATER = 0.02
 """Seconds that a message may wait for another one to travel with."""
 
 
-class Channel(asyncio.Protocol):
+class IpcConnection(asyncio.Protocol):
     """One end. Messages that are sent at the same turn of the event loop travel together.
 
     Args:
@@ -45,11 +45,11 @@ class Channel(asyncio.Protocol):
     @classmethod
     async def open(
         cls, end: socket.socket, on_message: Callable[[Message], None], on_close: Callable[[], None]
-    ) -> Channel:
+    ) -> IpcConnection:
         """Takes over a socket."""
         loop = asyncio.get_running_loop()
-        _, channel = await loop.create_unix_connection(lambda: cls(on_message, on_close), sock=end)
-        return channel
+        _, connection = await loop.create_unix_connection(lambda: cls(on_message, on_close), sock=end)
+        return connection
 
     def send(self, message: Message) -> None:
         """Sends a message, from any thread. After the other end is gone it goes nowhere."""
@@ -89,8 +89,8 @@ class Channel(asyncio.Protocol):
             end = begin + _LENGTH.size + length
             if len(received) < end:
                 break
-            for message in marshal.loads(received[begin + _LENGTH.size : end]):
-                self._on_message(message)
+            for plain in marshal.loads(received[begin + _LENGTH.size : end]):
+                self._on_message(decode(plain))
             begin = end
         del received[:begin]
 
@@ -107,5 +107,5 @@ class Channel(asyncio.Protocol):
             outgoing, self._outgoing = self._outgoing, []
             self._soon = False
         if self._transport is not None and outgoing:
-            content = marshal.dumps(outgoing)
+            content = marshal.dumps([encode(message) for message in outgoing])
             self._transport.write(_LENGTH.pack(len(content)) + content)

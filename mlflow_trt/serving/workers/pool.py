@@ -1,7 +1,7 @@
 """The processes that speak HTTP, as the process that holds the engines sees them: started, answered, and replaced.
 
-Connections are accepted here and handed to the front that has the fewest. The kernel would spread them by chance, and
-the clients of the front that got most of them would wait longest.
+Connections are accepted here and handed to the worker that has the fewest. The kernel would spread them by chance, and
+the clients of the worker that got most of them would wait longest.
 """
 
 from __future__ import annotations
@@ -13,40 +13,63 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 
 from ...errors import BusyError, TrtError
 from .. import logs
 from ..batching.queue import Answer
+from ..config import ServerConfig
+from ..error_parts import ErrorParts
 from ..http.listening import refuse_new
 from ..metrics import Metrics
-from ..versions.served import Model, Version
+from ..served_model import ServedModel, ServedVersion
 from . import shared_memory
-from .ipc import Channel, Message
-from .shared_memory import Arena
+from .ipc import IpcConnection
+from .messages import (
+    KNOWN_VERSIONS,
+    Cancel,
+    Configure,
+    CutCount,
+    Drain,
+    FreeBlock,
+    Infer,
+    InferenceAnswer,
+    InferenceCount,
+    Message,
+    MetricsQuery,
+    MetricsText,
+    ModelStatus,
+    OtherCount,
+    Refresh,
+    RequestFailed,
+    TensorPlace,
+    VersionLoaded,
+    WorkerLoad,
+)
+from .shared_memory import SharedMemory
 
 _logger = logging.getLogger(__name__)
 
-ARENA = 4 << 30
-"""Bytes of each arena; only what is used takes memory."""
+SHARED_MEMORY = 4 << 30
+"""Bytes of shared memory for requests, and again for answers; only what is used takes memory."""
 _STATE = 0.1
-"""Seconds between two looks at what the fronts should know."""
+"""Seconds between two looks at what the workers should know."""
 _QUICKLY = 5.0
-"""Seconds: a front that ends sooner is not started again at once."""
+"""Seconds: an HTTP worker that ends sooner is not started again at once."""
 _PAUSE = 0.02
-"""Seconds that a connection waits where no front can take it, before the next try."""
+"""Seconds that a connection waits where no worker can take it, before the next try."""
 _SETTLE = 0.1
 """Seconds that the last connections have to be accepted, once the system takes no more."""
 
 
-class Fronts:
+class WorkerPool:
     """All of them.
 
     Args:
@@ -54,7 +77,7 @@ class Fronts:
         listening: Where connections come from.
         models: What is served.
         metrics: Where their requests are counted.
-        settings: What each is told of how to serve.
+        config: How each of them serves.
         device: A GPU that engines use; None: none does.
     """
 
@@ -62,25 +85,25 @@ class Fronts:
         self,
         count: int,
         listening: socket.socket,
-        models: Mapping[str, Model],
+        models: Mapping[str, ServedModel],
         metrics: Metrics,
-        settings: Message,
+        config: ServerConfig,
         device: int | None = None,
     ) -> None:
         self._listening = listening
         self._models = models
         self._metrics = metrics
-        self._settings = settings
+        self._config = config
         self._device = device
         self._count = count
-        self._fronts: list[_Front] = []
+        self._workers: list[_Worker] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._accepting: asyncio.Task[None]
         self._handing = False
-        """Whether a connection waits for a front that takes it."""
+        """Whether a connection waits for an HTTP worker that takes it."""
         self._draining = False
         self._ending = False
-        metrics.in_flight["http"] = lambda: sum(front.running for front in self._fronts)
+        metrics.in_flight["http"] = lambda: sum(worker.running for worker in self._workers)
 
     async def start(self) -> None:
         """Starts them, and keeps their number."""
@@ -91,8 +114,8 @@ class Fronts:
     def drain(self) -> None:
         """Has them say that the server is not ready, and that their connections end."""
         self._draining = True
-        for front in self._fronts:
-            front.drain()
+        for worker in self._workers:
+            worker.drain()
 
     async def stop(self, seconds: float) -> None:
         """Has them answer what is under way, and ends them."""
@@ -105,34 +128,34 @@ class Fronts:
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         self._listening.close()
-        for front in self._fronts:
-            front.process.terminate()
-        for front in list(self._fronts):
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in list(self._workers):
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(front.gone.wait(), seconds + 5)
-            front.process.kill()
-            await asyncio.to_thread(front.process.wait)
+                await asyncio.wait_for(worker.gone.wait(), seconds + 5)
+            worker.process.kill()
+            await asyncio.to_thread(worker.process.wait)
         for task in self._tasks:
             task.cancel()
 
     async def _keep(self) -> None:
         while not self._ending:
             begin = time.monotonic()
-            front = _Front(self._models, self._metrics, self._device)
-            self._fronts.append(front)
-            await front.open(self._settings)
+            worker = _Worker(self._models, self._metrics, self._device)
+            self._workers.append(worker)
+            await worker.open(self._config)
             if self._draining:
-                front.drain()
-            await front.gone.wait()
+                worker.drain()
+            await worker.gone.wait()
             if not self._ending:
-                self._fronts.remove(front)
-                _logger.error("A front process ended", extra={"event": "front_ended", "pid": front.process.pid})
+                self._workers.remove(worker)
+                _logger.error("An HTTP worker ended", extra={"event": "http_worker_ended", "pid": worker.process.pid})
                 await asyncio.sleep(max(0.0, _QUICKLY - (time.monotonic() - begin)))
 
     async def _tell(self) -> None:
         while True:
-            for front in self._fronts:
-                front.tell()
+            for worker in self._workers:
+                worker.tell()
             await asyncio.sleep(_STATE)
 
     async def _accept(self) -> None:
@@ -146,23 +169,28 @@ class Fronts:
                 continue
             self._handing = True
             with connection:
-                while not any(front.hand(connection) for front in sorted(self._fronts, key=attrgetter("connections"))):
+                while not any(
+                    worker.hand(connection) for worker in sorted(self._workers, key=attrgetter("connections"))
+                ):
                     await asyncio.sleep(_PAUSE)
             self._handing = False
 
 
-class _Front:
-    """One process, its channel, and the memory that is shared with it."""
+class _Worker:
+    """One process, its connection, and the memory that is shared with it."""
 
-    def __init__(self, models: Mapping[str, Model], metrics: Metrics, device: int | None) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], metrics: Metrics, device: int | None) -> None:
         self._models = models
         self._metrics = metrics
         self.gone = asyncio.Event()
-        self._told: dict[str, Message] = {}
-        self._known: dict[str, Version] = {}
+        self._told: dict[str, ModelStatus] = {}
+        self._known: dict[str, tuple[ServedVersion, ...]] = dict.fromkeys(models, ())
+        """The versions of each model that the worker was told of, the last one first."""
+        self._introducing = threading.Lock()
+        self._loop = asyncio.get_running_loop()
         self._running: dict[int, Future[Answer]] = {}
-        descriptors = [shared_memory.create(ARENA), shared_memory.create(ARENA)]
-        self._requests, self._answers = (Arena(descriptor, ARENA) for descriptor in descriptors)
+        descriptors = [shared_memory.create(SHARED_MEMORY), shared_memory.create(SHARED_MEMORY)]
+        self._requests, self._answers = (SharedMemory(descriptor, SHARED_MEMORY) for descriptor in descriptors)
         self._device = device
         """That fetches requests by itself; None: none does."""
         self.connections = 0
@@ -177,24 +205,24 @@ class _Front:
         descriptors = [its_end.detach(), its_passing.detach(), *descriptors]
         # Their own session: Ctrl-C in a terminal reaches this process, which then ends them in order.
         self.process = subprocess.Popen(
-            [sys.executable, *logs.QUIET, "-m", __package__ + ".worker", *map(str, descriptors), str(ARENA)],
+            [sys.executable, *logs.QUIET, "-m", __package__ + ".worker", *map(str, descriptors), str(SHARED_MEMORY)],
             pass_fds=descriptors,
             start_new_session=True,
             stderr=logs.descriptor(),
         )
         for descriptor in descriptors:
             os.close(descriptor)
-        self._channel: Channel | None = None
+        self._ipc: IpcConnection | None = None
 
-    async def open(self, settings: Message) -> None:
-        """Opens the channel and says how to serve."""
-        self._channel = await Channel.open(self._end, self._take, self._lost)
+    async def open(self, config: ServerConfig) -> None:
+        """Opens the connection and says how to serve."""
+        self._ipc = await IpcConnection.open(self._end, self._take, self._lost)
         self._page_lock(1)  # its first part, before a model warms up
         self.tell()
-        self._channel.send({"kind": "configuration", **settings})
+        self._ipc.send(Configure(config))
 
     def hand(self, connection: socket.socket) -> bool:
-        """Passes a connection on; False: this front can't take it."""
+        """Passes a connection on; False: this worker can't take it."""
         if not self._serves:
             return False
         try:
@@ -207,76 +235,82 @@ class _Front:
 
     def drain(self) -> None:
         """Has it say that the server is not ready, and that its connections end."""
-        self._send({"kind": "drain"})
+        self._send(Drain())
 
     def tell(self) -> None:
         """Says how the models stand, where that has changed."""
-        if self._channel is None:
+        if self._ipc is None:
             return
         for name, model in self._models.items():
             status = model.status()
-            current: Version | None
+            current: ServedVersion | None
             try:
                 current = model.current
             except BusyError:
                 current = None
-            message: Message = {"kind": "state", "name": name, "status": status}
-            message["registered_model"] = model.registered_model
-            if self._told.get(name) != message or self._known.get(name) is not current:
-                self._told[name] = dict(message)
-                if current is not None and self._known.get(name) is not current:
-                    self._known[name] = current
-                    message["version"] = _describe(current)
-                self._channel.send(message)
+            if current is not None:
+                self._introduce(name, current)
+            message = ModelStatus(name, model.registered_model, status, current.version if current else None)
+            if self._told.get(name) != message:
+                self._told[name] = message
+                self._ipc.send(message)
+
+    def _introduce(self, model: str, version: ServedVersion) -> None:
+        """Describes a version before anything else names it; from any thread."""
+        with self._introducing:
+            known = self._known[model]
+            if version not in known:
+                self._send(VersionLoaded(model, version))
+                self._known[model] = (version, *known)[:KNOWN_VERSIONS]
 
     def _take(self, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "infer":
-            self._infer(message)
-        elif kind == "cancel":
-            future = self._running.get(message["id"])
-            if future is not None:
-                future.cancel()
-        elif kind == "free":
-            self._answers.give(*message["piece"])
-        elif kind == "connections":
-            self._serves = True
-            self.connections = self._handed - message["closed"]
-            self.running = message["running"]
-        elif kind == "count":
-            self._metrics.request(*message["request"])
-        elif kind == "cut":
-            self._metrics.cut(message["limit"])
-        elif kind == "count_other":
-            self._metrics.other(*message["request"])
-        elif kind == "refresh":
-            self._models[message["model"]].refresh()
-        elif kind == "metrics":
-            text = np.frombuffer(self._metrics.text(), np.uint8)
-            self._send({"kind": "text", "id": message["id"], "outputs": self._put({"text": text})})
+        match message:
+            case Infer():
+                self._infer(message)
+            case Cancel():
+                future = self._running.get(message.id)
+                if future is not None:
+                    future.cancel()
+            case FreeBlock():
+                self._answers.free(message.offset, message.nbytes)
+            case WorkerLoad():
+                self._serves = True
+                self.connections = self._handed - message.closed
+                self.running = message.running
+            case InferenceCount():
+                self._metrics.request(*message)
+            case OtherCount():
+                self._metrics.other(*message)
+            case CutCount():
+                self._metrics.cut(message.limit)
+            case Refresh():
+                self._models[message.model].refresh()
+            case MetricsQuery():
+                text = np.frombuffer(self._metrics.text(), np.uint8)
+                self._send(MetricsText(message.id, *self._put({"text": text})))
+            case _:
+                raise TypeError(f"A worker sent {type(message).__name__}")
 
-    def _infer(self, message: Message) -> None:
-        number = message["id"]
-        model = self._models[message["model"]]
+    def _infer(self, message: Infer) -> None:
+        number = message.id
+        model = self._models[message.model]
         inputs = {}
-        for name, dtype, shape, offset in message["inputs"]:
+        for name, dtype, shape, offset in message.inputs:
             inputs[name] = array = self._requests.array(offset, dtype, shape)
             self._page_lock(offset + array.nbytes)
         try:
-            version, future = model.submit(inputs, message["deadline"])
+            future = model.submit(inputs, message.deadline)
         except TrtError as error:
             self._refuse(number, error)
             return
-        if version is not self._known.get(model.name):
-            self.tell()
         self._running[number] = future
-        future.add_done_callback(partial(self._done, number, version))
+        future.add_done_callback(partial(self._done, number, message.model))
 
     def _page_lock(self, end: int) -> None:
         if self._device is not None and not self._requests.page_lock(end, self._device):
             self._device = None
 
-    def _done(self, number: int, version: Version, future: Future[Answer]) -> None:
+    def _done(self, number: int, model: str, future: Future[Answer]) -> None:
         """Called by the thread that ran the batch: copying large answers there keeps the event loop free."""
         self._running.pop(number, None)
         try:
@@ -290,40 +324,33 @@ class _Front:
             _logger.exception("A request failed")
             self._refuse(number, TrtError("The server failed; its log says more."))
         else:
-            figures = {name: getattr(answer, name) for name in ("rows", "batch", "queued", "computed")}
-            self._send(
-                {
-                    "kind": "answer",
-                    "id": number,
-                    "version": version.version,
-                    "backend": answer.outputs.backend,
-                    "outputs": outputs,
-                    "figures": figures,
-                }
-            )
+            if answer.version not in self._known[model]:
+                self._loop.call_soon_threadsafe(self.tell)  # first: which version answers now travels with the answer
+                self._introduce(model, answer.version)
+            figures = (answer.rows, answer.batch, answer.queued, answer.computed)
+            self._send(InferenceAnswer(number, answer.version.version, answer.outputs.backend, outputs, *figures))
 
-    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
-        described = []
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[TensorPlace]:
+        places: list[TensorPlace] = []
         for name, array in arrays.items():
-            offset = self._answers.take(array.nbytes)
+            offset = self._answers.allocate(array.nbytes)
             if offset is None:
                 raise TrtError("The memory for answers is full.", "room for its tensors", "try again a little later")
             self._answers.array(offset, array.dtype.name, array.shape)[...] = array
-            described.append([name, array.dtype.name, array.shape, offset])
-        return described
+            places.append((name, array.dtype.name, array.shape, offset))
+        return places
 
     def _refuse(self, number: int, error: TrtError) -> None:
-        parts = [error.found, error.expected, error.remedy]
-        self._send({"kind": "error", "id": number, "type": type(error).__name__, "parts": parts})
+        self._send(RequestFailed(number, ErrorParts.of(error)))
 
     def _send(self, message: Message) -> None:
-        if self._channel is not None:
-            self._channel.send(message)
+        if self._ipc is not None:
+            self._ipc.send(message)
 
     def _lost(self) -> None:
         for future in list(self._running.values()):
             future.cancel()
-        self._channel = None
+        self._ipc = None
         self._serves = False
         self._passing.close()
         self.gone.set()
@@ -333,16 +360,3 @@ class _Front:
         while self._running:  # an engine may be reading requests
             await asyncio.sleep(_STATE)
         self._requests.page_unlock()
-
-
-def _describe(version: Version) -> Message:
-    return {
-        "uri": version.uri,
-        "version": version.version,
-        "platform": version.platform,
-        "mlmodel": version.mlmodel,
-        "interface": version.interface.model_dump(mode="json"),
-        "profiles": [
-            {name: bounds.model_dump(mode="json") for name, bounds in profile.items()} for profile in version.profiles
-        ],
-    }

@@ -1,6 +1,6 @@
 """Memory that two processes share, so that tensors pass from one to the other without being sent.
 
-One side takes and gives back pieces, the other is told where they lie. Pieces have sizes of powers of two and are used
+One side allocates and frees blocks, the other is told where they lie. Blocks have sizes of powers of two and are used
 again: a page that was touched once costs nothing any more. And what was page-locked once a GPU fetches by itself.
 """
 
@@ -19,7 +19,7 @@ _STEP = 16 << 20
 """Bytes that are page-locked at once."""
 
 
-class Arena:
+class SharedMemory:
     """Shared memory.
 
     Args:
@@ -36,8 +36,8 @@ class Arena:
         self._locked: list[tuple[int, int]] = []
         """Of each page-locked part its end, and the device that it was locked with."""
 
-    def take(self, nbytes: int) -> int | None:
-        """Takes a piece and returns its offset; None: there is not enough left."""
+    def allocate(self, nbytes: int) -> int | None:
+        """Allocates a block and returns its offset; None: there is not enough left."""
         power = _power(nbytes)
         with self._lock:
             if self._free[power]:
@@ -47,8 +47,8 @@ class Arena:
             self._top += 1 << power
             return self._top - (1 << power)
 
-    def give(self, offset: int, nbytes: int) -> None:
-        """Gives a piece back; whoever still reads it reads what comes next."""
+    def free(self, offset: int, nbytes: int) -> None:
+        """Frees a block; whoever still reads it reads what comes next."""
         with self._lock:
             self._free[_power(nbytes)].append(offset)
 
@@ -75,7 +75,7 @@ class Arena:
         begin = self._locked[-1][0] if self._locked else 0
         if end <= begin:
             return True
-        # Here, not above: a front has arenas too, and needs nothing of CUDA.
+        # Here, not above: an HTTP worker has shared memory too, and needs nothing of CUDA.
         from ...engine import pinned
 
         end = min(-(-end // _STEP) * _STEP, self._size)

@@ -1,10 +1,10 @@
 """A process that speaks HTTP for a server whose engines live in another: reading requests takes longer than answering
 them, and one interpreter reads no more than about a thousand images a second.
 
-``python -m mlflow_trt.serving.workers.worker CHANNEL CONNECTIONS REQUESTS ANSWERS SIZE``: descriptors of its end of
-the channel, of the socket through which it is handed connections, and of the two arenas, and the bytes of each of
-these. It takes the tensors of a request into the one arena, tells where they lie, and is told where the answer lies in
-the other. It ends when the channel does.
+``python -m mlflow_trt.serving.workers.worker IPC CONNECTIONS REQUESTS ANSWERS SIZE``: descriptors of its end of the
+IPC connection, of the socket through which it is handed clients' connections, and of the two areas of shared memory,
+and the bytes of each of these. It puts the tensors of a request into the one area, tells where they lie, and is told
+where the answer lies in the other. It ends when the IPC connection does.
 """
 
 from __future__ import annotations
@@ -22,59 +22,62 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
-from ... import errors
-from ...errors import BusyError, TrtError
+from ...errors import BusyError
 from ...plan.api import Result
-from ...plan.manifest import Interface, Profile
 from .. import logs
 from ..batching.queue import Answer
+from ..config import ServerConfig
 from ..http.listening import new_loop, settle, tune_process
-from ..limits import Limits
-from ..shutdown import Ending
-from .ipc import Channel, Message
-from .shared_memory import Arena
+from ..served_model import ServedVersion
+from ..shutdown import Shutdown
+from .ipc import IpcConnection
+from .messages import (
+    KNOWN_VERSIONS,
+    Cancel,
+    Configure,
+    CutCount,
+    Drain,
+    FreeBlock,
+    Infer,
+    InferenceAnswer,
+    InferenceCount,
+    Message,
+    MetricsQuery,
+    MetricsText,
+    ModelStatus,
+    OtherCount,
+    Refresh,
+    RequestFailed,
+    TensorPlace,
+    VersionLoaded,
+    WorkerLoad,
+)
+from .shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from ..http.app import Application
+    from ..http.server import HttpServer
 
 _logger = logging.getLogger(__name__)
 
 _LOOK = 0.05
 """Seconds between looks at how many connections there are."""
-_PROFILES = TypeAdapter(tuple[Profile, ...])
-
-
-class RemoteVersion:
-    """What a request needs to know of the version that answers; complete once it has answered."""
-
-    def __init__(self, state: Message) -> None:
-        self.uri: str = state["uri"]
-        self.version: str = state["version"]
-        self.platform: str = state["platform"]
-        self.interface = Interface.model_validate(state["interface"])
-        self.mlmodel: str | None = state["mlmodel"]
-        self.profiles = _PROFILES.validate_python(state["profiles"])
-
-    def become(self, other: RemoteVersion) -> None:
-        """Takes over what another one is."""
-        self.__dict__.update(other.__dict__)
 
 
 class RemoteModel:
-    """A model of the other process, with the methods of :class:`~.models.Model` that requests need."""
+    """A model of the other process, as requests need it: a :class:`~.served_model.ServedModel`."""
 
-    def __init__(self, name: str, engines: Engines) -> None:
+    def __init__(self, name: str, engines: EngineProcess) -> None:
         self.name = name
         self.registered_model: str | None = None
         self._engines = engines
         self._status: dict[str, Any] = {"name": name, "state": "loading"}
-        self._current: RemoteVersion | None = None
-        self._versions: dict[str, RemoteVersion] = {}
+        self._current: ServedVersion | None = None
+        self._versions: dict[str, ServedVersion] = {}
 
     @property
-    def current(self) -> RemoteVersion:
+    def current(self) -> ServedVersion:
         """The version that answers now.
 
         Raises:
@@ -90,167 +93,165 @@ class RemoteModel:
 
     def refresh(self) -> None:
         """Has the registry looked at now."""
-        self._engines.send({"kind": "refresh", "model": self.name})
+        self._engines.send(Refresh(self.name))
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, here: bool = False
-    ) -> tuple[RemoteVersion, Future[Answer]]:
-        """Queues a request in the other process; the version is the one that answered once the future is done."""
-        answering = object.__new__(RemoteVersion)
-        answering.become(self.current)
-        return answering, self._engines.submit(self, answering, inputs, deadline)
+        self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
+    ) -> Future[Answer]:
+        """Queues a request in the other process."""
+        _ = self.current  # a model that has none is refused here
+        return self._engines.submit(self, inputs, deadline)
 
-    def take(self, state: Message) -> None:
+    def take_status(self, message: ModelStatus) -> None:
         """Learns how things stand."""
-        self._status = state["status"]
-        self.registered_model = state["registered_model"]
-        if state.get("version"):
-            self._current = RemoteVersion(state["version"])
-            self._versions[self._current.version] = self._current
-            for old in list(self._versions)[:-4]:  # what was replaced is draining, and soon gone
-                del self._versions[old]
-        elif self._status["state"] != "ready":
-            self._current = None
+        self._status = message.status
+        self.registered_model = message.registered_model
+        self._current = None if message.current is None else self._versions[message.current]
 
-    def answered_by(self, answering: RemoteVersion, version: str) -> None:
-        """Completes what a request knows of the version that answered it."""
-        if version != answering.version:
-            answering.become(self._versions[version])
+    def take_version(self, version: ServedVersion) -> None:
+        """Learns of a version."""
+        self._versions.pop(version.version, None)
+        self._versions[version.version] = version
+        for old in list(self._versions)[:-KNOWN_VERSIONS]:
+            del self._versions[old]
+
+    def version(self, version: str) -> ServedVersion:
+        """One that it has learned of."""
+        return self._versions[version]
 
 
-class Engines:
+class EngineProcess:
     """The other process."""
 
-    def __init__(self, requests: Arena, answers: Arena) -> None:
+    def __init__(self, requests: SharedMemory, answers: SharedMemory) -> None:
         self.models: dict[str, RemoteModel] = {}
         self.gone = asyncio.Event()
         self.on_drain: Callable[[], None] = lambda: None
-        self.configured: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.configured: asyncio.Future[ServerConfig] = asyncio.get_running_loop().create_future()
         self._requests = requests
         self._answers = answers
         self._numbers = itertools.count()
-        self._waiting: dict[int, _Waiting] = {}
-        self._channel: Channel | None = None
+        self._pending: dict[int, _PendingRequest] = {}
+        self._texts: dict[int, Future[bytes]] = {}
+        self._ipc: IpcConnection | None = None
 
-    async def connect(self, end: socket.socket) -> Message:
-        """Opens the channel; returns the server's configuration."""
-        self._channel = await Channel.open(end, self._take, self.gone.set)
+    async def connect(self, end: socket.socket) -> ServerConfig:
+        """Opens the connection; returns the server's configuration."""
+        self._ipc = await IpcConnection.open(end, self._take, self.gone.set)
         return await self.configured
 
     def send(self, message: Message, *, later: bool = False) -> None:
         """Sends a message; later: it need not be there soon."""
-        assert self._channel is not None
-        (self._channel.send_later if later else self._channel.send)(message)
+        assert self._ipc is not None
+        (self._ipc.send_later if later else self._ipc.send)(message)
 
-    def ask(self, kind: str) -> Future[bytes]:
-        """Asks for a text, the metrics."""
+    def metrics(self) -> Future[bytes]:
+        """Asks for what Prometheus reads."""
         number = next(self._numbers)
-        waiting = self._waiting[number] = _Waiting((), None, None)
-        self.send({"kind": kind, "id": number})
-        return waiting.future
+        text: Future[bytes] = Future()
+        self._texts[number] = text
+        self.send(MetricsQuery(number))
+        return text
 
-    def submit(
-        self, model: RemoteModel, answering: RemoteVersion, inputs: Mapping[str, np.ndarray], deadline: float | None
-    ) -> Future[Answer]:
+    def submit(self, model: RemoteModel, inputs: Mapping[str, np.ndarray], deadline: float | None) -> Future[Answer]:
         """Puts a request's tensors where the other process finds them, and tells it."""
-        pieces: list[tuple[int, int]] = []
-        described = []
+        blocks: list[tuple[int, int]] = []
+        places: list[TensorPlace] = []
         for name, array in inputs.items():
-            offset = self._requests.take(array.nbytes)
+            offset = self._requests.allocate(array.nbytes)
             if offset is None:
-                self._give(pieces)
+                self._free(blocks)
                 raise BusyError("The memory for requests is full.", "room for its tensors", "try again a little later")
-            pieces.append((offset, array.nbytes))
+            blocks.append((offset, array.nbytes))
             self._requests.array(offset, array.dtype.name, array.shape)[...] = array
-            described.append([name, array.dtype.name, array.shape, offset])
+            places.append((name, array.dtype.name, array.shape, offset))
         number = next(self._numbers)
-        waiting = self._waiting[number] = _Waiting(pieces, model, answering)
-        waiting.future.add_done_callback(partial(self._settled, number))
-        message = {"kind": "infer", "id": number, "model": model.name, "inputs": described, "deadline": deadline}
-        self.send(message)
-        return waiting.future
+        pending = self._pending[number] = _PendingRequest(blocks, model)
+        pending.future.add_done_callback(partial(self._settled, number))
+        self.send(Infer(number, model.name, places, deadline))
+        return pending.future
 
     def _settled(self, number: int, future: Future[Answer]) -> None:
         if future.cancelled():
             # The other process may be reading the tensors: their memory is free once it says so.
-            self.send({"kind": "cancel", "id": number})
+            self.send(Cancel(number))
 
     def _take(self, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "configuration":
-            self.configured.set_result(message)
-        elif kind == "drain":
-            self.on_drain()
-        elif kind == "state":
-            self.models.setdefault(message["name"], RemoteModel(message["name"], self)).take(message)
-        else:
-            waiting = self._waiting.pop(message["id"])
-            self._give(waiting.pieces)
-            outcome = self._outcome(kind, message, waiting)
-            if waiting.future.set_running_or_notify_cancel():
-                if isinstance(outcome, Exception):
-                    waiting.future.set_exception(outcome)
-                else:
-                    waiting.future.set_result(outcome)
+        match message:
+            case InferenceAnswer():
+                pending = self._finish(message.id)
+                outputs = {place[0]: self._fetch(place) for place in message.outputs}
+                if pending.future.set_running_or_notify_cancel():
+                    version = pending.model.version(message.version)
+                    figures = (message.rows, message.batch, message.queued, message.computed)
+                    pending.future.set_result(Answer(Result(outputs, message.backend), version, *figures))
+            case RequestFailed():
+                pending = self._finish(message.id)
+                if pending.future.set_running_or_notify_cancel():
+                    pending.future.set_exception(message.error.error())
+            case MetricsText():
+                self._texts.pop(message.id).set_result(self._fetch(message.text).tobytes())
+            case ModelStatus():
+                self._model(message.model).take_status(message)
+            case VersionLoaded():
+                self._model(message.model).take_version(message.version)
+            case Configure():
+                self.configured.set_result(message.config)
+            case Drain():
+                self.on_drain()
+            case _:
+                raise TypeError(f"The engines' process sent {type(message).__name__}")
 
-    def _outcome(self, kind: str, message: Message, waiting: _Waiting) -> Any:
-        if kind == "error":
-            return _error(message)
-        arrays = {}
-        for name, dtype, shape, offset in message["outputs"]:
-            # A copy: the piece is given back at once, and the response may wait for a slow client.
-            array = arrays[name] = self._answers.array(offset, dtype, shape).copy()
-            self.send({"kind": "free", "piece": (offset, array.nbytes)}, later=True)
-        if kind == "text":
-            return arrays["text"].tobytes()
-        assert waiting.model is not None
-        assert waiting.answering is not None
-        waiting.model.answered_by(waiting.answering, message["version"])
-        return Answer(outputs=Result(arrays, message["backend"]), **message["figures"])
+    def _model(self, name: str) -> RemoteModel:
+        return self.models.setdefault(name, RemoteModel(name, self))
 
-    def _give(self, pieces: Sequence[tuple[int, int]]) -> None:
-        for offset, nbytes in pieces:
-            self._requests.give(offset, nbytes)
+    def _finish(self, number: int) -> _PendingRequest:
+        pending = self._pending.pop(number)
+        self._free(pending.blocks)
+        return pending
+
+    def _fetch(self, place: TensorPlace) -> np.ndarray:
+        """A copy: the block is given back at once, and the response may wait for a slow client."""
+        _, dtype, shape, offset = place
+        array = self._answers.array(offset, dtype, shape).copy()
+        self.send(FreeBlock(offset, array.nbytes), later=True)
+        return array
+
+    def _free(self, blocks: Sequence[tuple[int, int]]) -> None:
+        for offset, nbytes in blocks:
+            self._requests.free(offset, nbytes)
 
 
-class _Waiting:
+class _PendingRequest:
     """A request that the other process has not answered yet."""
 
-    def __init__(
-        self, pieces: Sequence[tuple[int, int]], model: RemoteModel | None, answering: RemoteVersion | None
-    ) -> None:
-        self.pieces = pieces
+    def __init__(self, blocks: Sequence[tuple[int, int]], model: RemoteModel) -> None:
+        self.blocks = blocks
         self.model = model
-        self.answering = answering
-        self.future: Future[Any] = Future()
+        self.future: Future[Answer] = Future()
 
 
 class RemoteMetrics:
     """Has the other process count, and asks it for what Prometheus reads."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: EngineProcess) -> None:
         self._engines = engines
 
     def request(self, model: str, protocol: str, status: int | str, seconds: float | None) -> None:
         """Counts an inference request that ended."""
-        self._engines.send({"kind": "count", "request": (model, protocol, status, seconds)}, later=True)
+        self._engines.send(InferenceCount(model, protocol, status, seconds), later=True)
 
     def cut(self, limit: str) -> None:
         """Counts a connection that was refused or cut off."""
-        self._engines.send({"kind": "cut", "limit": limit}, later=True)
+        self._engines.send(CutCount(limit), later=True)
 
     def other(self, route: str, protocol: str, status: int | str) -> None:
         """Counts any other one."""
-        self._engines.send({"kind": "count_other", "request": (route, protocol, status)}, later=True)
+        self._engines.send(OtherCount(route, protocol, status), later=True)
 
     def text(self) -> bytes:
         """Returns what Prometheus reads; waits, so not from the event loop."""
-        return self._engines.ask("metrics").result(10)
-
-
-def _error(message: Message) -> Exception:
-    kind = getattr(errors, message["type"], TrtError)
-    return kind(*message["parts"]) if issubclass(kind, TrtError) else TrtError(*message["parts"])
+        return self._engines.metrics().result(10)
 
 
 class Connections:
@@ -263,7 +264,7 @@ class Connections:
         app: What answers on them.
     """
 
-    def __init__(self, server: Any, passing: socket.socket, engines: Engines, app: Application) -> None:
+    def __init__(self, server: HttpServer, passing: socket.socket, engines: EngineProcess, app: Application) -> None:
         self._server = server
         self._app = app
         self._passing = passing
@@ -279,13 +280,13 @@ class Connections:
         loop = asyncio.get_running_loop()
         self._passing.setblocking(False)
         loop.add_reader(self._passing.fileno(), self._take)
-        told: tuple[int, int] | None = None
+        told: WorkerLoad | None = None
         try:
             while True:
-                found = (self._taken - len(self._tasks) - self._server.open, self._app.running)
-                if found != told:
-                    told = found
-                    self._engines.send({"kind": "connections", "closed": found[0], "running": found[1]})
+                load = WorkerLoad(self._taken - len(self._tasks) - self._server.open, self._app.running)
+                if load != told:
+                    told = load
+                    self._engines.send(load)
                 await asyncio.sleep(_LOOK)
         finally:
             loop.remove_reader(self._passing.fileno())
@@ -300,7 +301,7 @@ class Connections:
         try:
             # As much as was sent with one descriptor.
             _, descriptors, _, _ = socket.recv_fds(self._passing, 1, 1)
-        except OSError:  # the channel says if the other process is gone
+        except OSError:  # the connection says if the other process is gone
             return False
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
@@ -322,29 +323,18 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
     from ..http.app import Application
     from ..http.server import HttpServer
 
-    engines = Engines(Arena(requests, size), Arena(answers, size))
-    settings = await engines.connect(end)
-    logs.configure(settings["log_level"])
-    ending = Ending()
+    engines = EngineProcess(SharedMemory(requests, size), SharedMemory(answers, size))
+    config = await engines.connect(end)
+    logs.configure(config.log_level)
+    shutdown = Shutdown()
     metrics = RemoteMetrics(engines)
-    app = Application(
-        engines.models,  # type: ignore[arg-type]
-        metrics,  # type: ignore[arg-type]
-        token=settings["token"],
-        max_body=settings["max_body"],
-        timeout=settings["timeout"],
-        body_timeout=settings["body_timeout"],
-        webhook_secret=settings["webhook_secret"],
-        ending=ending,
-        access_log=settings["access_log"],
-        exit_on_error=settings["exit_on_error"],
-    )
-    server = HttpServer(app, Limits(**settings["limits"]), settings["timeout"], ending, metrics)  # type: ignore[arg-type]
+    app = Application(engines.models, metrics, config, shutdown)
+    server = HttpServer(app, config, shutdown, metrics)
     connections = Connections(server, passing, engines, app)
     serving = asyncio.ensure_future(connections.serve())
 
     def drain() -> None:
-        ending.draining = True
+        shutdown.draining = True
         server.guard.drain()
 
     async def end_in_order() -> None:
@@ -373,7 +363,7 @@ async def _run(end: socket.socket, passing: socket.socket, requests: int, answer
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs until the channel ends or a signal comes."""
+    """Runs until the connection ends or a signal comes."""
     tune_process()
     end, passing, requests, answers, size = map(int, arguments)
     loop = new_loop()

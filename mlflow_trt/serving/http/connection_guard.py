@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..access_log import AccessLog
 from ..limits import Limits
-from ..shutdown import Ending
+from ..shutdown import Shutdown
 
 if TYPE_CHECKING:
-    from ..metrics import Metrics
+    from ..metrics import RequestMetrics
     from .connection import Connection
 
 _logger = logging.getLogger(__name__)
@@ -28,18 +28,18 @@ Refusal = tuple[int, str, str]
 """HTTP's status, what the client is told, and which limit it was (``""``: none)."""
 
 
-class Guard:
+class ConnectionGuard:
     """Looks after the connections of a process.
 
     Args:
         limits: What they may take.
-        ending: The server's end.
+        shutdown: The server's end.
         metrics: Where connections that are refused or cut off are counted.
     """
 
-    def __init__(self, limits: Limits, ending: Ending, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, shutdown: Shutdown, metrics: RequestMetrics) -> None:
         self.limits = limits
-        self.ending = ending
+        self.shutdown = shutdown
         self.connections: set[Connection] = set()
         self.spare: dict[Connection, None] = {}
         """Those beyond the limit, oldest first."""
