@@ -15,7 +15,7 @@ DTYPES = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "flo
 
 
 @dataclass(frozen=True)
-class ShapeRange:
+class InputRange:
     """The shapes one input may take within one optimization profile."""
 
     min: tuple[int, ...]
@@ -62,7 +62,7 @@ class Input:
             )
         shapes = [shape] if shape is not None else profiles or []
         parsed = [_parse(s) for s in shapes]
-        self.ranges: tuple[ShapeRange, ...] = tuple(span for span, _ in parsed)
+        self.ranges: tuple[InputRange, ...] = tuple(span for span, _ in parsed)
         self.dtype = dtype_name(dtype)
         self.name = name
         ranks = {len(r.min) for r in self.ranges}
@@ -126,7 +126,7 @@ def is_dimension_name(name: object) -> bool:
     return isinstance(name, str) and name.isascii() and name.isidentifier()
 
 
-def _parse(shape: Sequence[Dimension]) -> tuple[ShapeRange, tuple[str | None, ...]]:
+def _parse(shape: Sequence[Dimension]) -> tuple[InputRange, tuple[str | None, ...]]:
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise SettingError(
             f"The shape of an Input is {shape!r}.", "one entry per dimension", "write Input((8,)) for a vector of 8"
@@ -150,7 +150,7 @@ def _parse(shape: Sequence[Dimension]) -> tuple[ShapeRange, tuple[str | None, ..
         triples.append(triple)
         names.append(name)
     low, opt, high = zip(*triples) if triples else ((), (), ())
-    return ShapeRange(tuple(low), tuple(opt), tuple(high)), tuple(names)
+    return InputRange(tuple(low), tuple(opt), tuple(high)), tuple(names)
 
 
 def _named(dimension: object) -> tuple[str | None, tuple[int, ...]]:
@@ -186,7 +186,7 @@ def _names(profiles: Sequence[Sequence[str | None]]) -> tuple[str | None, ...]:
     return tuple(names)
 
 
-def _check_names(names: Sequence[str | None], ranges: Sequence[ShapeRange]) -> None:
+def _check_names(names: Sequence[str | None], ranges: Sequence[InputRange]) -> None:
     first: dict[str, int] = {}
     for position, name in enumerate(names):
         if name is None:
@@ -208,7 +208,7 @@ def _check_names(names: Sequence[str | None], ranges: Sequence[ShapeRange]) -> N
                 )
 
 
-def _span(r: ShapeRange, position: int) -> str:
+def _span(r: InputRange, position: int) -> str:
     return f"{r.min[position]}:{r.opt[position]}:{r.max[position]}"
 
 

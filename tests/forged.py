@@ -17,9 +17,9 @@ from mlflow_trt.plan.manifest import (
     File,
     Host,
     Interface,
-    Latency,
+    LatencyRecord,
     Manifest,
-    Parity,
+    ParityRecord,
     PlanRecord,
     Precision,
     ShapeRange,
@@ -52,7 +52,7 @@ def plan(
     batch: tuple[int, int, int] = (1, 2, 8),
     release: str = RELEASE,
     capabilities: tuple[str, ...] = ("8.6", "8.9"),
-    parity: Parity | None = None,
+    parity: ParityRecord | None = None,
     input_name: str = "x",
     golden: bool = True,
 ) -> Plan:
@@ -81,8 +81,8 @@ def plan(
         profiles=(profile,),
         precision=Precision(requested="fp32"),
         built_on=Host(os="linux", machine="x86_64", torch="2.14.1"),
-        parity=parity or Parity(status="not_measured", reason="no GPU was there"),
-        latency=Latency(status="not_measured", reason="no GPU was there"),
+        parity=parity or ParityRecord(status="not_measured", reason="no GPU was there"),
+        latency=LatencyRecord(status="not_measured", reason="no GPU was there"),
     )
     tensors = None
     if golden:

@@ -9,9 +9,9 @@ from mlflow_trt.plan.manifest import (
     File,
     Host,
     Interface,
-    Latency,
+    LatencyRecord,
     Manifest,
-    Parity,
+    ParityRecord,
     PlanRecord,
     Precision,
     ShapeRange,
@@ -57,8 +57,8 @@ def record(**changes):
         "capabilities": ("8.6", "8.9"),
         "profiles": None,
         "precision": Precision(requested="fp32"),
-        "parity": Parity(status="not_measured"),
-        "latency": Latency(status="not_measured"),
+        "parity": ParityRecord(status="not_measured"),
+        "latency": LatencyRecord(status="not_measured"),
         **changes,
     }
     return PlanRecord(**fields)

@@ -13,12 +13,12 @@ from mlflow_trt.plan.manifest import (
     Host,
     InputLeaf,
     Interface,
-    Latency,
     LatencyPoint,
+    LatencyRecord,
     Manifest,
     OutputParity,
-    Parity,
     ParityPoint,
+    ParityRecord,
     PlanRecord,
     Precision,
     Program,
@@ -107,7 +107,7 @@ MEASURED = PlanRecord(
     settings={"attn_bias_is_causal": False, "optimization_level": 3},
     built_on=H100,
     build_seconds=11.2,
-    parity=Parity(
+    parity=ParityRecord(
         status="passed",
         tolerance=Tolerance(rel_l2=0.01, cosine=0.999, top1=0.99),
         points=tuple(
@@ -125,7 +125,7 @@ MEASURED = PlanRecord(
         ),
         host=H100,
     ),
-    latency=Latency(
+    latency=LatencyRecord(
         status="measured",
         points=(
             LatencyPoint(profile=0, point="opt", batch=1, p50_ms=0.78, p99_ms=0.81, runs=200),
@@ -143,8 +143,8 @@ NOT_MEASURED = PlanRecord(
     capabilities=("9.0",),
     profiles=PROFILES,
     precision=Precision(requested=None),
-    parity=Parity(status="not_measured", reason="no GPU was there"),
-    latency=Latency(status="not_measured", reason="no GPU was there"),
+    parity=ParityRecord(status="not_measured", reason="no GPU was there"),
+    latency=LatencyRecord(status="not_measured", reason="no GPU was there"),
 )
 
 MANIFEST = Manifest(

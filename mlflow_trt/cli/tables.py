@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..plan import parity as _parity
 from ..plan.files import folder_name
-from ..plan.manifest import Host, Latency, Manifest, Parity, PlanRecord, Profile, ShapeRange, Tensor
+from ..plan.manifest import Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Profile, ShapeRange, Tensor
 
 if TYPE_CHECKING:
     from ..plan.compatibility import Report, Verdict
@@ -57,12 +57,12 @@ def of_report(report: Report) -> Group:
     return Group(_heading("Host", describe(report.host)), _below(grid))
 
 
-def of_benchmark(parity: Parity, latency: Latency) -> Group:
+def of_benchmark(parity: ParityRecord, latency: LatencyRecord) -> Group:
     """What one machine measured."""
     return Group(_parity.table(parity), Text(), of_latency(latency))
 
 
-def of_latency(latency: Latency) -> RenderableType:
+def of_latency(latency: LatencyRecord) -> RenderableType:
     """Latency at every profile point."""
     where = f" on {latency.host.gpu}" if latency.host and latency.host.gpu else ""
     if latency.status == "not_measured":
@@ -182,7 +182,7 @@ def _built(record: PlanRecord) -> str:
     return ", ".join([f"{took}on {where}", *filter(None, parts)])
 
 
-def _parity_line(parity: Parity) -> Text:
+def _parity_line(parity: ParityRecord) -> Text:
     text = Text(parity.status.replace("_", " "), STATUS[parity.status])
     outputs = [output for point in parity.points for output in point.outputs]
     if outputs:
@@ -198,7 +198,7 @@ def _parity_line(parity: Parity) -> Text:
     return text
 
 
-def _latency_line(latency: Latency) -> Text:
+def _latency_line(latency: LatencyRecord) -> Text:
     text = Text(latency.status.replace("_", " "), STATUS[latency.status])
     if latency.status == "not_measured":
         return text.append(f": {latency.reason}" if latency.reason else "", style="none")

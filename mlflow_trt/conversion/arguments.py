@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import SettingError
-from ..inputs import Input, ShapeRange, dtype_name, is_dimension_name
+from ..inputs import Input, InputRange, dtype_name, is_dimension_name
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 class Spec:
     """One input tensor: what the caller gives it, and the shapes it may have."""
 
-    ranges: tuple[ShapeRange, ...]
+    ranges: tuple[InputRange, ...]
     """One per optimization profile; a single one holds in all of them."""
     dtype: torch.dtype | None
     """What the caller feeds; None: what the model takes."""
@@ -35,7 +35,7 @@ class Spec:
     domain: tuple[float, float] | None = None
     """Half-open interval of the values; None: not said."""
 
-    def range(self, profile: int) -> ShapeRange:
+    def range(self, profile: int) -> InputRange:
         return self.ranges[profile if len(self.ranges) > 1 else 0]
 
     @property
@@ -178,7 +178,7 @@ def _leaf(value: Any, where: str) -> Any:
     if isinstance(value, torch.Tensor):
         dtype_name(value.dtype)
         shape = tuple(value.shape)
-        return Spec((ShapeRange(shape, shape, shape),), value.dtype, example=value.detach())
+        return Spec((InputRange(shape, shape, shape),), value.dtype, example=value.detach())
     if is_foreign_input(value):
         return _of_foreign(value)
     raise SettingError(
@@ -200,9 +200,9 @@ def _of_foreign(value: Any) -> Spec:
     profiles = getattr(value, "profiles", None)
     shapes = profiles or [value.shape]
     ranges = tuple(
-        ShapeRange(tuple(s["min_shape"]), tuple(s["opt_shape"]), tuple(s["max_shape"]))
+        InputRange(tuple(s["min_shape"]), tuple(s["opt_shape"]), tuple(s["max_shape"]))
         if isinstance(s, dict)
-        else ShapeRange(tuple(s), tuple(s), tuple(s))
+        else InputRange(tuple(s), tuple(s), tuple(s))
         for s in shapes
     )
     # torch_tensorrt.dtype has a member for every torch dtype, and `unknown` where none was given.
@@ -292,7 +292,7 @@ def _of_program(program: ExportedProgram) -> Arguments:
                 "pass inputs=[Input(((1, 8, 32), ...))] with (min, opt, max) for each",
             )
         shape = tuple(map(int, value.shape))
-        flat.append(Spec((ShapeRange(shape, shape, shape),), value.dtype))
+        flat.append(Spec((InputRange(shape, shape, shape),), value.dtype))
     in_spec = program.call_spec.in_spec
     args, kwargs = in_spec.unflatten(flat) if in_spec is not None else (tuple(flat), {})
     return Arguments(tuple(args), dict(kwargs))

@@ -15,7 +15,7 @@ from .. import plan as _plan
 from ..errors import ConversionError, PrecisionError, SettingError, TrtError
 from ..plan import degenerate
 from ..plan.files import Plan
-from ..plan.manifest import File, Host, Latency, Manifest, Parity, PlanRecord, Precision, Tolerance
+from ..plan.manifest import File, Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Tolerance
 from . import arguments as _arguments
 from . import cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
@@ -164,7 +164,7 @@ def convert(
             "profiles": interface.profiles(specs),
             "precision": Precision(requested=precision, census=built.network.census()),
             "built_on": host,
-            "parity": Parity(
+            "parity": ParityRecord(
                 status="not_measured", reason="measured when the plan is logged on a GPU", tolerance=limits
             ),
         }
@@ -208,8 +208,8 @@ def _record(built: Built, job: Job, capabilities: tuple[str, ...] | None) -> Pla
         precision=Precision(requested=None),
         settings={name: _settings.json_safe(value) for name, value in settings.items()},
         build_seconds=round(built.seconds, 3),
-        parity=Parity(status="not_measured"),
-        latency=Latency(status="not_measured", reason="measured when the plan is logged on a GPU"),
+        parity=ParityRecord(status="not_measured"),
+        latency=LatencyRecord(status="not_measured", reason="measured when the plan is logged on a GPU"),
     )
     path = f"plans/{_plan.folder_name(record)}/{_plan.MODEL_PLAN}"
     return record.model_copy(update={"file": record.file.model_copy(update={"path": path})})

@@ -105,7 +105,7 @@ def build(program: ExportedProgram, job: Job, listener: ProgressListener | None 
         import torch_tensorrt
         from torch_tensorrt.dynamo import convert_exported_program_to_serialized_trt_engine as converter
 
-    watch = _Watch(job, listener)
+    watch = _BuildLog(job, listener)
     started = time.perf_counter()
     with _lock, _hooked(watch), _whole(), _captured(watch):
         try:
@@ -141,7 +141,7 @@ def _input(torch_tensorrt: Any, spec: BindingSpec) -> Any:
     return torch_tensorrt.Input(min_shape=low, opt_shape=spec.profiles[0][1], max_shape=high, dtype=dtype)
 
 
-class _Watch:
+class _BuildLog:
     """Collects what a build tells: the network, TensorRT's messages, the first error, an interrupt."""
 
     def __init__(self, job: Job, listener: ProgressListener | None) -> None:
@@ -171,7 +171,7 @@ class _Watch:
 class _Messages(logging.Handler):
     """Keeps TensorRT's own error messages."""
 
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: _BuildLog) -> None:
         super().__init__(logging.ERROR)
         self.watch = watch
 
@@ -182,7 +182,7 @@ class _Messages(logging.Handler):
 class _Swallowed(logging.Handler):
     """Keeps the exception that 2.11 only logs, to fail with an UnboundLocalError after it."""
 
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: _BuildLog) -> None:
         super().__init__(logging.ERROR)
         self.watch = watch
 
@@ -192,7 +192,7 @@ class _Swallowed(logging.Handler):
 
 
 @contextlib.contextmanager
-def _captured(watch: _Watch) -> Iterator[None]:
+def _captured(watch: _BuildLog) -> Iterator[None]:
     """Reads TensorRT's own messages, and keeps upstream's dump of the whole graph off the user's screen."""
     logger = logging.getLogger(_TENSORRT_LOGGER)
     handler = _Messages(watch)
@@ -211,7 +211,7 @@ def _captured(watch: _Watch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hooked(watch: _Watch) -> Iterator[None]:
+def _hooked(watch: _BuildLog) -> Iterator[None]:
     """Puts a subclass of the interpreter in its place for the time of one build."""
     from torch_tensorrt.dynamo.conversion import _conversion
 
@@ -250,7 +250,7 @@ def _whole() -> Iterator[None]:
         _compiler.get_decompositions = upstream
 
 
-def _interpreter(base: Any, watch: _Watch) -> Any:
+def _interpreter(base: Any, watch: _BuildLog) -> Any:
     import tensorrt as trt  # what torch_tensorrt made of it: tensorrt_rtx, in its RTX flavour
 
     job = watch.job
@@ -395,7 +395,7 @@ def _profiles(builder: Any, job: Job) -> list[Any]:
     return profiles
 
 
-def _monitor(trt: Any, watch: _Watch) -> Any:
+def _monitor(trt: Any, watch: _BuildLog) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Tells of the build's phases, and stops it at Ctrl-C: the only place where Python runs during a build."""
 

@@ -19,10 +19,10 @@ from ..plan.host import probe
 from ..plan.manifest import (
     Dimension,
     Interface,
-    Latency,
     LatencyPoint,
-    Parity,
+    LatencyRecord,
     ParityPoint,
+    ParityRecord,
     Profile,
     ShapeRange,
     Tensor,
@@ -40,7 +40,7 @@ _LONGEST = 3.0
 
 def measure_parity(
     engine: Engine, golden: GoldenTensors, tolerance: Tolerance, listener: Listener | None = None
-) -> Parity:
+) -> ParityRecord:
     """Compares an engine with PyTorch's recorded answers at every golden point.
 
     At each point with a batch of at least two there is one more check: the first row in every row of every input, along
@@ -81,7 +81,7 @@ def measure_latency(
     *,
     warm_up: int = WARM_UP,
     listener: Listener | None = None,
-) -> Latency:
+) -> LatencyRecord:
     """Times native calls, arrays in host memory in and out, at every point.
 
     Args:
@@ -104,8 +104,8 @@ def measure_latency(
         batch = batch_size(engine.interface, inputs)
         points.append(LatencyPoint(profile=profile, point=point, batch=batch, p50_ms=p50, p99_ms=p99, runs=count))
     if not points:
-        return Latency(status="not_measured", reason="the engine has no profile and no inputs were given")
-    return Latency(status="measured", points=tuple(points), host=getattr(engine, "host", None) or probe())
+        return LatencyRecord(status="not_measured", reason="the engine has no profile and no inputs were given")
+    return LatencyRecord(status="measured", points=tuple(points), host=getattr(engine, "host", None) or probe())
 
 
 def latency_by_batch(

@@ -18,7 +18,7 @@ from ..errors import DeviceError, ParityError
 from ..plan import degenerate
 from ..plan import manifest as _manifest
 from ..plan import parity as _parity
-from ..plan.manifest import File, Host, Latency, Manifest, Parity, PlanRecord
+from ..plan.manifest import File, Host, LatencyRecord, Manifest, ParityRecord, PlanRecord
 from . import measuring_child, names
 
 _logger = logging.getLogger(__name__)
@@ -118,11 +118,11 @@ def _measure_plan(
             ) from None
     update: dict[str, Any] = {}
     if "parity" in said:
-        update["parity"] = parity = Parity.model_validate(said["parity"])
+        update["parity"] = parity = ParityRecord.model_validate(said["parity"])
         if parity.status == "failed":
             refuse_failed(parity, record, _explained(folder, record))
     if "latency" in said:
-        update["latency"] = Latency.model_validate(said["latency"])
+        update["latency"] = LatencyRecord.model_validate(said["latency"])
     if "runtime_cache" in said:
         update["runtime_cache"] = File.model_validate(said["runtime_cache"])
     record = record.model_copy(update=update)
@@ -131,7 +131,7 @@ def _measure_plan(
     return record, Measurements(said.get("latency_by_batch", ()), said.get("layers", ()), seconds)
 
 
-def refuse_failed(parity: Parity, record: PlanRecord, reasons: Sequence[str] = ()) -> None:
+def refuse_failed(parity: ParityRecord, record: PlanRecord, reasons: Sequence[str] = ()) -> None:
     """Raises a ParityError with the whole table if a plan failed its parity check.
 
     Args:
@@ -216,7 +216,7 @@ def metrics(record: PlanRecord) -> dict[str, float]:
     return {**found, **parity_metrics(record.parity), **latency_metrics(record.latency)}
 
 
-def parity_metrics(parity: Parity) -> dict[str, float]:
+def parity_metrics(parity: ParityRecord) -> dict[str, float]:
     """The worst of all outputs and profile points; empty if not measured."""
     outputs = [output for point in parity.points for output in point.outputs]
     if not outputs:
@@ -230,7 +230,7 @@ def parity_metrics(parity: Parity) -> dict[str, float]:
     return {**found, "trt.parity.top1": min(top1)} if top1 else found
 
 
-def latency_metrics(latency: Latency) -> dict[str, float]:
+def latency_metrics(latency: LatencyRecord) -> dict[str, float]:
     """p50 and p99 at every profile point, in ms; empty if not measured."""
     return {
         f"trt.latency.{point.profile}.{point.point}.{name}": getattr(point, name)

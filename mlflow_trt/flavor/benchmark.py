@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from .. import plan, store
 from ..errors import ManifestError
 from ..evidence import measure, names, recorded
-from ..plan.manifest import Latency, Manifest, Parity
+from ..plan.manifest import LatencyRecord, Manifest, ParityRecord
 from ..plan.parity import default_tolerance
 from . import load
 
@@ -22,8 +22,8 @@ class BenchmarkReport:
     """What this machine measured."""
 
     manifest: Manifest
-    parity: Parity
-    latency: Latency
+    parity: ParityRecord
+    latency: LatencyRecord
     backend: str
     logged_to: str | None
     """The run that holds the figures; None: the model belongs to none."""
@@ -68,7 +68,9 @@ def benchmark(
     with load.load_model(model_uri, device=device, backend=backend) as engine:
         latency = measure.measure_latency(engine, tensors, runs)
         if backend == "reference":
-            parity = Parity(status="not_measured", reason="the reference backend is what an engine is compared with")
+            parity = ParityRecord(
+                status="not_measured", reason="the reference backend is what an engine is compared with"
+            )
         else:
             record = cast("TensorRTEngine", engine).record
             tolerance = record.parity.tolerance or default_tolerance(record.precision.requested)
@@ -78,7 +80,7 @@ def benchmark(
     return BenchmarkReport(model.manifest, parity, latency, backend, logged_to)
 
 
-def _log(model_uri: str, plan_digest: str, parity: Parity, latency: Latency) -> str | None:
+def _log(model_uri: str, plan_digest: str, parity: ParityRecord, latency: LatencyRecord) -> str | None:
     if store.local_folder(model_uri) is not None:
         return None
     from mlflow import MlflowClient

@@ -18,7 +18,7 @@ from ..plan.files import (
     read_header,
     verify,
 )
-from ..plan.manifest import File, Interface, Latency, Manifest, Parity, PlanRecord, Precision, Profile
+from ..plan.manifest import File, Interface, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Profile
 
 _REASON = "the engine was built elsewhere and came without inputs to compare"
 
@@ -70,8 +70,8 @@ def from_engine(serialized: bytes) -> Plan:
         capabilities=header.capabilities,
         profiles=None,
         precision=Precision(requested=None),
-        parity=Parity(status="not_measured", reason=_REASON),
-        latency=Latency(status="not_measured", reason="no GPU on the host that logged it"),
+        parity=ParityRecord(status="not_measured", reason=_REASON),
+        latency=LatencyRecord(status="not_measured", reason="no GPU on the host that logged it"),
     )
     record = record.model_copy(
         update={"file": record.file.model_copy(update={"path": f"plans/{folder_name(record)}/{MODEL_PLAN}"})}

@@ -182,7 +182,7 @@ class ParityPoint(_Record):
     """Whether identical rows of one batch gave identical results; None: there is no batch dimension to try it on."""
 
 
-class Parity(_Record):
+class ParityRecord(_Record):
     """Engine against PyTorch."""
 
     status: Literal["passed", "failed", "not_measured"]
@@ -204,7 +204,7 @@ class LatencyPoint(_Record):
     runs: int
 
 
-class Latency(_Record):
+class LatencyRecord(_Record):
     """How fast the engine answers."""
 
     status: Literal["measured", "not_measured"]
@@ -235,8 +235,8 @@ class PlanRecord(_Record):
     built_on: Host | None = None
     """None: someone else built it."""
     build_seconds: float | None = None
-    parity: Parity
-    latency: Latency
+    parity: ParityRecord
+    latency: LatencyRecord
     runtime_cache: File | None = None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import SettingError
-from .manifest import Host, OutputParity, Parity, ParityPoint, Tolerance
+from .manifest import Host, OutputParity, ParityPoint, ParityRecord, Tolerance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +80,7 @@ def compare(
     return tuple(_compare(name, array, actual.get(name), tolerance) for name, array in reference.items())
 
 
-def judge(points: Sequence[ParityPoint], tolerance: Tolerance, host: Host | None = None) -> Parity:
+def judge(points: Sequence[ParityPoint], tolerance: Tolerance, host: Host | None = None) -> ParityRecord:
     """Returns the verdict on all points: passed if every output is within tolerance and identical rows agree.
 
     Args:
@@ -89,12 +89,12 @@ def judge(points: Sequence[ParityPoint], tolerance: Tolerance, host: Host | None
         host: Where the engine ran.
     """
     if not points:
-        return Parity(status="not_measured", reason="there are no golden inputs", tolerance=tolerance)
+        return ParityRecord(status="not_measured", reason="there are no golden inputs", tolerance=tolerance)
     passed = all(o.passed for p in points for o in p.outputs) and all(p.identical_rows is not False for p in points)
-    return Parity(status="passed" if passed else "failed", tolerance=tolerance, points=tuple(points), host=host)
+    return ParityRecord(status="passed" if passed else "failed", tolerance=tolerance, points=tuple(points), host=host)
 
 
-def table(parity: Parity) -> Table:
+def table(parity: ParityRecord) -> Table:
     """Returns the figures as a table for a terminal."""
     from rich.table import Table
 
@@ -106,7 +106,7 @@ def table(parity: Parity) -> Table:
     return made
 
 
-def text(parity: Parity) -> str:
+def text(parity: ParityRecord) -> str:
     """Returns the figures as plain text, for error messages and logs."""
     rows = [_HEADINGS, *_rows(parity)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
@@ -117,7 +117,7 @@ def text(parity: Parity) -> str:
 _HEADINGS = ("profile", "point", "output", "max abs", "rel L2", "cosine", "top-1", "verdict")
 
 
-def _title(parity: Parity) -> str:
+def _title(parity: ParityRecord) -> str:
     if parity.status == "not_measured":
         return f"Parity with PyTorch: not measured ({parity.reason or 'no reason on record'})"
     allowed = parity.tolerance
@@ -126,7 +126,7 @@ def _title(parity: Parity) -> str:
     return f"Parity with PyTorch{where}: {parity.status}{limits}"
 
 
-def _rows(parity: Parity) -> Iterable[tuple[str, ...]]:
+def _rows(parity: ParityRecord) -> Iterable[tuple[str, ...]]:
     for point in parity.points:
         where = (str(point.profile), point.point)
         for o in point.outputs:

@@ -13,7 +13,7 @@ from ..evidence import names
 from ..plan import compatibility, host
 from ..plan.files import folder_name
 from ..plan.manifest import Interface, Manifest, OutputParity, PlanRecord, Tolerance
-from ..plan.manifest import Parity as Figures
+from ..plan.manifest import ParityRecord as Figures
 from ..plan.parity import NOT_FINITE, default_tolerance
 from .gate_context import Case, Subject
 from .verdicts import Chart, Mark, Table, Verdict

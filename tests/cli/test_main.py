@@ -18,7 +18,7 @@ from mlflow_trt.cli import main as cli
 from mlflow_trt.cli.main import main
 from mlflow_trt.flavor import staging
 from mlflow_trt.plan import manifest
-from mlflow_trt.plan.manifest import Latency, Parity
+from mlflow_trt.plan.manifest import LatencyRecord, ParityRecord
 
 HERE = "tensorrt_rtx==1.6.1.120,sm_89"
 ELSEWHERE = "tensorrt_rtx==1.4.0.76,sm_75"
@@ -161,7 +161,7 @@ def benchmarked(monkeypatch):
     """Stands in for the measuring itself, which needs a GPU: what is tested here is what becomes of its report."""
     calls = []
 
-    def set_report(parity: Parity, latency: Latency, logged_to: str | None = "r1"):
+    def set_report(parity: ParityRecord, latency: LatencyRecord, logged_to: str | None = "r1"):
         def benchmark(model_uri, **options):
             calls.append((model_uri, options))
             print("chatter of MLflow", flush=True)
@@ -193,8 +193,8 @@ def test_benchmark_as_json_is_json_alone(benchmarked):
     result = run("benchmark", "models:/digits/3", "--json")
 
     content = json.loads(result.stdout)
-    assert Parity.model_validate(content["parity"]) == MEASURED.parity
-    assert Latency.model_validate(content["latency"]) == MEASURED.latency
+    assert ParityRecord.model_validate(content["parity"]) == MEASURED.parity
+    assert LatencyRecord.model_validate(content["latency"]) == MEASURED.latency
     assert (content["backend"], content["run_id"]) == ("tensorrt", "r1")
     assert "chatter" in result.stderr
 
@@ -210,7 +210,8 @@ def test_a_failed_parity_check_is_status_1(benchmarked):
 
 def test_parity_that_was_not_measured_is_no_failure(benchmarked):
     benchmarked(
-        Parity(status="not_measured", reason="that is why"), Latency(status="not_measured", reason="so is that")
+        ParityRecord(status="not_measured", reason="that is why"),
+        LatencyRecord(status="not_measured", reason="so is that"),
     )
 
     result = run("benchmark", "x", "--backend", "reference")

@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_trt import ParityError
 from mlflow_trt.evidence import recorded
-from mlflow_trt.plan.manifest import Latency, LatencyPoint, OutputParity, Parity, ParityPoint
+from mlflow_trt.plan.manifest import LatencyPoint, LatencyRecord, OutputParity, ParityPoint, ParityRecord
 from mlflow_trt.plan.parity import default_tolerance
 
 
@@ -17,7 +17,7 @@ def output(name, rel_l2, top1=None):
     return OutputParity(output=name, max_abs=rel_l2 * 2, rel_l2=rel_l2, cosine=1 - rel_l2, top1=top1, passed=True)
 
 
-PARITY = Parity(
+PARITY = ParityRecord(
     status="passed",
     tolerance=default_tolerance("fp16"),
     points=(
@@ -37,14 +37,14 @@ def test_parity_metrics_are_the_worst_of_all_points():
 
 
 def test_what_was_not_measured_gives_no_metrics():
-    assert recorded.parity_metrics(Parity(status="not_measured")) == {}
-    assert recorded.latency_metrics(Latency(status="not_measured")) == {}
+    assert recorded.parity_metrics(ParityRecord(status="not_measured")) == {}
+    assert recorded.latency_metrics(LatencyRecord(status="not_measured")) == {}
 
 
 def test_latency_metrics_have_a_name_for_every_point():
     point = LatencyPoint(profile=1, point="max", batch=8, p50_ms=1.5, p99_ms=2.5, runs=100)
 
-    assert recorded.latency_metrics(Latency(status="measured", points=(point,))) == {
+    assert recorded.latency_metrics(LatencyRecord(status="measured", points=(point,))) == {
         "trt.latency.1.max.p50_ms": 1.5,
         "trt.latency.1.max.p99_ms": 2.5,
     }

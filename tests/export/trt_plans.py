@@ -18,9 +18,9 @@ from mlflow_trt.plan.manifest import (
     File,
     Host,
     Interface,
-    Latency,
+    LatencyRecord,
     Manifest,
-    Parity,
+    ParityRecord,
     PlanRecord,
     Precision,
     Profile,
@@ -89,8 +89,8 @@ def record(
         profiles=profiles,
         precision=Precision(requested="fp16"),
         built_on=Host(os=os),
-        parity=Parity(status="not_measured", reason="never run"),
-        latency=Latency(status="not_measured", reason="never run"),
+        parity=ParityRecord(status="not_measured", reason="never run"),
+        latency=LatencyRecord(status="not_measured", reason="never run"),
         **more,
     )
 

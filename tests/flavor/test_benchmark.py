@@ -10,7 +10,7 @@ import pytest
 import mlflow_trt
 from mlflow_trt.flavor import benchmark
 from mlflow_trt.plan.host import probe
-from mlflow_trt.plan.manifest import Latency, LatencyPoint, OutputParity, Parity, ParityPoint
+from mlflow_trt.plan.manifest import LatencyPoint, LatencyRecord, OutputParity, ParityPoint, ParityRecord
 
 
 def test_the_reference_backend_is_timed_and_never_compared_with_itself(classifier_plan):
@@ -43,9 +43,9 @@ def test_figures_go_to_the_run_the_model_and_its_tags(classifier_plan):
     """The figures are made up: what is tested is where they are found afterwards."""
     info = mlflow_trt.log_model(classifier_plan, "classifier")
     output = OutputParity(output="scores", max_abs=0.1, rel_l2=0.01, cosine=0.99, passed=True)
-    parity = Parity(status="passed", points=(ParityPoint(profile=0, point="max", outputs=(output,)),))
+    parity = ParityRecord(status="passed", points=(ParityPoint(profile=0, point="max", outputs=(output,)),))
     point = LatencyPoint(profile=0, point="max", batch=8, p50_ms=1.5, p99_ms=2.0, runs=10)
-    latency = Latency(status="measured", points=(point,))
+    latency = LatencyRecord(status="measured", points=(point,))
 
     run_id = benchmark._log(info.model_uri, "0" * 64, parity, latency)
 
@@ -58,4 +58,4 @@ def test_figures_go_to_the_run_the_model_and_its_tags(classifier_plan):
     assert {m.key: m.value for m in model.metrics}["trt.parity.rel_l2"] == 0.01
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/mlflow_trt/{info.model_id}/benchmark.json")
     assert json.loads(text)["plan"] == "0" * 64
-    assert Parity.model_validate(json.loads(text)["parity"]) == parity
+    assert ParityRecord.model_validate(json.loads(text)["parity"]) == parity

@@ -20,7 +20,7 @@ from mlflow_trt import SettingError, StoreError, TrtError
 from mlflow_trt.evidence import recorded
 from mlflow_trt.flavor import mlmodel
 from mlflow_trt.plan.files import read_header
-from mlflow_trt.plan.manifest import Parity
+from mlflow_trt.plan.manifest import ParityRecord
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -321,7 +321,7 @@ def test_a_failed_registration_leaves_no_model(classifier_plan):
 
 def test_failed_parity_shows_the_table(classifier_plan):
     figures = {"output": "scores", "max_abs": 1.0, "rel_l2": 0.5, "cosine": 0.8, "passed": False}
-    failed = Parity.model_validate(
+    failed = ParityRecord.model_validate(
         {"status": "failed", "points": [{"profile": 0, "point": "max", "outputs": [figures]}]}
     )
 

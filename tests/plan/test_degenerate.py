@@ -13,7 +13,7 @@ from mlflow_trt.evidence import recorded
 from mlflow_trt.evidence.measure import measure_parity
 from mlflow_trt.plan.degenerate import reasons
 from mlflow_trt.plan.files import GoldenTensors
-from mlflow_trt.plan.manifest import Parity, Precision
+from mlflow_trt.plan.manifest import ParityRecord, Precision
 from mlflow_trt.plan.parity import compare, default_tolerance
 
 X = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -78,7 +78,9 @@ def test_a_parity_error_begins_with_the_explanation():
         interface=interface([tensor("x", ("batch", 2))], [tensor("y", ("batch", 2))]),
     )
     figures = compare({"y": tensors.outputs["0.opt/y"]}, {"y": np.zeros((4, 2), np.float32)}, default_tolerance("fp16"))
-    failed = Parity.model_validate({"status": "failed", "points": [{"profile": 0, "point": "opt", "outputs": figures}]})
+    failed = ParityRecord.model_validate(
+        {"status": "failed", "points": [{"profile": 0, "point": "opt", "outputs": figures}]}
+    )
     found = recorded.explanations(None, described, tensors)
     with pytest.raises(ParityError) as caught:
         recorded.refuse_failed(failed, described.plans[0], found)

@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_trt.errors import SettingError
 from mlflow_trt.plan import parity
-from mlflow_trt.plan.manifest import Host, Parity, ParityPoint, Tolerance
+from mlflow_trt.plan.manifest import Host, ParityPoint, ParityRecord, Tolerance
 
 TIGHT = Tolerance(rel_l2=1e-3, cosine=0.999)
 
@@ -152,9 +152,9 @@ def test_text_and_table():
     assert out.getvalue().count("FAILED") == 2
     not_finite = parity.judge([ParityPoint(profile=0, point="min", outputs=(one(f32(1), f32(np.nan)),))], TIGHT)
     assert "not finite" in parity.text(not_finite)
-    assert "not measured (no GPU)" in parity.text(Parity(status="not_measured", reason="no GPU"))
+    assert "not measured (no GPU)" in parity.text(ParityRecord(status="not_measured", reason="no GPU"))
 
 
 def test_figures_survive_a_manifest():
     made = parity.judge([ParityPoint(profile=0, point="min", outputs=(one(f32(1), f32(np.nan)),))], TIGHT)
-    assert Parity.model_validate_json(made.model_dump_json()) == made
+    assert ParityRecord.model_validate_json(made.model_dump_json()) == made

@@ -12,7 +12,7 @@ import pytest
 import mlflow_trt
 from mlflow_trt import store
 from mlflow_trt.plan import manifest
-from mlflow_trt.plan.manifest import Host, OutputParity, Parity, ParityPoint, Tolerance
+from mlflow_trt.plan.manifest import Host, OutputParity, ParityPoint, ParityRecord, Tolerance
 from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.registry import gates
 from mlflow_trt.registry.gate_context import Case, Subject
@@ -175,7 +175,7 @@ def figures(rel_l2, *, status="passed", identical_rows=None, tolerance=LOGGED, t
     passed = status == "passed"
     output = OutputParity(output="scores", max_abs=rel_l2, rel_l2=rel_l2, cosine=cosine, top1=top1, passed=passed)
     point = ParityPoint(profile=0, point="opt", outputs=(output,), identical_rows=identical_rows)
-    return Parity(status=status, tolerance=tolerance, points=(point,), host=GPU)
+    return ParityRecord(status=status, tolerance=tolerance, points=(point,), host=GPU)
 
 
 def test_figures_that_a_gpu_host_recorded_count(registry):
@@ -330,7 +330,7 @@ def test_rows_that_were_compared_by_a_looser_tolerance_are_not_measured():
 
 
 def test_a_verdict_without_figures_is_none():
-    empty = Parity(status="passed", tolerance=ANYTHING)
+    empty = ParityRecord(status="passed", tolerance=ANYTHING)
 
     assert gates.judge_parity({"a": empty}).status == "not_measured"
     assert gates.judge_parity({"a": empty.model_copy(update={"status": "failed"})}).status == "failed"
@@ -347,7 +347,7 @@ def test_each_plan_is_judged_by_its_own_precision():
 
 
 def test_one_plan_without_figures_leaves_the_version_not_measured():
-    found = {"a": figures(0.001), "b": Parity(status="not_measured", reason="no GPU")}
+    found = {"a": figures(0.001), "b": ParityRecord(status="not_measured", reason="no GPU")}
 
     assert gates.judge_parity(found).status == "not_measured"
     assert gates.judge_parity({**found, "c": figures(0.5, status="failed")}).status == "failed"
