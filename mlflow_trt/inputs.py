@@ -8,10 +8,11 @@ from operator import index
 from typing import Union
 
 from .errors import SettingError
+from .plan.dtypes import STORAGE, WIDER, torch_name
 
 Dimension = Union[int, tuple[int, int, int], tuple[str, int], tuple[str, int, int, int]]
 
-DTYPES = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+DTYPES = tuple(STORAGE)
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,8 @@ def dtype_name(dtype: object) -> str:
     """
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     name = name.removeprefix("torch.").removesuffix("_") if isinstance(name, str) else str(name)
-    name = {"float": "float32", "half": "float16", "double": "float64", "long": "int64", "int": "int32"}.get(name, name)
-    if name in ("int16", "uint16", "uint32", "uint64"):
-        wide = "int32" if name.endswith("16") else "int64"
+    name = torch_name(name)
+    if (wide := WIDER.get(name)) is not None:
         raise SettingError(
             f"The dtype {name} is none that an engine takes.",
             f"one of {', '.join(DTYPES)}",

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import SettingError
 from ..inputs import Input, InputRange, dtype_name, is_dimension_name
+from ..plan.dtypes import torch_tensorrt_name
 
 _logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _of_foreign(value: Any) -> Spec:
     # torch_tensorrt.dtype has a member for every torch dtype, and `unknown` where none was given.
     name = getattr(value.dtype, "name", str(value.dtype))
     given = getattr(value, "_explicit_set_dtype", True) and name != "unknown"
-    dtype = getattr(torch, dtype_name(_FOREIGN_DTYPES.get(name, name))) if given else None
+    dtype = getattr(torch, dtype_name(torch_tensorrt_name(name))) if given else None
     for r in ranges:
         Input(tuple(zip(r.min, r.opt, r.max)))  # the same checks as for our own
     domain = getattr(value, "tensor_domain", None)
@@ -221,19 +222,6 @@ def _of_foreign(value: Any) -> Spec:
     shared = getattr(value, "shared_dims", None) or {}
     # Torch-TensorRT leaves names of fixed sizes out too.
     return replace(spec, symbols={dim: name for dim, name in shared.items() if spec.dynamic[dim]})
-
-
-_FOREIGN_DTYPES = {
-    "f16": "float16",
-    "f32": "float32",
-    "f64": "float64",
-    "bf16": "bfloat16",
-    "i8": "int8",
-    "u8": "uint8",
-    "i32": "int32",
-    "i64": "int64",
-    "b": "bool",
-}
 
 
 def _parameters(model: torch.nn.Module | ExportedProgram) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError, TrtError
-from ..plan.dtypes import Decode, Encode, decoder, encoder
+from ..plan.casts import Decode, Encode, decoder, encoder
 from ..plan.manifest import Tensor
 from ..plan.signature import Shape
 from . import cuda, pinned

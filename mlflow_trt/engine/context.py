@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import TrtError
-from ..plan.dtypes import storage
+from ..plan.casts import storage
 from ..plan.manifest import Interface, Tensor
 from ..plan.signature import Shape, Shapes
 from . import cuda

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..plan.dtypes import decoder
+from ..plan.casts import decoder
 from ..plan.signature import Binder, Shape
 from . import cuda
 from .bound_contexts import BoundDeviceContext, aligned, as_declared, nbytes, read_data_dependent

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ManifestError
-from .dtypes import STORAGE
+from .dtypes import CALLERS, STORAGE
 from .manifest import Dimension, Interface, Profile, Structure, Tensor
 from .pytree import Build, builder, leaves, take_apart
 
@@ -327,10 +327,10 @@ def _as_array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def _public_dtype(tensor: Tensor) -> np.dtype:
-    if tensor.dtype not in STORAGE or tensor.dtype == "bfloat16":
+    if CALLERS.get(tensor.dtype) != tensor.dtype:
         raise ManifestError(
             f"{tensor.name!r} has the dtype {tensor.dtype} in the manifest.",
-            f"one of {', '.join(n for n in STORAGE if n != 'bfloat16')}",
+            f"one of {', '.join(dict.fromkeys(CALLERS.values()))}",
             "build the engine with such inputs and outputs; inside it may hold any",
         )
     return STORAGE[tensor.dtype]

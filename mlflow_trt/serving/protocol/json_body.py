@@ -23,7 +23,18 @@ import numpy as np
 
 from ...errors import InputError
 from ...plan.manifest import Interface, Profile, Tensor
-from .datatypes import NAMES, ProtocolError, check_datatype, check_shape, from_json, from_raw, show, to_json, to_raw
+from .datatypes import (
+    NAMES,
+    OF_BINDINGS,
+    ProtocolError,
+    check_datatype,
+    check_shape,
+    from_json,
+    from_raw,
+    show,
+    to_json,
+    to_raw,
+)
 
 __all__ = ["Encoded", "ProtocolError", "Request", "Wanted", "decode", "describe", "encode", "error_body", "fit"]
 
@@ -32,8 +43,6 @@ MOST = 4096
 SLOW = frozenset({"BOOL", "BYTES", "BF16"})
 """Datatypes whose raw data is more than looked at."""
 _DAY = 86_400_000_000  # microseconds; what waits for longer would overflow Python's own waiting
-_NARROW = {"float16": "FP16", "bfloat16": "BF16"}
-"""A binding's dtype → the datatype that may be sent for a float32 input: the engine rounds to it anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +233,8 @@ def check_sent(tensor: Tensor, sent: str) -> None:
     Raises:
         InputError: It is another, and the engine would not round to it anyway.
     """
-    if sent == NAMES[tensor.dtype] or (tensor.dtype == "float32" and sent == _NARROW.get(tensor.binding_dtype)):
-        return
+    if sent == NAMES[tensor.dtype] or (tensor.dtype == "float32" and sent == OF_BINDINGS.get(tensor.binding_dtype)):
+        return  # where the engine holds a float32 input in fewer bits, it rounds to them anyway
     raise InputError(
         f"Input {tensor.name!r} is sent as {sent}.",
         NAMES[tensor.dtype],
