@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
+from ..plan.targets import sm
 from .network import Network, look
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ def _interpreter(base: Any, watch: _BuildLog) -> Any:
             if job.capabilities:
                 config.num_compute_capabilities = len(job.capabilities)
                 for i, capability in enumerate(job.capabilities):
-                    member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
+                    member = getattr(trt.ComputeCapability, sm(capability).upper())
                     config.set_compute_capability(member, i)
             watch.network = look(trt, self.ctx.net, config.get_flag(trt.BuilderFlag.TF32))
             return config
