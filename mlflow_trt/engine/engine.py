@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DeviceError, InputError, ManifestError, PlanError, SettingError
 from ..plan.api import Backend, Result
 from ..plan.compatibility import runtime_for
-from ..plan.files import check_header, verify
+from ..plan.files import check_plan
 from ..plan.host import probe
 from ..plan.manifest import Host, Interface, PlanRecord, Profile
 from ..plan.parity import default_tolerance
@@ -297,18 +297,6 @@ class TensorRTEngine:
 
     def _loaded(self) -> Deserialized:
         return self._open().loaded
-
-
-def check_plan(folder: Path, record: PlanRecord) -> Path:
-    """Checks a plan's file before TensorRT sees a byte of it: digest, header, and that they say what the record says.
-
-    Raises:
-        PlanError: The plan is missing, cut short, altered, or no engine.
-        ManifestError: It is of another runtime or release than its record says.
-    """
-    path = verify(folder, record.file)
-    check_header(path, record)
-    return path
 
 
 def describe_engine(serialized: bytes, record: PlanRecord, *, device: int = 0) -> tuple[Interface, tuple[Profile, ...]]:

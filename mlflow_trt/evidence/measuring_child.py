@@ -47,7 +47,7 @@ def _measure(folder: Path, say: Say) -> dict[str, Any]:
     with engine:
         golden = plan.read_golden(model, manifest.golden) if manifest.golden else None
         if golden is not None:
-            tolerance = record.parity.tolerance or parity.default_tolerance(record.precision.requested)
+            tolerance = parity.tolerance_of(record)
             with step("parity"):
                 compared = measure.measure_parity(engine, golden, tolerance, listener)
             say({"parity": compared.model_dump(mode="json")})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .files import GoldenTensors as GoldenTensors
     from .files import Plan as Plan
     from .files import check_header as check_header
+    from .files import check_plan as check_plan
     from .files import digest as digest
     from .files import folder_name as folder_name
     from .files import read_golden as read_golden
@@ -28,6 +29,7 @@ __all__ = [
     "GoldenTensors",
     "Plan",
     "check_header",
+    "check_plan",
     "digest",
     "folder_name",
     "read_golden",

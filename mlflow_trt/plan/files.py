@@ -96,8 +96,23 @@ def check_length(header: Header, size: int, name: str = "The plan") -> None:
         )
 
 
+def check_plan(folder: Path, record: PlanRecord) -> Path:
+    """Checks a plan's file before TensorRT sees a byte of it: digest, header, and that they say what the record says.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        PlanError: The plan is missing, cut short, altered, or no engine.
+        ManifestError: It is of another runtime or release than its record says.
+    """
+    path = verify(folder, record.file)
+    check_header(path, record)
+    return path
+
+
 def check_header(path: Path, record: PlanRecord) -> Header:
-    """Checks that a file is a whole plan, and the one that its record describes.
+    """Checks that a file is a whole plan, and the one that its record describes; its digest is not looked at.
 
     Args:
         path: The plan's file.

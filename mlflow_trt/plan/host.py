@@ -100,7 +100,8 @@ def pip_install(name: str, release: str | None) -> str:
         release: Which; None: the newest.
     """
     wanted = f"=={release}" if release else ""
-    return "pip install " + " ".join(package + wanted for package in RUNTIMES[name].packages)
+    packages = RUNTIMES[name].packages if name in RUNTIMES else (name,)
+    return "pip install " + " ".join(package + wanted for package in packages)
 
 
 def driver_version() -> str | None:

@@ -1,6 +1,6 @@
 """What an engine is built for: TensorRT's runtimes, their releases, and compute capabilities, as they are spelled.
 
-A capability is ``"8.9"`` everywhere in this package. NVIDIA's compilers and names of folders say ``sm89``, TensorRT says
+A capability is ``"8.9"`` everywhere in this package. NVIDIA's compilers and names of folders say ``sm89``, TensorRT
 ``SM89``.
 """
 

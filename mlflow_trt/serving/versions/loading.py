@@ -28,8 +28,8 @@ from ...plan.api import Engine
 from ...plan.batch_sizes import batch_sizes
 from ...plan.files import BETWEEN, GoldenTensors, read_golden
 from ...plan.manifest import FILE_NAME, File, Interface, Manifest, PlanRecord, Profile, Tolerance
-from ...plan.parity import default_tolerance
 from ...plan.parity import text as parity_text
+from ...plan.parity import tolerance_of
 from ...plan.signature import Binder, Shapes, batch_size
 from ..batching.batcher import Batcher
 from ..batching.queue import Answer
@@ -180,7 +180,7 @@ def _prepare(
         loaded.callback(engine.close)
         engines.append(engine)
 
-    tolerance = _tolerance(records[0] or manifest.plans[0])
+    tolerance = tolerance_of(records[0] or manifest.plans[0])
     for device, engine in zip(options.devices, engines):
         go_on()
         _compare(uri, engine, device, golden, tolerance)
@@ -302,10 +302,6 @@ def _files(manifest: Manifest, backend: str, records: Iterable[PlanRecord | None
     if manifest.golden:
         wanted += [manifest.golden.inputs, manifest.golden.outputs]
     return list({file.path: file for file in wanted if file}.values())
-
-
-def _tolerance(record: PlanRecord) -> Tolerance:
-    return record.parity.tolerance or default_tolerance(record.precision.requested)
 
 
 def _compare(uri: str, engine: Engine, device: int, golden: GoldenTensors | None, tolerance: Tolerance) -> None:
