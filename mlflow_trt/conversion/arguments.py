@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..errors import SettingError
 from ..inputs import Input, InputRange, dtype_name, is_dimension_name
 from ..plan.dtypes import torch_tensorrt_name

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -35,8 +34,8 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
+from .._torch import FakeTensor, HigherOrderOperator, OpOverload, enable_python_dispatcher, pytree
 from ..errors import ConversionError
 from . import maxima, rewrites
 from .integers import FLOATS, held, narrow, public_dtype, wrap_limits
@@ -135,7 +134,7 @@ class _Rewriter:
                 value.fake_mode
                 for node in program.graph.nodes
                 for value in pytree.tree_leaves(node.meta.get("val"))
-                if isinstance(value, torch._subclasses.FakeTensor)
+                if isinstance(value, FakeTensor)
             ),
             None,
         )
@@ -209,7 +208,7 @@ class _Rewriter:
             new.args, new.kwargs = mapped_args, mapped_kwargs
             self._note_kept(node, name, mapped_args)
             return
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, HigherOrderOperator):
             # A branch of control flow is a graph of its own, with the types that it was traced with.
             originals: dict[Node, Any] = {self.nodes[n]: n.meta.get("val") for n in read}
             mapped_args, mapped_kwargs = torch.fx.node.map_arg(
@@ -295,7 +294,7 @@ class _Rewriter:
         """Brings the floating operands of an operation to one dtype, where it needs that."""
         tensors = [n for n in operands((args, kwargs)) if is_floating(n.meta.get("val"))]
         dtypes = {n.meta["val"].dtype for n in tensors}
-        if len(dtypes) < 2 or not isinstance(node.target, torch._ops.OpOverload):
+        if len(dtypes) < 2 or not isinstance(node.target, OpOverload):
             return args, kwargs
         pointwise = torch.Tag.pointwise in node.target.tags
         if name in PROMOTING or name in CASTS or name in QUANTIZERS or (pointwise and not name.startswith("prelu")):

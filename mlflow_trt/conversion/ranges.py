@@ -14,8 +14,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 from torch.fx import Interpreter, Node
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..plan.files import GoldenTensors
 from ..plan.manifest import Interface
 from .operators import operator_name
