@@ -21,12 +21,12 @@ from . import arguments as _arguments
 from . import cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
 from . import settings as _settings
+from .job import BindingSpec, Built, Job
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
 from .structure import computed_outputs, portable
 from .subject import subject
-from .torch_tensorrt import BindingSpec, Built, Job
 
 _logger = logging.getLogger(__name__)
 

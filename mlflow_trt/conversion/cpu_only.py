@@ -22,9 +22,9 @@ from ..errors import ConversionError, SettingError, TrtError
 from ..plan.targets import numbers, parse_capability
 from . import build_child, child_process
 from .build_child import JOB, PLAN, PROGRAM
+from .job import Built, Job, ProgressListener
 from .network import Network
 from .registrations import modules_of
-from .torch_tensorrt import Built, Job, ProgressListener
 
 _logger = logging.getLogger(__name__)
 

@@ -57,6 +57,7 @@ from .operators import (
 )
 from .regions import written_out
 from .structure import Output, output_node
+from .weights import Weights
 
 _WRITTEN_OUT = {
     "add": rewrites.biased_linear,
@@ -126,9 +127,7 @@ class _Rewriter:
         self.graph = Graph()
         self.nodes: dict[Node, Node] = {}
         self.kept: list[str] = []
-        self.state: dict[str, Any] = dict(program.state_dict)
-        self.constants: dict[str, Any] = dict(program.constants)
-        self.copies: dict[int, torch.Tensor] = {}
+        self.weights = Weights(program)
         self.fake_mode = next(
             (
                 value.fake_mode
@@ -163,7 +162,7 @@ class _Rewriter:
                 if self.fed[node.name] != wanted:
                     casts.append((node, wanted))
             elif wanted != value.dtype:
-                self._cast_state(spec, wanted)
+                self.weights.cast(spec, wanted)
                 new.meta["val"] = self._as(value, wanted)
         for node, wanted in casts:  # after the last placeholder, as a program requires
             self.nodes[node] = self._cast(self.nodes[node], wanted)
@@ -369,11 +368,11 @@ class _Rewriter:
             root=module,
             graph=self.graph,
             graph_signature=ExportGraphSignature(inputs, outputs),
-            state_dict=self.state,
+            state_dict=self.weights.state,
             range_constraints=dict(self.program.range_constraints),
             module_call_graph=[ModuleCallEntry(fqn="", signature=signature)],
             example_inputs=None,
-            constants=self.constants,
+            constants=self.weights.constants,
             verifiers=list(self.program.verifiers),
         )
 
@@ -398,19 +397,6 @@ class _Rewriter:
             new.args = (clamped,)
         return new
 
-    def _cast_state(self, spec: InputSpec, dtype: torch.dtype) -> None:
-        """Replaces a weight by a copy of another dtype; the caller's stays."""
-        target = spec.target
-        for store in (self.state, self.constants):
-            if target in store and isinstance(store[target], torch.Tensor):
-                original = store[target]
-                if id(original) not in self.copies:
-                    self.copies[id(original)] = _narrowed(original.detach(), dtype)
-                copy = self.copies[id(original)]
-                store[target] = (
-                    torch.nn.Parameter(copy, requires_grad=False) if isinstance(original, torch.nn.Parameter) else copy
-                )
-
     def _as(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if value.dtype == dtype or self.fake_mode is None:
             return value
@@ -425,10 +411,3 @@ class _Rewriter:
         # The Python dispatcher, as in the export itself: without it some operators (baddbmm) take no symbolic sizes.
         with self.fake_mode, enable_python_dispatcher(), torch.no_grad():
             return target(*real_args, **real_kwargs)
-
-
-def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > (limit := torch.finfo(dtype).max):
-        # Infinite values stay so: a mask that holds -inf means it.
-        tensor = torch.where(tensor.isinf(), tensor, tensor.clamp(-limit, limit))
-    return tensor.to(dtype)
