@@ -142,8 +142,8 @@ class BoundHostContext:
         """Where inputs lie on the GPU: address, dtype, bytes."""
         self._capturable = self.shaped.memory is None and not any(b.on_host for b in core.outputs)
         ins = _offsets([(b, s) for b, s in zip(core.inputs, key.shapes) if not b.on_host])
-        found = zip(core.outputs, self.shaped.output_shapes)
-        outs = _offsets([(b, s) for b, s in found if s is not None and not b.on_host])
+        shaped_outputs = zip(core.outputs, self.shaped.output_shapes)
+        outs = _offsets([(b, s) for b, s in shaped_outputs if s is not None and not b.on_host])
         self.in_bytes, self.out_bytes = ins.total, outs.total
         for total in (ins.total, outs.total):
             self._blocks.append(Block(total, pinned=True))
@@ -175,7 +175,7 @@ class BoundHostContext:
 
     def _copies(self, arrays: Sequence[np.ndarray | Sequence[np.ndarray]]) -> list[tuple[int, int, int]] | None:
         """Copies to the GPU, as (to, from, bytes), that need none on the host before; None: some input needs one."""
-        found = []
+        copies = []
         for place, array in zip(self._targets, arrays):
             if place is None:
                 continue
@@ -186,15 +186,15 @@ class BoundHostContext:
                 begin = pinned.address_of(part) if part.dtype == dtype else None
                 if begin is None:
                     return None
-                found.append((target, begin, part.nbytes))
+                copies.append((target, begin, part.nbytes))
                 target += part.nbytes
                 if target < end:
                     row = part.nbytes // len(part)
                     source = begin + part.nbytes - row
             while target < end:  # the last row, as often as there is room
-                found.append((target, source, row))
+                copies.append((target, source, row))
                 target += row
-        return found if self.in_bytes >= len(found) * _WORTH_A_COPY else None
+        return copies if self.in_bytes >= len(copies) * _WORTH_A_COPY else None
 
     def _launch(self, block: bool) -> None:
         """Queues a call; block: whether its inputs are in the block, and not on the GPU already."""
@@ -231,14 +231,14 @@ class BoundHostContext:
 
     def _read_data_dependent(self) -> list[np.ndarray]:
         plain = iter(self._outputs)
-        found = []
+        arrays = []
         for binding, shape in zip(self._core.outputs, self.shaped.output_shapes):
             if shape is not None:
                 decode, view = next(plain)
-                found.append(decode(view))
+                arrays.append(decode(view))
             else:
-                found.append(read_data_dependent(self.shaped, binding, self._stream))
-        return found
+                arrays.append(read_data_dependent(self.shaped, binding, self._stream))
+        return arrays
 
     def _drop(self) -> None:
         _synchronize_quietly(self._stream)
@@ -365,12 +365,12 @@ def read_data_dependent(shaped: ShapedContext, binding: Binding, stream: Stream)
             "report this with the model's layers",
         )
     shape = memory.shapes[binding.name]
-    found = np.empty(shape, binding.storage)
-    if found.size:
-        cuda.to_host(found.ctypes.data, memory.blocks[binding.name].pointer, found.nbytes, stream)
+    array = np.empty(shape, binding.storage)
+    if array.size:
+        cuda.to_host(array.ctypes.data, memory.blocks[binding.name].pointer, array.nbytes, stream)
         stream.synchronize()
     t = binding.tensor
-    return as_declared(found if t.dtype == t.binding_dtype else decoder(t.dtype, t.binding_dtype)(found), t)
+    return as_declared(array if t.dtype == t.binding_dtype else decoder(t.dtype, t.binding_dtype)(array), t)
 
 
 def _stack(encode: Encode, parts: Sequence[np.ndarray], view: np.ndarray) -> None:

@@ -249,11 +249,11 @@ class ShapedContext:
         self.output_shapes: list[Shape | None] = []
         self.memory: OutputMemory | None = None
         for binding in core.outputs:
-            found = tuple(int(n) for n in self.context.get_tensor_shape(binding.name))
-            known = all(n >= 0 for n in found)
-            self.output_shapes.append(found if known else None)
+            shape = tuple(int(n) for n in self.context.get_tensor_shape(binding.name))
+            known = all(n >= 0 for n in shape)
+            self.output_shapes.append(shape if known else None)
             if binding.on_host and known:
-                self._bind_host(binding, np.zeros(found, binding.storage))
+                self._bind_host(binding, np.zeros(shape, binding.storage))
             elif not known:
                 self.memory = self.memory or OutputMemory(core.loaded.trt)
                 if not self.context.set_output_allocator(binding.name, self.memory.allocator):

@@ -220,9 +220,9 @@ class TensorRTEngine:
             previous = cuda.enter(self.device)
             bound = pool.find(stream_slot, key)
             if bound is None or bound.on_trial:
-                found = self._first_run(stream_slot, key, HostCall(arrays))
+                outputs = self._first_run(stream_slot, key, HostCall(arrays))
             else:
-                found = bound.run(arrays)
+                outputs = bound.run(arrays)
         except InputError:
             raise
         except BaseException:
@@ -231,19 +231,19 @@ class TensorRTEngine:
         finally:
             cuda.leave(previous)
             pool.release(stream_slot)
-        return dict(zip(self._output_names, found))
+        return dict(zip(self._output_names, outputs))
 
     def _first_run(self, stream_slot: Any, key: Key, call: FirstCall) -> Any:
         """Runs a call at a shape that no bound context of the stream slot serves yet, which compiles its kernels."""
         # One at a time: the second begins with what the first has compiled.
         with compiling:
             try:
-                found = self._first_runs.answer(stream_slot, key, call)
+                answer = self._first_runs.answer(stream_slot, key, call)
             except OutOfMemory as error:
                 raise self._out_of_memory(key, error) from error
         if self._keeper is not None:
             self._keeper.change()
-        return found
+        return answer
 
     def _run_on_gpu(self, given: Mapping[str, Any]) -> dict[str, Any]:
         core = self._open()
@@ -316,9 +316,9 @@ def describe_engine(serialized: bytes, record: PlanRecord, *, device: int = 0) -
     previous = cuda.enter(device)
     try:
         loaded = Deserialized(record.runtime, record.release, serialized)
-        found = describe(loaded.trt, loaded.engine)
-        check_interface(loaded.trt, loaded.engine, found[0])
-        return found
+        interface, ranges = describe(loaded.trt, loaded.engine)
+        check_interface(loaded.trt, loaded.engine, interface)
+        return interface, ranges
     finally:
         cuda.leave(previous)
 
