@@ -8,14 +8,15 @@ from operator import index
 from typing import Union
 
 from .errors import SettingError
+from .plan.dtypes import STORAGE, WIDER, torch_name
 
 Dimension = Union[int, tuple[int, int, int], tuple[str, int], tuple[str, int, int, int]]
 
-DTYPES = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+DTYPES = tuple(STORAGE)
 
 
 @dataclass(frozen=True)
-class ShapeRange:
+class InputRange:
     """The shapes one input may take within one optimization profile."""
 
     min: tuple[int, ...]
@@ -62,7 +63,7 @@ class Input:
             )
         shapes = [shape] if shape is not None else profiles or []
         parsed = [_parse(s) for s in shapes]
-        self.ranges: tuple[ShapeRange, ...] = tuple(span for span, _ in parsed)
+        self.ranges: tuple[InputRange, ...] = tuple(span for span, _ in parsed)
         self.dtype = dtype_name(dtype)
         self.name = name
         ranks = {len(r.min) for r in self.ranges}
@@ -108,9 +109,8 @@ def dtype_name(dtype: object) -> str:
     """
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     name = name.removeprefix("torch.").removesuffix("_") if isinstance(name, str) else str(name)
-    name = {"float": "float32", "half": "float16", "double": "float64", "long": "int64", "int": "int32"}.get(name, name)
-    if name in ("int16", "uint16", "uint32", "uint64"):
-        wide = "int32" if name.endswith("16") else "int64"
+    name = torch_name(name)
+    if (wide := WIDER.get(name)) is not None:
         raise SettingError(
             f"The dtype {name} is none that an engine takes.",
             f"one of {', '.join(DTYPES)}",
@@ -126,7 +126,7 @@ def is_dimension_name(name: object) -> bool:
     return isinstance(name, str) and name.isascii() and name.isidentifier()
 
 
-def _parse(shape: Sequence[Dimension]) -> tuple[ShapeRange, tuple[str | None, ...]]:
+def _parse(shape: Sequence[Dimension]) -> tuple[InputRange, tuple[str | None, ...]]:
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise SettingError(
             f"The shape of an Input is {shape!r}.", "one entry per dimension", "write Input((8,)) for a vector of 8"
@@ -150,7 +150,7 @@ def _parse(shape: Sequence[Dimension]) -> tuple[ShapeRange, tuple[str | None, ..
         triples.append(triple)
         names.append(name)
     low, opt, high = zip(*triples) if triples else ((), (), ())
-    return ShapeRange(tuple(low), tuple(opt), tuple(high)), tuple(names)
+    return InputRange(tuple(low), tuple(opt), tuple(high)), tuple(names)
 
 
 def _named(dimension: object) -> tuple[str | None, tuple[int, ...]]:
@@ -186,7 +186,7 @@ def _names(profiles: Sequence[Sequence[str | None]]) -> tuple[str | None, ...]:
     return tuple(names)
 
 
-def _check_names(names: Sequence[str | None], ranges: Sequence[ShapeRange]) -> None:
+def _check_names(names: Sequence[str | None], ranges: Sequence[InputRange]) -> None:
     first: dict[str, int] = {}
     for position, name in enumerate(names):
         if name is None:
@@ -208,7 +208,7 @@ def _check_names(names: Sequence[str | None], ranges: Sequence[ShapeRange]) -> N
                 )
 
 
-def _span(r: ShapeRange, position: int) -> str:
+def _span(r: InputRange, position: int) -> str:
     return f"{r.min[position]}:{r.opt[position]}:{r.max[position]}"
 
 

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_trt.errors import SettingError
-from mlflow_trt.inputs import DTYPES, Input, ShapeRange, dtype_name
+from mlflow_trt.inputs import DTYPES, Input, InputRange, dtype_name
 
 
 def test_a_plain_shape_is_static():
     spec = Input((2, 3))
 
-    assert spec.ranges == (ShapeRange((2, 3), (2, 3), (2, 3)),)
+    assert spec.ranges == (InputRange((2, 3), (2, 3), (2, 3)),)
     assert spec.is_static
     assert (spec.rank, spec.dtype, spec.name) == (2, "float32", None)
 
@@ -20,7 +20,7 @@ def test_a_plain_shape_is_static():
 def test_a_range_gives_min_opt_and_max():
     spec = Input(((1, 8, 32), 3), "float16", "x")
 
-    assert spec.ranges == (ShapeRange((1, 3), (8, 3), (32, 3)),)
+    assert spec.ranges == (InputRange((1, 3), (8, 3), (32, 3)),)
     assert not spec.is_static
 
 
@@ -34,7 +34,7 @@ def test_a_shape_that_is_no_sequence_is_refused():
 
 
 def test_a_scalar_has_no_dimensions():
-    assert Input(()).ranges == (ShapeRange((), (), ()),)
+    assert Input(()).ranges == (InputRange((), (), ()),)
     assert Input(()).rank == 0
 
 
@@ -106,7 +106,7 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones(dtype):
 def test_a_range_may_have_a_name():
     spec = Input((("batch", 1, 8, 32), 3, ["tokens", 8, np.int64(64), 128]), "int64")
 
-    assert spec.ranges == (ShapeRange((1, 3, 8), (8, 3, 64), (32, 3, 128)),)
+    assert spec.ranges == (InputRange((1, 3, 8), (8, 3, 64), (32, 3, 128)),)
     assert spec.dimension_names == ("batch", None, "tokens")
     assert spec != Input(((1, 8, 32), 3, (8, 64, 128)), "int64")
     assert spec == Input((("batch", 1, 8, 32), 3, ("tokens", 8, 64, 128)), "int64")

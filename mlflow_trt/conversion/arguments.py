@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..errors import SettingError
-from ..inputs import Input, ShapeRange, dtype_name, is_dimension_name
+from ..inputs import Input, InputRange, dtype_name, is_dimension_name
+from ..plan.dtypes import torch_tensorrt_name
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _logger = logging.getLogger(__name__)
 class Spec:
     """One input tensor: what the caller gives it, and the shapes it may have."""
 
-    ranges: tuple[ShapeRange, ...]
+    ranges: tuple[InputRange, ...]
     """One per optimization profile; a single one holds in all of them."""
     dtype: torch.dtype | None
     """What the caller feeds; None: what the model takes."""
@@ -35,7 +36,7 @@ class Spec:
     domain: tuple[float, float] | None = None
     """Half-open interval of the values; None: not said."""
 
-    def range(self, profile: int) -> ShapeRange:
+    def range(self, profile: int) -> InputRange:
         return self.ranges[profile if len(self.ranges) > 1 else 0]
 
     @property
@@ -178,7 +179,7 @@ def _leaf(value: Any, where: str) -> Any:
     if isinstance(value, torch.Tensor):
         dtype_name(value.dtype)
         shape = tuple(value.shape)
-        return Spec((ShapeRange(shape, shape, shape),), value.dtype, example=value.detach())
+        return Spec((InputRange(shape, shape, shape),), value.dtype, example=value.detach())
     if is_foreign_input(value):
         return _of_foreign(value)
     raise SettingError(
@@ -200,15 +201,15 @@ def _of_foreign(value: Any) -> Spec:
     profiles = getattr(value, "profiles", None)
     shapes = profiles or [value.shape]
     ranges = tuple(
-        ShapeRange(tuple(s["min_shape"]), tuple(s["opt_shape"]), tuple(s["max_shape"]))
+        InputRange(tuple(s["min_shape"]), tuple(s["opt_shape"]), tuple(s["max_shape"]))
         if isinstance(s, dict)
-        else ShapeRange(tuple(s), tuple(s), tuple(s))
+        else InputRange(tuple(s), tuple(s), tuple(s))
         for s in shapes
     )
     # torch_tensorrt.dtype has a member for every torch dtype, and `unknown` where none was given.
     name = getattr(value.dtype, "name", str(value.dtype))
     given = getattr(value, "_explicit_set_dtype", True) and name != "unknown"
-    dtype = getattr(torch, dtype_name(_FOREIGN_DTYPES.get(name, name))) if given else None
+    dtype = getattr(torch, dtype_name(torch_tensorrt_name(name))) if given else None
     for r in ranges:
         Input(tuple(zip(r.min, r.opt, r.max)))  # the same checks as for our own
     domain = getattr(value, "tensor_domain", None)
@@ -221,19 +222,6 @@ def _of_foreign(value: Any) -> Spec:
     shared = getattr(value, "shared_dims", None) or {}
     # Torch-TensorRT leaves names of fixed sizes out too.
     return replace(spec, symbols={dim: name for dim, name in shared.items() if spec.dynamic[dim]})
-
-
-_FOREIGN_DTYPES = {
-    "f16": "float16",
-    "f32": "float32",
-    "f64": "float64",
-    "bf16": "bfloat16",
-    "i8": "int8",
-    "u8": "uint8",
-    "i32": "int32",
-    "i64": "int64",
-    "b": "bool",
-}
 
 
 def _parameters(model: torch.nn.Module | ExportedProgram) -> list[str]:
@@ -292,7 +280,7 @@ def _of_program(program: ExportedProgram) -> Arguments:
                 "pass inputs=[Input(((1, 8, 32), ...))] with (min, opt, max) for each",
             )
         shape = tuple(map(int, value.shape))
-        flat.append(Spec((ShapeRange(shape, shape, shape),), value.dtype))
+        flat.append(Spec((InputRange(shape, shape, shape),), value.dtype))
     in_spec = program.call_spec.in_spec
     args, kwargs = in_spec.unflatten(flat) if in_spec is not None else (tuple(flat), {})
     return Arguments(tuple(args), dict(kwargs))

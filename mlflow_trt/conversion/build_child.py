@@ -28,7 +28,8 @@ def _build(folder: Path, say: Say) -> dict[str, Any]:
         _import(module)
     import torch
 
-    from .torch_tensorrt import Job, build
+    from .job import Job
+    from .torch_tensorrt import build
 
     _without_runtime()
     job = Job.from_json(job_content["job"])

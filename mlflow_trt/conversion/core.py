@@ -14,22 +14,21 @@ from torch.export import ExportedProgram
 from .. import plan as _plan
 from ..errors import ConversionError, PrecisionError, SettingError, TrtError
 from ..plan import degenerate
+from ..plan.dtypes import DTYPE_OF
 from ..plan.files import Plan
 from ..plan.manifest import File, Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Tolerance
 from . import arguments as _arguments
 from . import cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
 from . import settings as _settings
+from .job import BindingSpec, Built, Job
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
 from .structure import computed_outputs, portable
 from .subject import subject
-from .torch_tensorrt import BindingSpec, Built, Job
 
 _logger = logging.getLogger(__name__)
-
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
@@ -138,7 +137,7 @@ def convert(
     with steps.timed("golden"):
         golden = _golden.compute(program, specs, outputs, golden_inputs, shapes=shapes, module=module)
 
-    prepared = prepare(program, outputs, _DTYPES[precision] if precision else None, fed)
+    prepared = prepare(program, outputs, getattr(torch, DTYPE_OF[precision]) if precision else None, fed)
     _warn(program, prepared, golden, precision)
     if capabilities is not None:
         capabilities = cpu_only.fitting(capabilities, prepared.dtypes(), named=compute_capabilities is not None)
@@ -228,7 +227,7 @@ def _check_precision(precision: str, built: Built, prepared: Prepared, settings:
             f"precision={precision!r}",
             "report this with the model: the setting had no effect",
         )
-    wanted = str(_DTYPES[precision]).removeprefix("torch.")
+    wanted = DTYPE_OF[precision]
     other = [(name, kind, dtype) for name, kind, dtype in network.arithmetic if dtype != wanted]
     # With use_fp32_acc float32 products are asked for.
     allowed = len(network.arithmetic) if settings.get("use_fp32_acc") else 2 * len(prepared.kept)

@@ -10,7 +10,6 @@ import importlib.machinery
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -20,11 +19,12 @@ import torch
 from torch.export import ExportedProgram
 
 from ..errors import ConversionError, SettingError, TrtError
+from ..plan.targets import numbers, parse_capability
 from . import build_child, child_process
 from .build_child import JOB, PLAN, PROGRAM
+from .job import Built, Job, ProgressListener
 from .network import Network
 from .registrations import modules_of
-from .torch_tensorrt import Built, Job, ProgressListener
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def fitting(targets: tuple[str, ...], dtypes: set[torch.dtype], named: bool) -> 
         SettingError: A target that the caller named lacks one, or none is left.
     """
     needed = max([(0, 0), *(need for dtype, need in _NEEDS.items() if dtype in dtypes)])
-    left = tuple(t for t in targets if tuple(map(int, t.split("."))) >= needed)
+    left = tuple(t for t in targets if numbers(t) >= needed)
     lacking = [t for t in targets if t not in left]
     if lacking and (named or not left):
         holds = ", ".join(str(d).removeprefix("torch.") for d in _NEEDS if d in dtypes)
@@ -102,21 +102,19 @@ def supported_capabilities() -> tuple[str, ...]:
         )
     import tensorrt_rtx
 
-    numbers = [m[2:] for m in tensorrt_rtx.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", m)]
-    return tuple(f"{n[:-1]}.{n[-1]}" for n in sorted(numbers, key=int))
+    members = filter(None, map(parse_capability, tensorrt_rtx.ComputeCapability.__members__))
+    return tuple(sorted(members, key=numbers))
 
 
 def _spelled(value: object) -> str:
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        return f"{value[0]}.{value[1]}"
-    text = str(value).strip().lower().removeprefix("sm").strip("_ ")
-    if re.fullmatch(r"\d{2,3}", text):
-        return f"{text[:-1]}.{text[-1]}"
-    if re.fullmatch(r"\d{1,2}\.\d", text):
-        return text
-    raise SettingError(
-        f"{value!r} is no compute capability.", "such as '8.9', 'sm89', (8, 9) or 8.9", "correct compute_capabilities"
-    )
+    capability = parse_capability(value)
+    if capability is None:
+        raise SettingError(
+            f"{value!r} is no compute capability.",
+            "such as '8.9', 'sm89', (8, 9) or 8.9",
+            "correct compute_capabilities",
+        )
+    return capability
 
 
 def build(program: ExportedProgram, job: Job, timeout: float | None, listener: ProgressListener | None = None) -> Built:

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..errors import InputError, SettingError
 from ..inputs import is_dimension_name
 from ..plan.manifest import Dimension

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..errors import ConversionError, SettingError
 from ..plan.files import BETWEEN, GoldenTensors
 from ..plan.manifest import Dimension

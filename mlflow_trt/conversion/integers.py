@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
+from .._torch import HigherOrderOperator, OpOverload, pytree
 from ..errors import ConversionError
 from .operators import CASTS, VIEWS, dtypes_of, operator_name
 
@@ -77,11 +77,11 @@ def wrap_limits(node: Node) -> tuple[int, int] | None:
     """
     name = operator_name(node)
     if not name:
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, HigherOrderOperator):
             raise refused(node)
         return None
     target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
+    assert isinstance(target, OpOverload)
     known = (
         name in (*MOVES, *FLOATS, *CASTS, *_FILLS, *_REDUCTIONS, *_ELEMENTWISE) or torch.Tag.pointwise in target.tags
     )

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from .operators import operator_name
-from .rewrites import Call
+from .rewrites import CallFunction
 
 aten = torch.ops.aten
 
@@ -63,7 +63,7 @@ def _from_convolution(node: Node, steps: int) -> bool:
     return any(_from_convolution(operand, steps - 1) for operand in node.all_input_nodes)
 
 
-def rewritten(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+def rewritten(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
     """A maximum as what TensorRT keeps: a clip by numbers, or a choice of two tensors.
 
     The clip is hardtanh, which must stay whole up to its converter. TensorRT wants it bounded on both sides, so that an
@@ -90,7 +90,7 @@ def rewritten(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, 
     return call(node, aten.hardtanh.default, value, -most if low is None else low, most if high is None else high)
 
 
-def _larger(call: Call, node: Node, one: Node, other: Node) -> Node:
+def _larger(call: CallFunction, node: Node, one: Node, other: Node) -> Node:
     return call(node, aten.where.self, call(node, aten.gt.Tensor, one, other), one, other)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..plan.dtypes import tensorrt_name
+
 if TYPE_CHECKING:
     from ..plan.manifest import Census
 
@@ -82,6 +84,5 @@ class _WeightSize:
 
 
 def _dtype_name(dtype: Any) -> str:
-    name = str(getattr(dtype, "name", dtype)).lower()
-    names = {"float": "float32", "half": "float16", "bf16": "bfloat16", "fp8": "float8", "fp4": "float4"}
-    return names.get(name, name)
+    """Of a ``DataType`` of TensorRT's, or a dtype of numpy's."""
+    return tensorrt_name(str(getattr(dtype, "name", dtype)))

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils import _pytree as pytree
+
+from .._torch import OpOverload, pytree
 
 ARITHMETIC = (
     "linear",
@@ -86,7 +87,7 @@ def may_overflow(node: Node) -> bool:
 def operator_name(node: Node) -> str:
     """Its name in aten, without overload and in-place mark; empty for anything else."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(target, OpOverload):
         return ""
     return str(target._schema.name).split("::")[-1].removesuffix("_") or ""
 
@@ -98,7 +99,7 @@ def operands(tree: Any) -> list[Node]:
     return found
 
 
-def written_operands(target: torch._ops.OpOverload, args: Sequence[Any]) -> list[Node]:
+def written_operands(target: OpOverload, args: Sequence[Any]) -> list[Node]:
     """The operands that an operation changes in place."""
     return [
         value
@@ -124,7 +125,7 @@ def keeps_dtypes(node: Node) -> bool:
     and kernels for half precision are rare.
     """
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return False
     foreign = target.namespace not in ("aten", "prim", "prims") and operator_name(node) not in QUANTIZERS
     values = [node.meta.get("val"), *(n.meta.get("val") for n in node.all_input_nodes)]

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -35,8 +34,8 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
+from .._torch import FakeTensor, HigherOrderOperator, OpOverload, enable_python_dispatcher, pytree
 from ..errors import ConversionError
 from . import maxima, rewrites
 from .integers import FLOATS, held, narrow, public_dtype, wrap_limits
@@ -58,6 +57,7 @@ from .operators import (
 )
 from .regions import written_out
 from .structure import Output, output_node
+from .weights import Weights
 
 _WRITTEN_OUT = {
     "add": rewrites.biased_linear,
@@ -127,15 +127,13 @@ class _Rewriter:
         self.graph = Graph()
         self.nodes: dict[Node, Node] = {}
         self.kept: list[str] = []
-        self.state: dict[str, Any] = dict(program.state_dict)
-        self.constants: dict[str, Any] = dict(program.constants)
-        self.copies: dict[int, torch.Tensor] = {}
+        self.weights = Weights(program)
         self.fake_mode = next(
             (
                 value.fake_mode
                 for node in program.graph.nodes
                 for value in pytree.tree_leaves(node.meta.get("val"))
-                if isinstance(value, torch._subclasses.FakeTensor)
+                if isinstance(value, FakeTensor)
             ),
             None,
         )
@@ -164,7 +162,7 @@ class _Rewriter:
                 if self.fed[node.name] != wanted:
                     casts.append((node, wanted))
             elif wanted != value.dtype:
-                self._cast_state(spec, wanted)
+                self.weights.cast(spec, wanted)
                 new.meta["val"] = self._as(value, wanted)
         for node, wanted in casts:  # after the last placeholder, as a program requires
             self.nodes[node] = self._cast(self.nodes[node], wanted)
@@ -209,7 +207,7 @@ class _Rewriter:
             new.args, new.kwargs = mapped_args, mapped_kwargs
             self._note_kept(node, name, mapped_args)
             return
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, HigherOrderOperator):
             # A branch of control flow is a graph of its own, with the types that it was traced with.
             originals: dict[Node, Any] = {self.nodes[n]: n.meta.get("val") for n in read}
             mapped_args, mapped_kwargs = torch.fx.node.map_arg(
@@ -295,7 +293,7 @@ class _Rewriter:
         """Brings the floating operands of an operation to one dtype, where it needs that."""
         tensors = [n for n in operands((args, kwargs)) if is_floating(n.meta.get("val"))]
         dtypes = {n.meta["val"].dtype for n in tensors}
-        if len(dtypes) < 2 or not isinstance(node.target, torch._ops.OpOverload):
+        if len(dtypes) < 2 or not isinstance(node.target, OpOverload):
             return args, kwargs
         pointwise = torch.Tag.pointwise in node.target.tags
         if name in PROMOTING or name in CASTS or name in QUANTIZERS or (pointwise and not name.startswith("prelu")):
@@ -370,11 +368,11 @@ class _Rewriter:
             root=module,
             graph=self.graph,
             graph_signature=ExportGraphSignature(inputs, outputs),
-            state_dict=self.state,
+            state_dict=self.weights.state,
             range_constraints=dict(self.program.range_constraints),
             module_call_graph=[ModuleCallEntry(fqn="", signature=signature)],
             example_inputs=None,
-            constants=self.constants,
+            constants=self.weights.constants,
             verifiers=list(self.program.verifiers),
         )
 
@@ -399,19 +397,6 @@ class _Rewriter:
             new.args = (clamped,)
         return new
 
-    def _cast_state(self, spec: InputSpec, dtype: torch.dtype) -> None:
-        """Replaces a weight by a copy of another dtype; the caller's stays."""
-        target = spec.target
-        for store in (self.state, self.constants):
-            if target in store and isinstance(store[target], torch.Tensor):
-                original = store[target]
-                if id(original) not in self.copies:
-                    self.copies[id(original)] = _narrowed(original.detach(), dtype)
-                copy = self.copies[id(original)]
-                store[target] = (
-                    torch.nn.Parameter(copy, requires_grad=False) if isinstance(original, torch.nn.Parameter) else copy
-                )
-
     def _as(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if value.dtype == dtype or self.fake_mode is None:
             return value
@@ -426,10 +411,3 @@ class _Rewriter:
         # The Python dispatcher, as in the export itself: without it some operators (baddbmm) take no symbolic sizes.
         with self.fake_mode, enable_python_dispatcher(), torch.no_grad():
             return target(*real_args, **real_kwargs)
-
-
-def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > (limit := torch.finfo(dtype).max):
-        # Infinite values stay so: a mask that holds -inf means it.
-        tensor = torch.where(tensor.isinf(), tensor, tensor.clamp(-limit, limit))
-    return tensor.to(dtype)

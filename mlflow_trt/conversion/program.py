@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import OutputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
+from .._torch import HigherOrderOperator, pytree
 from ..errors import ConversionError, SettingError
 from .arguments import Arguments, Spec
 from .regions import functional
@@ -181,7 +181,7 @@ def _writes(program: ExportedProgram) -> bool:
             if node.op == "call_function" and schema is not None:
                 if schema.is_mutable or str(node.target).startswith("aten.batch_norm"):
                     return True
-            elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+            elif node.op == "call_function" and isinstance(node.target, HigherOrderOperator):
                 return True
     return False
 

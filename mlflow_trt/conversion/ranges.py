@@ -14,8 +14,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 from torch.fx import Interpreter, Node
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..plan.files import GoldenTensors
 from ..plan.manifest import Interface
 from .operators import operator_name
@@ -95,7 +95,7 @@ def beyond_half(
         inputs: Arrays by input name.
         half: Names of the nodes that are float16 in the engine; None: all.
     """
-    watch = _Watch(module_of(program), half)
+    interpreter = _RangeInterpreter(module_of(program), half)
     expected = placeholder_values(program)
     device = next((t.device for t in program.state_dict.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
     flat: list[Any] = [
@@ -105,11 +105,11 @@ def beyond_half(
         for arg in user_inputs(program)
     ]
     with torch.no_grad():
-        watch.run(*flat, enable_io_processing=False)
-    return [excess for excess in (watch.overflow, watch.underflow) if excess is not None]
+        interpreter.run(*flat, enable_io_processing=False)
+    return [excess for excess in (interpreter.overflow, interpreter.underflow) if excess is not None]
 
 
-class _Watch(Interpreter):
+class _RangeInterpreter(Interpreter):
     """Looks at every value on its way."""
 
     def __init__(self, module: torch.nn.Module, half: frozenset[str] | None) -> None:

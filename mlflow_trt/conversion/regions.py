@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from .._torch import HigherOrderOperator, OpOverload
 from ..errors import ConversionError
 from . import maxima
 from .integers import narrow
@@ -80,11 +80,11 @@ def _is_region(node: Node) -> bool:
 
 
 def _name(node: Node) -> str:
-    return str(node.target.name()) if isinstance(node.target, torch._ops.HigherOrderOperator) else ""  # type: ignore[no-untyped-call]
+    return str(node.target.name()) if isinstance(node.target, HigherOrderOperator) else ""  # type: ignore[no-untyped-call]
 
 
 def _writes(node: Node, anywhere: bool) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
         return False
     into = written_operands(node.target, node.args)
     return anywhere or maxima.of_product(node) or any(operator_name(n) in ("slice", "select") for n in into)

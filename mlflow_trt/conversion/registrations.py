@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from .._torch import OpOverload, module_of_custom_op, sources_of_fake
 from ..errors import UnsupportedOperatorError
 
 _TORCHS_OWN = ("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "inductor", "_c10d_functional", "higher_order")
@@ -25,7 +26,7 @@ def modules_of(program: ExportedProgram) -> list[str]:
     found: list[str] = []
     for node in _nodes(program):
         target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or target.namespace in _TORCHS_OWN:
+        if not isinstance(target, OpOverload) or target.namespace in _TORCHS_OWN:
             continue
         quantizes = target.namespace == "tensorrt" and _MODELOPT in sys.modules
         module = _MODELOPT if quantizes else _registering(target)
@@ -48,27 +49,17 @@ def _nodes(program: ExportedProgram) -> list[Node]:
     return [node for graph in graphs if graph is not None for node in graph.nodes]
 
 
-def _registering(target: torch._ops.OpOverload) -> str | None:
+def _registering(target: OpOverload) -> str | None:
     """The module that registered an operator, as far as torch tells; else the one that its namespace is named after."""
     name = f"{target.namespace}::{target._schema.name.split('::')[-1]}"
-    return _of_definition(name) or _of_fake(name) or _of_library(target.namespace) or _of_namespace(target.namespace)
-
-
-def _of_definition(name: str) -> str | None:
-    """Of ``torch.library.custom_op``."""
-    from torch._library import custom_ops
-
-    definition = getattr(custom_ops, "OPDEFS", {}).get(name)
-    return getattr(getattr(definition, "_init_fn", None), "__module__", None)
+    return (
+        module_of_custom_op(name) or _of_fake(name) or _of_library(target.namespace) or _of_namespace(target.namespace)
+    )
 
 
 def _of_fake(name: str) -> str | None:
     """Of ``torch.library.register_fake``: torch notes the file that it was called in."""
-    from torch._library import simple_registry
-
-    fake = simple_registry.singleton.find(name).fake_impl
-    kernels = getattr(fake, "kernels", None) or [getattr(fake, "kernel", None)]
-    files = {str(getattr(kernel, "source", "")).rpartition(":")[0] for kernel in kernels} - {""}
+    files = sources_of_fake(name)
     return next((name for name, module in _loaded() if getattr(module, "__file__", None) in files), None)
 
 

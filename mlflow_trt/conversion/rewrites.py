@@ -12,13 +12,13 @@ from torch.fx import Node
 aten = torch.ops.aten
 
 
-class Call(Protocol):
+class CallFunction(Protocol):
     """Adds an operation to the graph, told to be at the place of another."""
 
     def __call__(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node: ...
 
 
-def biased_product(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
+def biased_product(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node:
     """``beta * x + alpha * (a @ b)``: PyTorch's own decomposition of baddbmm computes it in float32."""
     added, left, right = args[:3]
     product = call(node, aten.bmm.default, left, right)
@@ -29,7 +29,7 @@ def biased_product(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[
     return call(node, aten.add.Tensor, product, added)
 
 
-def biased_linear(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+def biased_linear(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
     """``x @ y + bias`` as a linear layer: addmm, or the sum of a product that nothing else reads, and a vector.
 
     As a product and a sum TensorRT-RTX 1.6 can't build it at fixed sizes, where slices of it are read on (GPT-2's
@@ -61,7 +61,7 @@ def biased_linear(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[s
     return call(node, aten.linear.default, x, call(node, aten.transpose.int, y, 0, 1), bias)
 
 
-def affine(call: Call, args: Sequence[Any]) -> tuple[Any, ...]:
+def affine(call: CallFunction, args: Sequence[Any]) -> tuple[Any, ...]:
     """A batch norm's arguments with a weight and a bias: Torch-TensorRT's stand-ins for these are always float32."""
     x, weight, bias, mean, variance, *rest = args
     if mean is not None and variance is not None:
@@ -70,7 +70,7 @@ def affine(call: Call, args: Sequence[Any]) -> tuple[Any, ...]:
     return (x, weight, bias, mean, variance, *rest)
 
 
-def masked_attention(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+def masked_attention(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
     """Attention with a mask, as products and a softmax.
 
     TensorRT-RTX 1.4 and 1.6 compile for minutes, at the first call, what comes of their attention layer together with
@@ -110,7 +110,7 @@ def masked_attention(call: Call, node: Node, args: Sequence[Any], kwargs: Mappin
     return _laid_out(call, node, call(node, aten.matmul.default, weights, value))
 
 
-def _laid_out(call: Call, node: Node, mixed: Node) -> Node:
+def _laid_out(call: CallFunction, node: Node, mixed: Node) -> Node:
     """Attention's answer where all heads of a position lie side by side in memory, as PyTorch's own.
 
     Only where that is read as a view, which it would not be otherwise (BART).
@@ -132,11 +132,11 @@ def _viewed(node: Node) -> bool:
     return any(user.target is aten.view.default or (user.target in moved and _viewed(user)) for user in node.users)
 
 
-def _number(call: Call, like: Node, number: float) -> Node:
+def _number(call: CallFunction, like: Node, number: float) -> Node:
     return call(like, aten.full.default, [], number, dtype=like.meta["val"].dtype)
 
 
-def wrapped(call: Call, node: Node, low: int, high: int) -> Node:
+def wrapped(call: CallFunction, node: Node, low: int, high: int) -> Node:
     """An int32 brought into the range of a narrower integer, as PyTorch wraps around."""
     span = high - low + 1
     shifted = call(node, aten.sub.Tensor, node, low) if low else node
@@ -144,7 +144,7 @@ def wrapped(call: Call, node: Node, low: int, high: int) -> Node:
     return call(node, aten.sub.Tensor, node, call(node, aten.mul.Tensor, times, span))
 
 
-def joined(call: Call, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+def joined(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
     """What is written into a slice, as that slice between what is before and after it.
 
     Torch-TensorRT makes a scatter of it, which TensorRT refuses where another dimension is dynamic.

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import SettingError
 from ..inputs import dtype_name
+from ..plan.dtypes import PRECISION_OF, torch_tensorrt_name
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 CONVERTER = "convert_exported_program_to_serialized_trt_engine"
@@ -150,8 +151,8 @@ def precision_of(precision: str | None, enabled_precisions: Any) -> str | None:
     given = (
         enabled_precisions if isinstance(enabled_precisions, (set, frozenset, tuple, list)) else [enabled_precisions]
     )
-    names = {_DTYPE_PRECISION.get(_dtype(value), _dtype(value)) for value in given}
-    if unknown := names - {"fp32", "fp16", "bf16"}:
+    names = {_precision_of(value) for value in given}
+    if unknown := names - set(PRECISION_OF.values()):
         raise SettingError(
             f"enabled_precisions has {', '.join(sorted(unknown))}.",
             "float32, float16 and bfloat16",
@@ -172,18 +173,16 @@ def precision_of(precision: str | None, enabled_precisions: Any) -> str | None:
     return precision or found
 
 
-_DTYPE_PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_SHORT = {"f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
-
-
-def _dtype(value: Any) -> str:
-    name = getattr(value, "name", None) or str(value)
-    name = str(name).removeprefix("torch.")
-    name = _SHORT.get(name, name)
+def _precision_of(value: Any) -> str:
+    """The precision that a dtype stands for, or a name for the dtype where it is none."""
+    name = str(getattr(value, "name", None) or value).removeprefix("torch.")
+    if name in PRECISION_OF.values():
+        return name
     try:
-        return dtype_name(name)
+        name = dtype_name(torch_tensorrt_name(name))
     except SettingError:
         return name
+    return PRECISION_OF.get(name, name)
 
 
 def json_safe(value: Any) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ConstantArgument,
@@ -17,8 +16,8 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
+from .._torch import OpOverload, pytree
 from ..errors import ConversionError, SettingError
 from ..inputs import DTYPES
 from ..plan.manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
@@ -183,7 +182,7 @@ def _sources(program: ExportedProgram) -> dict[str, str]:
     written = _written(program)
     for node in program.graph.nodes:
         target = node.target
-        name = str(target._schema.name).split("::")[-1] if isinstance(target, torch._ops.OpOverload) else ""
+        name = str(target._schema.name).split("::")[-1] if isinstance(target, OpOverload) else ""
         operand = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         same = operand is not None and _dtype(operand) is not None and _dtype(operand) == _dtype(node)
         same = same and node not in written and operand not in written
@@ -195,7 +194,7 @@ def _written(program: ExportedProgram) -> set[Node]:
     """Nodes whose memory an operation changes in place: what it names, and what that is a view of."""
     found: set[Node] = set()
     for node in program.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
             continue
         todo = written_operands(node.target, node.args)
         while todo:

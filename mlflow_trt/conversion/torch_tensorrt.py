@@ -10,82 +10,20 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
+from ..plan.targets import sm
+from .job import BindingSpec, Built, Job, ProgressListener
 from .network import Network, look
 
 if TYPE_CHECKING:
     from ..errors import ConversionError
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-ProgressListener = Callable[[str, str, int], None]
-"""Called with ("start" | "step" | "finish", phase, steps)."""
-
 _TENSORRT_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
 _lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class BindingSpec:
-    """One input of the network."""
-
-    name: str
-    dtype: str
-    profiles: tuple[Shapes, ...]
-    """(min, opt, max) per profile; a single one holds in all."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be built; everything but the program."""
-
-    inputs: tuple[BindingSpec, ...]
-    outputs: tuple[str, ...]
-    """Binding names."""
-    settings: Mapping[str, Any]
-    capabilities: tuple[str, ...] | None
-    """TensorRT-RTX: compute capabilities to build for; None: the current GPU."""
-    uint8: tuple[str, ...] = ()
-    """Outputs that are uint8: TensorRT has it at a network's edge alone, so the program has them in float32."""
-
-    @property
-    def profiles(self) -> int:
-        return max((len(spec.profiles) for spec in self.inputs), default=1)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "settings": dict(self.settings)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Job:
-        inputs = tuple(
-            BindingSpec(i["name"], i["dtype"], tuple(_shapes(p) for p in i["profiles"])) for i in content["inputs"]
-        )
-        capabilities = content["capabilities"]
-        return cls(
-            inputs,
-            tuple(content["outputs"]),
-            content["settings"],
-            tuple(capabilities) if capabilities else None,
-            tuple(content["uint8"]),
-        )
-
-
-def _shapes(profile: Sequence[Sequence[int]]) -> Shapes:
-    low, opt, high = profile
-    return tuple(low), tuple(opt), tuple(high)
-
-
-@dataclass(frozen=True)
-class Built:
-    """A serialized engine and what was learned while it was built."""
-
-    serialized: bytes
-    network: Network
-    seconds: float
 
 
 def build(program: ExportedProgram, job: Job, listener: ProgressListener | None = None) -> Built:
@@ -105,7 +43,7 @@ def build(program: ExportedProgram, job: Job, listener: ProgressListener | None 
         import torch_tensorrt
         from torch_tensorrt.dynamo import convert_exported_program_to_serialized_trt_engine as converter
 
-    watch = _Watch(job, listener)
+    watch = _BuildLog(job, listener)
     started = time.perf_counter()
     with _lock, _hooked(watch), _whole(), _captured(watch):
         try:
@@ -141,7 +79,7 @@ def _input(torch_tensorrt: Any, spec: BindingSpec) -> Any:
     return torch_tensorrt.Input(min_shape=low, opt_shape=spec.profiles[0][1], max_shape=high, dtype=dtype)
 
 
-class _Watch:
+class _BuildLog:
     """Collects what a build tells: the network, TensorRT's messages, the first error, an interrupt."""
 
     def __init__(self, job: Job, listener: ProgressListener | None) -> None:
@@ -171,7 +109,7 @@ class _Watch:
 class _Messages(logging.Handler):
     """Keeps TensorRT's own error messages."""
 
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: _BuildLog) -> None:
         super().__init__(logging.ERROR)
         self.watch = watch
 
@@ -182,7 +120,7 @@ class _Messages(logging.Handler):
 class _Swallowed(logging.Handler):
     """Keeps the exception that 2.11 only logs, to fail with an UnboundLocalError after it."""
 
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: _BuildLog) -> None:
         super().__init__(logging.ERROR)
         self.watch = watch
 
@@ -192,7 +130,7 @@ class _Swallowed(logging.Handler):
 
 
 @contextlib.contextmanager
-def _captured(watch: _Watch) -> Iterator[None]:
+def _captured(watch: _BuildLog) -> Iterator[None]:
     """Reads TensorRT's own messages, and keeps upstream's dump of the whole graph off the user's screen."""
     logger = logging.getLogger(_TENSORRT_LOGGER)
     handler = _Messages(watch)
@@ -211,7 +149,7 @@ def _captured(watch: _Watch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hooked(watch: _Watch) -> Iterator[None]:
+def _hooked(watch: _BuildLog) -> Iterator[None]:
     """Puts a subclass of the interpreter in its place for the time of one build."""
     from torch_tensorrt.dynamo.conversion import _conversion
 
@@ -250,7 +188,7 @@ def _whole() -> Iterator[None]:
         _compiler.get_decompositions = upstream
 
 
-def _interpreter(base: Any, watch: _Watch) -> Any:
+def _interpreter(base: Any, watch: _BuildLog) -> Any:
     import tensorrt as trt  # what torch_tensorrt made of it: tensorrt_rtx, in its RTX flavour
 
     job = watch.job
@@ -320,7 +258,7 @@ def _interpreter(base: Any, watch: _Watch) -> Any:
             if job.capabilities:
                 config.num_compute_capabilities = len(job.capabilities)
                 for i, capability in enumerate(job.capabilities):
-                    member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
+                    member = getattr(trt.ComputeCapability, sm(capability).upper())
                     config.set_compute_capability(member, i)
             watch.network = look(trt, self.ctx.net, config.get_flag(trt.BuilderFlag.TF32))
             return config
@@ -395,7 +333,7 @@ def _profiles(builder: Any, job: Job) -> list[Any]:
     return profiles
 
 
-def _monitor(trt: Any, watch: _Watch) -> Any:
+def _monitor(trt: Any, watch: _BuildLog) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Tells of the build's phases, and stops it at Ctrl-C: the only place where Python runs during a build."""
 

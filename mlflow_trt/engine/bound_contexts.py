@@ -1,10 +1,10 @@
-"""Lanes on the GPU: an execution context bound to one shape, with all that one call at that shape needs.
+"""An execution context bound to one shape, with all that one call at that shape needs.
 
-A :class:`HostLane` serves arrays in host memory. Inputs lie side by side in one page-locked block and in one block on
-the GPU, outputs in two more, so that a run is one copy in, the engine, one copy out, and from the second on one
-launch of a CUDA graph that holds all three. Inputs that are page-locked where they lie go to the GPU from there, before
-a second graph that holds the rest. A :class:`DeviceLane` serves tensors that are on the GPU already and binds their
-memory.
+A :class:`BoundHostContext` serves arrays in host memory. Inputs lie side by side in one page-locked block and in one
+block on the GPU, outputs in two more, so that a run is one copy in, the engine, one copy out, and from the second on
+one launch of a CUDA graph that holds all three. Inputs that are page-locked where they lie go to the GPU from there,
+before a second graph that holds the rest. A :class:`BoundDeviceContext` serves tensors that are on the GPU already and
+binds their memory.
 
 Why a graph of our own and not ``CudaGraphStrategy.WHOLE_GRAPH_CAPTURE``: both are equally fast on the engine itself,
 ours holds the copies too, and it works with full TensorRT. NVIDIA's warning about capturing (TensorRT-RTX swaps
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError, TrtError
-from ..plan.dtypes import Decode, Encode, decoder, encoder
+from ..plan.casts import Decode, Encode, decoder, encoder
 from ..plan.manifest import Tensor
 from ..plan.signature import Shape
 from . import cuda, pinned
-from .context import Binding, BoundContext, Context, Core, Key, Slot
+from .context import Binding, Context, Core, Key, ShapedContext, StreamResources
 from .cuda import ALIGNMENT, SUCCESS, Block, Stream
 from .tensors import DeviceTensor
 
@@ -41,16 +41,16 @@ _WORTH_A_COPY = 32 << 10
 """Bytes that a call of CUDA's should fetch on average; an estimate. Smaller rows are put together first."""
 
 
-class HostLane:
+class BoundHostContext:
     """Serves arrays in host memory at one shape."""
 
-    def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
-        self.bound = BoundContext(core, slot, key, context)
+    def __init__(self, core: Core, resources: StreamResources, key: Key, context: Context | None = None) -> None:
+        self.shaped = ShapedContext(core, resources, key, context)
         self._core = core
         self.context_bytes = 0
         """What the context itself takes, once that was seen."""
-        self._stream = slot.stream
-        self._raw = slot.stream.raw
+        self._stream = resources.stream
+        self._raw = resources.stream.raw
         self._blocks: list[Block] = []
         self._graphs: dict[bool, Any] = {}
         """By whether they copy the block of inputs to the GPU."""
@@ -71,7 +71,7 @@ class HostLane:
     @property
     def nbytes(self) -> int:
         """GPU memory that it holds, scratch not counted."""
-        memory = self.bound.memory
+        memory = self.shaped.memory
         return self.context_bytes + self.in_bytes + self.out_bytes + (memory.nbytes if memory else 0)
 
     @property
@@ -80,10 +80,10 @@ class HostLane:
         return "graph" if self._graphs else "runtime" if self._core.runtime_graphs else "enqueue"
 
     def run(self, arrays: Sequence[np.ndarray | Sequence[np.ndarray]]) -> list[np.ndarray]:
-        """Runs once. The slot must be the caller's, its device current.
+        """Runs once. The stream slot must be the caller's, its device current.
 
         Args:
-            arrays: Of the shapes that the lane is bound to, in the interface's order; or several for an input, whose
+            arrays: Of the shapes that the context is bound to, in the interface's order; or several for an input, whose
                 rows follow one another, the last one repeated as often as there is room.
 
         Returns:
@@ -104,14 +104,14 @@ class HostLane:
             for target, source, size in copies:
                 cuda.to_device(target, source, size, self._stream)
         if self.fill is not None:
-            self.bound.slot.fill(self.fill)
+            self.shaped.resources.fill(self.fill)
             cuda.fill(self._device_out.pointer, NAN, self._device_out.nbytes, self._stream)
         self._launch(copies is None)
         (error,) = cuda.stream_synchronize(self._raw)
         if error != SUCCESS:
             raise cuda.failure(error, "running the engine")
         self._ran = True
-        if self.bound.memory is not None:
+        if self.shaped.memory is not None:
             return self._read_data_dependent()
         return [decode(view) for decode, view in self._outputs]
 
@@ -122,28 +122,28 @@ class HostLane:
 
     def capturable(self) -> bool:
         """Asks TensorRT whether this context's work can be captured; to be asked after it has run once."""
-        ask = getattr(self.bound.context, "is_stream_capturable", None)
+        ask = getattr(self.shaped.context, "is_stream_capturable", None)
         return ask is None or bool(ask(self._stream.handle))
 
     def release_context(self) -> Context | None:
-        """Gives back all but the context, for another lane of the slot to take over."""
+        """Gives back all but the context, for another one of the stream slot to take over."""
         self._drop()
-        return self.bound.give_up()
+        return self.shaped.give_up()
 
     def close(self) -> None:
         """Waits for its work and gives its memory back."""
         self._drop()
-        self.bound.give_up()
+        self.shaped.give_up()
 
     def _lay_out(self, core: Core, key: Key) -> None:
         self._inputs: list[tuple[Encode, np.ndarray]] = []
         self._outputs: list[tuple[Decode, np.ndarray]] = []
         self._targets: list[tuple[int, np.dtype, int] | None] = []
         """Where inputs lie on the GPU: address, dtype, bytes."""
-        self._capturable = self.bound.memory is None and not any(b.on_host for b in core.outputs)
+        self._capturable = self.shaped.memory is None and not any(b.on_host for b in core.outputs)
         ins = _offsets([(b, s) for b, s in zip(core.inputs, key.shapes) if not b.on_host])
-        found = zip(core.outputs, self.bound.output_shapes)
-        outs = _offsets([(b, s) for b, s in found if s is not None and not b.on_host])
+        shaped_outputs = zip(core.outputs, self.shaped.output_shapes)
+        outs = _offsets([(b, s) for b, s in shaped_outputs if s is not None and not b.on_host])
         self.in_bytes, self.out_bytes = ins.total, outs.total
         for total in (ins.total, outs.total):
             self._blocks.append(Block(total, pinned=True))
@@ -153,29 +153,29 @@ class HostLane:
             t = binding.tensor
             encode = encoder(t.dtype, t.binding_dtype, t.name)
             if binding.on_host:
-                self._inputs.append((_keep, self.bound.host_array(binding)))
+                self._inputs.append((_keep, self.shaped.host_array(binding)))
                 self._targets.append(None)
                 continue
             offset = ins.places[binding.name]
             target = self._device_in.pointer + offset
-            self.bound.bind(binding, target)
+            self.shaped.bind(binding, target)
             self._inputs.append((encode, self._pinned_in.view(offset, shape, binding.storage)))
             self._targets.append((target, binding.storage, nbytes(binding.storage, shape)))
-        for binding, known in zip(core.outputs, self.bound.output_shapes):
+        for binding, known in zip(core.outputs, self.shaped.output_shapes):
             if known is None:
                 continue
             decode = decoder(binding.tensor.dtype, binding.tensor.binding_dtype)
             if binding.on_host:
-                view = self.bound.host_array(binding)
+                view = self.shaped.host_array(binding)
             else:
                 offset = outs.places[binding.name]
-                self.bound.bind(binding, self._device_out.pointer + offset)
+                self.shaped.bind(binding, self._device_out.pointer + offset)
                 view = self._pinned_out.view(offset, known, binding.storage)
             self._outputs.append((decode, as_declared(view, binding.tensor)))
 
     def _copies(self, arrays: Sequence[np.ndarray | Sequence[np.ndarray]]) -> list[tuple[int, int, int]] | None:
         """Copies to the GPU, as (to, from, bytes), that need none on the host before; None: some input needs one."""
-        found = []
+        copies = []
         for place, array in zip(self._targets, arrays):
             if place is None:
                 continue
@@ -186,15 +186,15 @@ class HostLane:
                 begin = pinned.address_of(part) if part.dtype == dtype else None
                 if begin is None:
                     return None
-                found.append((target, begin, part.nbytes))
+                copies.append((target, begin, part.nbytes))
                 target += part.nbytes
                 if target < end:
                     row = part.nbytes // len(part)
                     source = begin + part.nbytes - row
             while target < end:  # the last row, as often as there is room
-                found.append((target, source, row))
+                copies.append((target, source, row))
                 target += row
-        return found if self.in_bytes >= len(found) * _WORTH_A_COPY else None
+        return copies if self.in_bytes >= len(copies) * _WORTH_A_COPY else None
 
     def _launch(self, block: bool) -> None:
         """Queues a call; block: whether its inputs are in the block, and not on the GPU already."""
@@ -214,8 +214,8 @@ class HostLane:
         if block and self.in_bytes:
             cuda.to_device(self._device_in.pointer, self._pinned_in.pointer, self.in_bytes, self._stream)
         if self._clears:
-            self.bound.slot.fill(ZERO)
-        self.bound.enqueue()
+            self.shaped.resources.fill(ZERO)
+        self.shaped.enqueue()
         if self.out_bytes:
             cuda.to_host(self._pinned_out.pointer, self._device_out.pointer, self.out_bytes, self._stream)
 
@@ -224,21 +224,21 @@ class HostLane:
         try:
             graph = self._graphs[block] = cuda.capture(self._stream, lambda: self._enqueue(block))
         except TrtError as refusal:
-            _logger.debug("No CUDA graph for %s: %s", self.bound.key, refusal)
+            _logger.debug("No CUDA graph for %s: %s", self.shaped.key, refusal)
             self._capturable = False
             return None
         return graph
 
     def _read_data_dependent(self) -> list[np.ndarray]:
         plain = iter(self._outputs)
-        found = []
-        for binding, shape in zip(self._core.outputs, self.bound.output_shapes):
+        arrays = []
+        for binding, shape in zip(self._core.outputs, self.shaped.output_shapes):
             if shape is not None:
                 decode, view = next(plain)
-                found.append(decode(view))
+                arrays.append(decode(view))
             else:
-                found.append(read_data_dependent(self.bound, binding, self._stream))
-        return found
+                arrays.append(read_data_dependent(self.shaped, binding, self._stream))
+        return arrays
 
     def _drop(self) -> None:
         _synchronize_quietly(self._stream)
@@ -255,31 +255,31 @@ class HostLane:
             cuda.destroy_graph(self._graphs.popitem()[1])
 
 
-class DeviceLane:
+class BoundDeviceContext:
     """Serves tensors that are on the GPU at one shape, in their own memory."""
 
     graph = "enqueue"
 
-    def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
+    def __init__(self, core: Core, resources: StreamResources, key: Key, context: Context | None = None) -> None:
         self._core = core
-        self.bound = BoundContext(core, slot, key, context)
-        self.stream = slot.stream
-        self.spare = slot.scratch.pointer
+        self.shaped = ShapedContext(core, resources, key, context)
+        self.stream = resources.stream
+        self.spare = resources.scratch.pointer
         """An address for what needs one and holds nothing."""
         self.context_bytes = 0
         self.on_trial = False
         """Whether specialized kernels are still to be tried at its shape."""
         self.fill: int | None = None
-        """As a :class:`HostLane` has it."""
+        """As a :class:`BoundHostContext` has it."""
         self._clears = False
 
     @property
     def nbytes(self) -> int:
         """GPU memory that it holds, scratch not counted."""
-        return self.context_bytes + (self.bound.memory.nbytes if self.bound.memory else 0)
+        return self.context_bytes + (self.shaped.memory.nbytes if self.shaped.memory else 0)
 
     def run(self, tensors: Sequence[DeviceTensor | None], outputs: Sequence[int]) -> None:
-        """Queues the engine's work on the slot's stream and returns at once.
+        """Queues the engine's work on the stream slot's stream and returns at once.
 
         Args:
             tensors: Inputs in the interface's order; None for a shape tensor.
@@ -287,30 +287,30 @@ class DeviceLane:
         """
         for binding, tensor in zip(self._core.inputs, tensors):
             if tensor is not None:
-                self.bound.bind(binding, tensor.pointer)
+                self.shaped.bind(binding, tensor.pointer)
         for binding, pointer in zip(self._core.outputs, outputs):
             if pointer:
-                self.bound.bind(binding, pointer)
+                self.shaped.bind(binding, pointer)
         if self.fill is not None:
-            self.bound.slot.fill(self.fill)
+            self.shaped.resources.fill(self.fill)
             self._poison(outputs)
         if self._clears:
-            self.bound.slot.fill(ZERO)
-        self.bound.enqueue()
+            self.shaped.resources.fill(ZERO)
+        self.shaped.enqueue()
 
     def clear_first(self) -> None:
         """Has scratch memory cleared before every run from now on."""
         self._clears = True
 
     def _poison(self, outputs: Sequence[int]) -> None:
-        for binding, shape, pointer in zip(self._core.outputs, self.bound.output_shapes, outputs):
+        for binding, shape, pointer in zip(self._core.outputs, self.shaped.output_shapes, outputs):
             if pointer and shape is not None and (size := nbytes(binding.storage, shape)):
                 cuda.fill(pointer, NAN, size, self.stream)
 
     def release_context(self) -> Context | None:
-        """Gives back all but the context, for another lane of the slot to take over."""
+        """Gives back all but the context, for another one of the stream slot to take over."""
         _synchronize_quietly(self.stream)
-        return self.bound.give_up()
+        return self.shaped.give_up()
 
     def close(self) -> None:
         """Waits for its work and gives its memory back."""
@@ -355,9 +355,9 @@ def as_declared(array: np.ndarray, tensor: Tensor) -> np.ndarray:
     return array.reshape((1,) * rank) if array.ndim != rank and array.size == 1 else array
 
 
-def read_data_dependent(bound: BoundContext, binding: Binding, stream: Stream) -> np.ndarray:
+def read_data_dependent(shaped: ShapedContext, binding: Binding, stream: Stream) -> np.ndarray:
     """Copies an output whose size the data decided to the host; the engine's work must be done."""
-    memory = bound.memory
+    memory = shaped.memory
     if memory is None or binding.name not in memory.shapes:
         raise DeviceError(
             f"TensorRT did not tell the shape of the output {binding.name!r}.",
@@ -365,12 +365,12 @@ def read_data_dependent(bound: BoundContext, binding: Binding, stream: Stream) -
             "report this with the model's layers",
         )
     shape = memory.shapes[binding.name]
-    found = np.empty(shape, binding.storage)
-    if found.size:
-        cuda.to_host(found.ctypes.data, memory.blocks[binding.name].pointer, found.nbytes, stream)
+    array = np.empty(shape, binding.storage)
+    if array.size:
+        cuda.to_host(array.ctypes.data, memory.blocks[binding.name].pointer, array.nbytes, stream)
         stream.synchronize()
     t = binding.tensor
-    return as_declared(found if t.dtype == t.binding_dtype else decoder(t.dtype, t.binding_dtype)(found), t)
+    return as_declared(array if t.dtype == t.binding_dtype else decoder(t.dtype, t.binding_dtype)(array), t)
 
 
 def _stack(encode: Encode, parts: Sequence[np.ndarray], view: np.ndarray) -> None:

@@ -1,7 +1,7 @@
-"""The engine and its execution contexts on the GPU: what every lane is made of.
+"""The engine and its execution contexts on the GPU: what every bound context is made of.
 
-A context is made without scratch memory of its own and works in its slot's. It is bound once: profile, shapes, content
-of shape tensors, and an allocator for the outputs whose size only the data decide.
+A context is made without scratch memory of its own and works in its stream slot's. It is bound once: profile, shapes,
+content of shape tensors, and an allocator for the outputs whose size only the data decide.
 
 With TensorRT-RTX a context keeps its shape for life: kernels of one shape must not meet another
 (:mod:`mlflow_trt.engine.runtime_cache`).
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import TrtError
-from ..plan.dtypes import storage
+from ..plan.casts import storage
 from ..plan.manifest import Interface, Tensor
 from ..plan.signature import Shape, Shapes
 from . import cuda
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Key(NamedTuple):
-    """What a lane is bound to; a tuple, since it is hashed at every call."""
+    """What a context is bound to; a tuple, since it is hashed at every call."""
 
     shapes: Shapes
     """Of all inputs, in the interface's order."""
@@ -55,8 +55,8 @@ class Binding:
         return self.tensor.binding
 
 
-class Slot:
-    """What the lanes of one slot share: a stream, and the scratch memory that only one of them uses at a time."""
+class StreamResources:
+    """What the bound contexts of one stream slot share: a stream, and scratch memory that one uses at a time."""
 
     def __init__(self, scratch: int) -> None:
         self.stream = Stream()
@@ -89,12 +89,12 @@ class Context:
 
 
 class Core:
-    """A deserialized engine with what all its lanes need.
+    """A deserialized engine with what all its bound contexts need.
 
     Args:
         loaded: The engine.
         interface: Inputs and outputs.
-        cuda_graphs: Whether lanes may use CUDA graphs at all.
+        cuda_graphs: Whether bound contexts may use CUDA graphs at all.
     """
 
     def __init__(self, loaded: Deserialized, interface: Interface, cuda_graphs: bool = True) -> None:
@@ -117,8 +117,8 @@ class Core:
         """Whether a context may be given another shape."""
         return not self.is_rtx
 
-    def create_context(self, slot: Slot, key: Key) -> Context:
-        """Makes an execution context for a key's shapes that works in a slot's scratch memory.
+    def create_context(self, resources: StreamResources, key: Key) -> Context:
+        """Makes an execution context for a key's shapes that works in a stream slot's scratch memory.
 
         Raises:
             OutOfMemory: The GPU's memory does not suffice.
@@ -135,7 +135,7 @@ class Core:
             context = self.engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise self.loaded.error("creating an execution context")
-        context.set_device_memory(slot.scratch.pointer, slot.scratch.nbytes)
+        context.set_device_memory(resources.scratch.pointer, resources.scratch.nbytes)
         return Context(context, cache, config)
 
     def release(self) -> None:
@@ -220,14 +220,14 @@ class OutputMemory:
         self.blocks.clear()
 
 
-class BoundContext:
+class ShapedContext:
     """A context with a profile, shapes, and memory for what is not a plain output on the GPU."""
 
-    def __init__(self, core: Core, slot: Slot, key: Key, context: Context | None = None) -> None:
+    def __init__(self, core: Core, resources: StreamResources, key: Key, context: Context | None = None) -> None:
         self.core = core
-        self.slot = slot
+        self.resources = resources
         self.key = key
-        self._made: Context | None = core.create_context(slot, key) if context is None else context
+        self._made: Context | None = core.create_context(resources, key) if context is None else context
         self.context: Any = self._made.raw
         self._set_profile()
         self._host: dict[str, np.ndarray] = {}
@@ -249,11 +249,11 @@ class BoundContext:
         self.output_shapes: list[Shape | None] = []
         self.memory: OutputMemory | None = None
         for binding in core.outputs:
-            found = tuple(int(n) for n in self.context.get_tensor_shape(binding.name))
-            known = all(n >= 0 for n in found)
-            self.output_shapes.append(found if known else None)
+            shape = tuple(int(n) for n in self.context.get_tensor_shape(binding.name))
+            known = all(n >= 0 for n in shape)
+            self.output_shapes.append(shape if known else None)
             if binding.on_host and known:
-                self._bind_host(binding, np.zeros(found, binding.storage))
+                self._bind_host(binding, np.zeros(shape, binding.storage))
             elif not known:
                 self.memory = self.memory or OutputMemory(core.loaded.trt)
                 if not self.context.set_output_allocator(binding.name, self.memory.allocator):
@@ -269,8 +269,8 @@ class BoundContext:
             raise self.core.loaded.error(f"binding {binding.name!r}")
 
     def enqueue(self) -> None:
-        """Queues the engine's work on the slot's stream."""
-        if not self.context.execute_async_v3(self.slot.stream.handle):
+        """Queues the engine's work on the stream slot's stream."""
+        if not self.context.execute_async_v3(self.resources.stream.handle):
             raise self.core.loaded.error("running the engine")
 
     def keep_kernels(self) -> None:
@@ -279,7 +279,7 @@ class BoundContext:
             self.core.kernels.learn(self._made.cache)
 
     def give_up(self) -> Context | None:
-        """Gives back everything but the context, which another lane may take over."""
+        """Gives back everything but the context, which another one may take over."""
         if self.memory is not None:
             for binding, shape in zip(self.core.outputs, self.output_shapes):
                 if shape is None:
@@ -293,7 +293,7 @@ class BoundContext:
         self.bind(binding, self._host[binding.name].ctypes.data)
 
     def _set_profile(self) -> None:
-        profile, stream = self.key.profile, self.slot.stream
+        profile, stream = self.key.profile, self.resources.stream
         if self.core.engine.num_optimization_profiles > 1 and self.context.active_optimization_profile != profile:
             if not self.context.set_optimization_profile_async(profile, stream.handle):
                 raise self.core.loaded.error(f"choosing optimization profile {profile}")

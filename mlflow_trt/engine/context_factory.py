@@ -1,19 +1,19 @@
-"""Makes lanes on the GPU for the pool, and learns what they cost."""
+"""Makes bound contexts on the GPU for the pool, and learns what they cost."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
 from . import cuda
-from .bound_contexts import DeviceLane, HostLane, nbytes
-from .context import Core, Key, Slot
+from .bound_contexts import BoundDeviceContext, BoundHostContext, nbytes
+from .context import Core, Key, StreamResources
 
 _LARGEST_CONTEXT = 1 << 30
 """Bytes: more than this was another process's doing when free memory is compared before and after."""
 
 
-class Workshop:
-    """Makes lanes for the pool. Used by one thread at a time."""
+class ContextFactory:
+    """Makes bound contexts for the pool. Used by one thread at a time."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -23,24 +23,26 @@ class Workshop:
         self._context_bytes = 32 << 20
         self._out_per_in = 1.0
 
-    def open_slot(self) -> Slot:
+    def open_resources(self) -> StreamResources:
         """Makes a stream and scratch memory."""
-        return Slot(self._core.scratch)
+        return StreamResources(self._core.scratch)
 
-    def close_slot(self, resource: Slot) -> None:
+    def close_resources(self, resources: StreamResources) -> None:
         """Gives them back."""
-        resource.close()
+        resources.close()
 
     def estimate(self, key: Hashable) -> int:
-        """Bytes of GPU memory that a new lane will probably hold."""
+        """Bytes of GPU memory that a new bound context will probably hold."""
         assert isinstance(key, Key)
         if key.on_gpu:
             return self._context_bytes
         size = sum(nbytes(b.storage, shape) for b, shape in zip(self._core.inputs, key.shapes))
         return int(size * (1.0 + self._out_per_in)) + self._context_bytes
 
-    def build(self, resource: Slot, key: Hashable, old: HostLane | DeviceLane | None) -> HostLane | DeviceLane:
-        """Makes a lane, out of an old one of the same slot if there is one and its context may change its shape."""
+    def build(
+        self, resources: StreamResources, key: Hashable, old: BoundHostContext | BoundDeviceContext | None
+    ) -> BoundHostContext | BoundDeviceContext:
+        """Makes one, out of an old one of the same stream slot if there is one and contexts may change their shape."""
         assert isinstance(key, Key)
         context = None
         self._reused = None
@@ -50,16 +52,16 @@ class Workshop:
         elif old is not None:
             old.close()
         self._free_before, _ = cuda.memory()
-        return (DeviceLane if key.on_gpu else HostLane)(self._core, resource, key, context)
+        return (BoundDeviceContext if key.on_gpu else BoundHostContext)(self._core, resources, key, context)
 
-    def weigh(self, lane: HostLane | DeviceLane) -> None:
-        """Notes how much GPU memory a lane's context took by its first run: TensorRT does not say."""
+    def weigh(self, bound: BoundHostContext | BoundDeviceContext) -> None:
+        """Notes how much GPU memory a bound context took by its first run: TensorRT does not say."""
         if self._reused is not None:
-            lane.context_bytes = self._reused
+            bound.context_bytes = self._reused
             return
         free, _ = cuda.memory()
-        taken = self._free_before - free - lane.nbytes
+        taken = self._free_before - free - bound.nbytes
         # Other threads and processes take and give memory too: a wild figure must not empty the pool.
-        lane.context_bytes = self._context_bytes = min(max(taken, 0), _LARGEST_CONTEXT)
-        if isinstance(lane, HostLane) and lane.in_bytes:
-            self._out_per_in = lane.out_bytes / lane.in_bytes
+        bound.context_bytes = self._context_bytes = min(max(taken, 0), _LARGEST_CONTEXT)
+        if isinstance(bound, BoundHostContext) and bound.in_bytes:
+            self._out_per_in = bound.out_bytes / bound.in_bytes

@@ -16,19 +16,19 @@ import numpy as np
 from ..errors import DeviceError, InputError, ManifestError, PlanError, SettingError
 from ..plan.api import Backend, Result
 from ..plan.compatibility import runtime_for
-from ..plan.files import check_header, verify
+from ..plan.files import check_plan
 from ..plan.host import probe
 from ..plan.manifest import Host, Interface, PlanRecord, Profile
 from ..plan.parity import default_tolerance
 from ..plan.signature import Binder, Shapes
 from . import cuda, kernel_files
 from . import tensors as interop
-from .context import Core, Key, Slot
-from .context_factory import Workshop
+from .context import Core, Key, StreamResources
+from .context_factory import ContextFactory
 from .device_call import GpuCall
 from .pool import OutOfMemory, Pool
 from .runtime_cache import compiling, kernels_of, network_of
-from .specialization import Call, FirstRuns, HostCall
+from .specialization import FirstCall, FirstRuns, HostCall
 from .trt import Deserialized, check_interface, describe, profiles
 
 _logger = logging.getLogger(__name__)
@@ -97,10 +97,10 @@ class TensorRTEngine:
             cuda.leave(previous)
         self._core: Core | None = core
         limit = free // 4 if memory_limit is None else memory_limit
-        self._workshop = Workshop(core)
-        self._pool: Pool[Slot, Any] = Pool(self._workshop, max_contexts, limit)
+        self._factory = ContextFactory(core)
+        self._pool: Pool[StreamResources, Any] = Pool(self._factory, max_contexts, limit)
         allowed = 2 * default_tolerance(record.precision.requested).rel_l2  # each may be off to its own side
-        self._first_runs = FirstRuns(core, self._pool, self._workshop, allowed)
+        self._first_runs = FirstRuns(core, self._pool, self._factory, allowed)
         self._host_inputs = [i for i, b in enumerate(core.inputs) if b.on_host]
         self._output_names = tuple(t.name for t in self.interface.outputs)
         self._keeper = kernel_files.Keeper(saved, self._kernels) if runtime_cache and core.is_rtx else None
@@ -166,13 +166,13 @@ class TensorRTEngine:
     @property
     def memory(self) -> dict[str, int]:
         """GPU memory in bytes: ``contexts`` in use, their ``limit``, ``scratch`` per concurrent call; and how many
-        contexts there are, ``lanes``."""
+        bound contexts there are, ``lanes``."""
         core = self._open()
         return {
             "contexts": self._pool.used,
             "limit": self._pool.limit,
             "scratch": core.scratch,
-            "lanes": self._pool.lanes,
+            "lanes": self._pool.contexts,
         }
 
     def close(self) -> None:
@@ -214,57 +214,57 @@ class TensorRTEngine:
             values = self._values(arrays)
         key = Key(shapes, profile, values)
         pool = self._pool
-        slot = pool.acquire(key)
+        stream_slot = pool.acquire(key)
         previous = None
         try:
             previous = cuda.enter(self.device)
-            lane = pool.find(slot, key)
-            if lane is None or lane.on_trial:
-                found = self._first_run(slot, key, HostCall(arrays))
+            bound = pool.find(stream_slot, key)
+            if bound is None or bound.on_trial:
+                outputs = self._first_run(stream_slot, key, HostCall(arrays))
             else:
-                found = lane.run(arrays)
+                outputs = bound.run(arrays)
         except InputError:
             raise
         except BaseException:
-            pool.discard(slot, key)
+            pool.discard(stream_slot, key)
             raise
         finally:
             cuda.leave(previous)
-            pool.release(slot)
-        return dict(zip(self._output_names, found))
+            pool.release(stream_slot)
+        return dict(zip(self._output_names, outputs))
 
-    def _first_run(self, slot: Any, key: Key, call: Call) -> Any:
-        """Runs a call at a shape that no lane of the slot serves yet, which compiles its kernels."""
+    def _first_run(self, stream_slot: Any, key: Key, call: FirstCall) -> Any:
+        """Runs a call at a shape that no bound context of the stream slot serves yet, which compiles its kernels."""
         # One at a time: the second begins with what the first has compiled.
         with compiling:
             try:
-                found = self._first_runs.answer(slot, key, call)
+                answer = self._first_runs.answer(stream_slot, key, call)
             except OutOfMemory as error:
                 raise self._out_of_memory(key, error) from error
         if self._keeper is not None:
             self._keeper.change()
-        return found
+        return answer
 
     def _run_on_gpu(self, given: Mapping[str, Any]) -> dict[str, Any]:
         core = self._open()
         call = GpuCall(core, self._binder, given, self.device)
         pool = self._pool
-        slot = pool.acquire(call.key)
+        stream_slot = pool.acquire(call.key)
         previous = None
         try:
             previous = cuda.enter(self.device)
-            lane = pool.find(slot, call.key)
-            if lane is None or lane.on_trial:
-                return self._first_run(slot, call.key, call)  # type: ignore[no-any-return]
-            return call.run(lane)
+            bound = pool.find(stream_slot, call.key)
+            if bound is None or bound.on_trial:
+                return self._first_run(stream_slot, call.key, call)  # type: ignore[no-any-return]
+            return call.run(bound)
         except InputError:
             raise
         except BaseException:
-            pool.discard(slot, call.key)
+            pool.discard(stream_slot, call.key)
             raise
         finally:
             cuda.leave(previous)
-            pool.release(slot)
+            pool.release(stream_slot)
 
     def _values(self, arrays: Sequence[Any]) -> tuple[bytes, ...]:
         core = self._open()
@@ -276,7 +276,7 @@ class TensorRTEngine:
         shapes = ", ".join(f"{b.tensor.name} {shape}" for b, shape in zip(core.inputs, key.shapes))
         return DeviceError(
             f"The GPU's memory does not suffice for a call with {shapes}: {error.found} Needed for it: about "
-            f"{self._workshop.estimate(key) + core.scratch:,} bytes; free: {free:,} of {total:,}.",
+            f"{self._factory.estimate(key) + core.scratch:,} bytes; free: {free:,} of {total:,}.",
             "room for one execution context, its scratch memory and its buffers",
             f"give a smaller batch, load with a lower max_contexts (now {self._pool.size}) or memory_limit (now "
             f"{self._pool.limit:,}), or free memory on the GPU",
@@ -299,18 +299,6 @@ class TensorRTEngine:
         return self._open().loaded
 
 
-def check_plan(folder: Path, record: PlanRecord) -> Path:
-    """Checks a plan's file before TensorRT sees a byte of it: digest, header, and that they say what the record says.
-
-    Raises:
-        PlanError: The plan is missing, cut short, altered, or no engine.
-        ManifestError: It is of another runtime or release than its record says.
-    """
-    path = verify(folder, record.file)
-    check_header(path, record)
-    return path
-
-
 def describe_engine(serialized: bytes, record: PlanRecord, *, device: int = 0) -> tuple[Interface, tuple[Profile, ...]]:
     """Asks an engine that someone else built for its inputs, outputs and optimization profiles.
 
@@ -328,9 +316,9 @@ def describe_engine(serialized: bytes, record: PlanRecord, *, device: int = 0) -
     previous = cuda.enter(device)
     try:
         loaded = Deserialized(record.runtime, record.release, serialized)
-        found = describe(loaded.trt, loaded.engine)
-        check_interface(loaded.trt, loaded.engine, found[0])
-        return found
+        interface, ranges = describe(loaded.trt, loaded.engine)
+        check_interface(loaded.trt, loaded.engine, interface)
+        return interface, ranges
     finally:
         cuda.leave(previous)
 

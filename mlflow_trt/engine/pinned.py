@@ -1,7 +1,8 @@
 """Host memory that a GPU reads by itself: what lies there is not copied by the processor first.
 
-A GPU's copies go from page-locked memory alone. Inputs that lie elsewhere are put into a lane's own block before. What
-another process writes for this one, again and again in the same place, can be page-locked once and for all.
+A GPU's copies go from page-locked memory alone. Inputs that lie elsewhere are put into a bound context's own block
+before. What another process writes for this one, again and again in the same place, can be page-locked once and for
+all.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class _Program:
         self._place = {tensor.name: i for i, tensor in enumerate(interface.inputs)}
 
     def run(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        import torch.utils._pytree as pytree
+        from .._torch import pytree
 
         values = [
             leaf.value if leaf.kind == "constant" else self._tensor(arrays[self._place[leaf.name]], dtype)

@@ -25,9 +25,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from packaging.version import Version
-
 from ..plan.manifest import Interface, Profile
+from ..plan.targets import numbers
 from .trt import Deserialized, Log
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def network_of(loaded: Deserialized, interface: Interface, profiles: Iterable[Pr
 
 def shares(release: str) -> bool:
     """Whether contexts of one shape lose nothing by compiling into one cache object, with this TensorRT-RTX."""
-    return Version(release) >= Version("1.6")
+    return numbers(release) >= (1, 6)
 
 
 class Kernels:

@@ -27,10 +27,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import PlanError, TrtError
-from .bound_contexts import NAN, ZERO, DeviceLane, HostLane
+from .bound_contexts import NAN, ZERO, BoundDeviceContext, BoundHostContext
 from .context import Core, Key
-from .context_factory import Workshop
-from .pool import Pool, Slot
+from .context_factory import ContextFactory
+from .pool import Pool, StreamSlot
 
 _logger = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ REPEATS = 4
 """Runs that must agree after two did not."""
 
 
-class Call(Protocol):
+class FirstCall(Protocol):
     """A call that is about to be run for the first time at its shape."""
 
-    def run(self, lane: Any) -> Any:
+    def run(self, bound: Any) -> Any:
         """Runs it; returns the caller's answer."""
 
-    def inputs(self, lane: Any) -> Sequence[np.ndarray]:
+    def inputs(self, bound: Any) -> Sequence[np.ndarray]:
         """What it was given, in host memory; asked for after it has run."""
 
     def outputs(self, answer: Any) -> Sequence[np.ndarray]:
@@ -60,11 +60,11 @@ class HostCall:
     def __init__(self, arrays: Sequence[np.ndarray | Sequence[np.ndarray]]) -> None:
         self._arrays = arrays
 
-    def run(self, lane: HostLane) -> list[np.ndarray]:
+    def run(self, bound: BoundHostContext) -> list[np.ndarray]:
         """Runs it; returns the outputs in the interface's order."""
-        return lane.run(self._arrays)
+        return bound.run(self._arrays)
 
-    def inputs(self, lane: HostLane) -> Sequence[np.ndarray]:
+    def inputs(self, bound: BoundHostContext) -> Sequence[np.ndarray]:
         """The arrays, one after the other."""
         return [part for array in self._arrays for part in ([array] if isinstance(array, np.ndarray) else array)]
 
@@ -74,107 +74,109 @@ class HostCall:
 
 
 class FirstRuns:
-    """Opens the lane that serves a shape. Used by one thread at a time.
+    """Opens the bound context that serves a shape. Used by one thread at a time.
 
     Args:
         core: The engine.
-        pool: Keeps its lanes.
-        workshop: Makes them.
+        pool: Keeps its bound contexts.
+        factory: Makes them.
         limit: Relative L2 error of what specialized kernels may answer, against the others.
     """
 
-    def __init__(self, core: Core, pool: Pool[Any, Any], workshop: Workshop, limit: float) -> None:
+    def __init__(self, core: Core, pool: Pool[Any, Any], factory: ContextFactory, limit: float) -> None:
         self._core = core
         self._pool = pool
-        self._workshop = workshop
+        self._factory = factory
         self._limit = limit
         self._given_up: set[Key] = set()
         """Where specialized kernels were tried, and the others serve."""
 
-    def answer(self, slot: Slot[Any, Any], key: Key, call: Call) -> Any:
-        """Runs a call at a shape that the slot has no lane for, or one that is still on trial.
+    def answer(self, stream_slot: StreamSlot[Any, Any], key: Key, call: FirstCall) -> Any:
+        """Runs a call at a shape that the stream slot has no bound context for, or one that is still on trial.
 
         Raises:
             OutOfMemory: The GPU's memory does not suffice.
         """
         if not self._core.specializes:
-            return self._open(slot, key, call)
+            return self._open(stream_slot, key, call)
         plain = key._replace(specialized=False)
         try:
-            return self._compared(slot, key, plain, call)
+            return self._compared(stream_slot, key, plain, call)
         except BaseException:
-            self._pool.discard(slot, plain)
+            self._pool.discard(stream_slot, plain)
             raise
 
-    def _compared(self, slot: Slot[Any, Any], key: Key, plain: Key, call: Call) -> Any:
-        lane: Any = self._pool.find(slot, key)
-        if lane is not None:
-            self._pool.rename(slot, key, plain)
-            right = call.run(lane)
+    def _compared(self, stream_slot: StreamSlot[Any, Any], key: Key, plain: Key, call: FirstCall) -> Any:
+        bound: Any = self._pool.find(stream_slot, key)
+        if bound is not None:
+            self._pool.rename(stream_slot, key, plain)
+            right = call.run(bound)
         else:
-            right = self._open(slot, plain, call)
-            lane = self._pool.find(slot, plain)
-        lane.on_trial = False
+            right = self._open(stream_slot, plain, call)
+            bound = self._pool.find(stream_slot, plain)
+        bound.on_trial = False
         if key not in self._given_up:
             outputs = call.outputs(right)
-            if tells(call.inputs(lane)) and tells(outputs):
-                specialized = self._specialized(slot, key, call, outputs)
+            if tells(call.inputs(bound)) and tells(outputs):
+                specialized = self._specialized(stream_slot, key, call, outputs)
                 if specialized is not None:
-                    self._pool.discard(slot, plain)
+                    self._pool.discard(stream_slot, plain)
                     return specialized
                 self._given_up.add(key)
             else:
-                lane.on_trial = True
-        self._pool.rename(slot, plain, key)
+                bound.on_trial = True
+        self._pool.rename(stream_slot, plain, key)
         return right
 
-    def _specialized(self, slot: Slot[Any, Any], key: Key, call: Call, right: Sequence[np.ndarray]) -> Any:
-        """Opens a lane with specialized kernels; None: none was found that agrees."""
+    def _specialized(
+        self, stream_slot: StreamSlot[Any, Any], key: Key, call: FirstCall, right: Sequence[np.ndarray]
+    ) -> Any:
+        """Opens a bound context with specialized kernels; None: none was found that agrees."""
         for _ in range(ATTEMPTS):
             try:
-                answer = self._open(slot, key, call)
+                answer = self._open(stream_slot, key, call)
                 error = worst_error(right, call.outputs(answer))
                 if error <= self._limit:
                     return answer
             except TrtError as refusal:
                 _logger.debug("No specialized kernels at %s: %s", key.shapes, refusal)
-                self._pool.discard(slot, key)
+                self._pool.discard(stream_slot, key)
                 return None
-            self._pool.discard(slot, key)
+            self._pool.discard(stream_slot, key)
             _logger.debug("Specialized kernels at %s differ by %.2g: not used", key.shapes, error)
         _logger.warning(
             "TensorRT-RTX's specialized kernels answer wrongly at %s; slower ones serve these shapes.", key.shapes
         )
         return None
 
-    def _open(self, slot: Slot[Any, Any], key: Key, call: Call) -> Any:
-        """Makes a lane and runs it, which compiles its kernels; the last time as later calls will run."""
-        lane = self._pool.open(slot, key)
-        answer = self._run(lane, call, ZERO)
-        if isinstance(lane, HostLane) and self._prefer_runtime_graphs(lane):
-            self._pool.discard(slot, key)
-            lane = self._pool.open(slot, key)
-            answer = self._run(lane, call, ZERO)
-        again = self._run(lane, call, NAN)  # from the CUDA graph, if it has one
+    def _open(self, stream_slot: StreamSlot[Any, Any], key: Key, call: FirstCall) -> Any:
+        """Makes a bound context and runs it, which compiles its kernels; the last time as later calls will run."""
+        bound = self._pool.open(stream_slot, key)
+        answer = self._run(bound, call, ZERO)
+        if isinstance(bound, BoundHostContext) and self._prefer_runtime_graphs(bound):
+            self._pool.discard(stream_slot, key)
+            bound = self._pool.open(stream_slot, key)
+            answer = self._run(bound, call, ZERO)
+        again = self._run(bound, call, NAN)  # from the CUDA graph, if it has one
         if not self._same(call.outputs(answer), call.outputs(again)):
             _logger.debug("What scratch memory holds before a call changes its answer at %s: it is cleared", key.shapes)
-            lane.clear_first()
-            again = self._steady(key, lane, call)
-        lane.bound.slot.stream.synchronize()
-        lane.bound.keep_kernels()
-        self._workshop.weigh(lane)
-        self._pool.weigh(slot, key)
+            bound.clear_first()
+            again = self._steady(key, bound, call)
+        bound.shaped.resources.stream.synchronize()
+        bound.shaped.keep_kernels()
+        self._factory.weigh(bound)
+        self._pool.weigh(stream_slot, key)
         return again
 
-    def _steady(self, key: Key, lane: HostLane | DeviceLane, call: Call) -> Any:
+    def _steady(self, key: Key, bound: BoundHostContext | BoundDeviceContext, call: FirstCall) -> Any:
         """Runs a call again and again, and returns its answer.
 
         Raises:
             PlanError: It is not always the same.
         """
-        answer = self._run(lane, call, NAN)
+        answer = self._run(bound, call, NAN)
         for _ in range(REPEATS - 1):
-            again = self._run(lane, call, NAN)
+            again = self._run(bound, call, NAN)
             if not self._same(call.outputs(answer), call.outputs(again)):
                 raise PlanError(
                     f"The engine answers the same call at {key.shapes} differently from one run to the next.",
@@ -188,15 +190,15 @@ class FirstRuns:
         return all(map(np.array_equal, one, other)) or worst_error(one, other) <= self._limit
 
     @staticmethod
-    def _run(lane: HostLane | DeviceLane, call: Call, fill: int) -> Any:
-        lane.fill = fill
+    def _run(bound: BoundHostContext | BoundDeviceContext, call: FirstCall, fill: int) -> Any:
+        bound.fill = fill
         try:
-            return call.run(lane)
+            return call.run(bound)
         finally:
-            lane.fill = None
+            bound.fill = None
 
-    def _prefer_runtime_graphs(self, lane: HostLane) -> bool:
-        if not self._core.own_graphs or lane.capturable():
+    def _prefer_runtime_graphs(self, bound: BoundHostContext) -> bool:
+        if not self._core.own_graphs or bound.capturable():
             return False
         _logger.debug("TensorRT can't be captured here; it makes CUDA graphs itself, if it can")
         return self._core.use_runtime_graphs()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import DeviceError, ManifestError, PlanError
+from ..plan.dtypes import CALLERS, tensorrt_name
 from ..plan.host import module_of, pip_install
 from ..plan.manifest import Branch, Interface, Profile, ShapeRange, Structure, Tensor, TensorLeaf
 from . import cuda
@@ -25,22 +26,6 @@ _logger = logging.getLogger(__name__)
 
 SCARCE = 64 << 20
 """Bytes: where less is free, a failure is one of memory, whatever TensorRT says: its cuDNN graphs name no cause."""
-
-DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "FP8": "float8",
-    "INT4": "int4",
-    "FP4": "float4",
-    "E8M0": "float8_e8m0",
-}
-"""``DataType``'s names → ours."""
 
 
 def import_runtime(name: str, release: str | None) -> Any:
@@ -273,7 +258,7 @@ def describe(trt: Any, engine: Any) -> tuple[Interface, tuple[Profile, ...]]:
             Tensor(
                 name=name,
                 binding=name,
-                dtype="float32" if binding_dtype == "bfloat16" else binding_dtype,
+                dtype=CALLERS.get(binding_dtype, binding_dtype),
                 binding_dtype=binding_dtype,
                 shape=tuple(size if size >= 0 else f"{name}.{place}" for place, size in enumerate(shape)),
             )
@@ -312,8 +297,7 @@ def profiles(trt: Any, engine: Any, inputs: Iterable[Tensor]) -> tuple[Profile, 
 
 def dtype_of(engine: Any, binding: str) -> str:
     """Returns a binding's dtype by our name."""
-    name = getattr(engine.get_tensor_dtype(binding), "name", "")
-    return DTYPES.get(name, name.lower())
+    return tensorrt_name(getattr(engine.get_tensor_dtype(binding), "name", ""))
 
 
 def check_interface(trt: Any, engine: Any, interface: Interface) -> None:

@@ -46,7 +46,7 @@ def _measure(folder: Path, say: Say) -> dict[str, Any]:
     with engine:
         golden = model.golden()
         if golden is not None:
-            tolerance = record.parity.tolerance or parity.default_tolerance(record.precision.requested)
+            tolerance = parity.tolerance_of(record)
             with step("parity"):
                 compared = measure.measure_parity(engine, golden, tolerance, listener)
             say({"parity": compared.model_dump(mode="json")})

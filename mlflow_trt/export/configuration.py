@@ -14,23 +14,15 @@ import numpy as np
 
 from ..errors import CompatibilityError, InputError, SettingError
 from ..plan.batch_sizes import batch_sizes
-from ..plan.dtypes import STORAGE, encoder
+from ..plan.casts import encoder
+from ..plan.dtypes import STORAGE, TABLE
 from ..plan.files import GoldenTensors
 from ..plan.manifest import Interface, Profile, Tensor
 from ..plan.signature import Binder
 from .pbtxt import Message, Name
 from .selection import Selection
 
-DATATYPES = {
-    "bool": "TYPE_BOOL",
-    "uint8": "TYPE_UINT8",
-    "int8": "TYPE_INT8",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "float32": "TYPE_FP32",
-}
+DATATYPES = {d.name: d.triton for d in TABLE if d.triton}
 """A binding's dtype → Triton's, where its TensorRT backend takes it (Triton's documentation, "Datatypes")."""
 
 

@@ -10,6 +10,7 @@ from ..errors import CompatibilityError, SettingError
 from ..plan.compatibility import Reason
 from ..plan.files import MODEL_PLAN, folder_name
 from ..plan.manifest import Manifest, PlanRecord, Profile
+from ..plan.targets import numbers, sm
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _reason(record: PlanRecord, release: str | None) -> Reason | None:
         return Reason(f"It was built on {record.built_on.os}.", "linux", "build the plan on Linux")
     if release is None:
         return None
-    there, built = _numbers(release), _numbers(record.release)
+    there, built = numbers(release), numbers(record.release)
     if there == built[: len(there)] or (record.version_compatible and there > built):
         return None
     return Reason(
@@ -122,12 +123,8 @@ def _file_names(plans: Sequence[PlanRecord]) -> tuple[dict[str, PlanRecord], dic
             )
         new = [c for c in record.capabilities if c not in by_capability]
         general = record.hardware_compatible and MODEL_PLAN not in files
-        name = MODEL_PLAN if general else "-".join("sm" + c.replace(".", "") for c in record.capabilities) + ".plan"
+        name = MODEL_PLAN if general else "-".join(sm(c) for c in record.capabilities) + ".plan"
         if new or general:
             files[name] = record
             by_capability.update(dict.fromkeys(new, name))
     return files, by_capability
-
-
-def _numbers(release: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in release.split(".") if n.isdigit())

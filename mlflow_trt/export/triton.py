@@ -208,8 +208,8 @@ def _copy(source: Path, record: PlanRecord, target: Path) -> None:
         shutil.copyfile(source / record.file.path, target)
     except FileNotFoundError as error:
         raise PlanError(f"{record.file.path} is missing.", "the plan", "fetch or log the model again") from error
-    _plan.verify(target.parent, record.file.model_copy(update={"path": target.name}))
-    _plan.check_header(target, record)
+    copied = record.file.model_copy(update={"path": target.name})
+    _plan.check_plan(target.parent, record.model_copy(update={"file": copied}))
 
 
 def _move(made: Path, target: Path) -> None:

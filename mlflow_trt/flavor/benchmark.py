@@ -10,7 +10,7 @@ from .. import store
 from ..errors import ManifestError
 from ..evidence import measure, names, recorded
 from ..plan.manifest import LatencyRecord, Manifest, ParityRecord
-from ..plan.parity import default_tolerance
+from ..plan.parity import tolerance_of
 from . import load
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def benchmark(
             )
         else:
             record = cast("TensorRTEngine", engine).record
-            tolerance = record.parity.tolerance or default_tolerance(record.precision.requested)
+            tolerance = tolerance_of(record)
             parity = measure.measure_parity(engine, golden, tolerance)
             plan_digest = record.file.sha256
     logged_to = _log(str(model_uri), plan_digest, parity, latency) if plan_digest else None

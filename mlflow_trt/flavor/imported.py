@@ -11,8 +11,8 @@ from ..plan.files import (
     MODEL_PLAN,
     GoldenTensors,
     Plan,
-    check_header,
     check_length,
+    check_plan,
     folder_name,
     read_header,
     verify,
@@ -101,8 +101,7 @@ def _read_folder(folder: Path) -> list[Plan]:
 def _read_plan(
     folder: Path, manifest: Manifest, record: PlanRecord, golden: GoldenTensors | None, program: Path | None
 ) -> Plan:
-    path = verify(folder, record.file)
-    check_header(path, record)
+    path = check_plan(folder, record)
     cache = verify(folder, record.runtime_cache).read_bytes() if record.runtime_cache else None
     described = manifest.model_copy(update={"plans": (record,)})
     return Plan(path.read_bytes(), described, golden, program, cache)

@@ -16,16 +16,12 @@ from ..errors import CompatibilityError
 from .files import folder_name
 from .host import pip_install
 from .manifest import Host, Manifest, PlanRecord
-
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""What ``tensorrt_rtx.ComputeCapability`` names (releases 1.4 to 1.7), and so what a plan can be built for by name."""
+from .targets import LOADED_BY, RTX_CAPABILITIES, numbers
 
 _STRICT = (1, 7)
 """TensorRT-RTX from here on refuses a GPU that it does not list: 1.7.1.116 an H200, where 1.4 and 1.6 run."""
 
 
-_LOADED_BY = {"tensorrt_rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
-"""A plan's runtime → the installed ones that may load it, the first first."""
 _INSTALL = "pip install "
 
 
@@ -244,7 +240,7 @@ def describe(host: Host) -> str:
 
 def _installed(record: PlanRecord, host: Host) -> dict[str, str]:
     """The installed runtimes that may load a plan: name → release."""
-    return {name: host.runtimes[name] for name in _LOADED_BY[record.runtime] if name in host.runtimes}
+    return {name: host.runtimes[name] for name in LOADED_BY[record.runtime] if name in host.runtimes}
 
 
 def _check_runtime(record: PlanRecord, host: Host, reasons: list[Reason], notes: list[str]) -> None:
@@ -257,7 +253,7 @@ def _check_runtime(record: PlanRecord, host: Host, reasons: list[Reason], notes:
                 f"{record.runtime} is not installed" + (f" ({others} is)." if others else "."),
                 f"{record.runtime} {record.release}" + (" or later, or tensorrt_lean" if lean else ""),
                 " or ".join(
-                    pip_install(name, record.release) for name in _LOADED_BY[record.runtime][: 2 if lean else 1]
+                    pip_install(name, record.release) for name in LOADED_BY[record.runtime][: 2 if lean else 1]
                 ),
             )
         )
@@ -268,8 +264,8 @@ def _check_runtime(record: PlanRecord, host: Host, reasons: list[Reason], notes:
         return
     if name != record.runtime:
         notes.append(f"loaded by {name} {installed[name]}, NVIDIA's lean runtime")
-    here = _numbers(installed[name])
-    if here != _numbers(record.release)[: len(here)]:
+    here = numbers(installed[name])
+    if here != numbers(record.release)[: len(here)]:
         # Both are NVIDIA's words: engines built version-compatible work with later releases ("Version Compatibility"),
         # and: a plan without a lean runtime of its own is executed by the lean runtime of "the same version of
         # TensorRT" (`Runtime.load_runtime`). Torch-TensorRT's plans have none.
@@ -290,7 +286,7 @@ def _refusal(record: PlanRecord, name: str, release: str) -> Reason | None:
             f"{pip_install(record.runtime, record.release)}, or convert the model with version_compatible=True",
         )
     if _is_version_compatible(record):
-        needed, here = _numbers(record.release), _numbers(release)
+        needed, here = numbers(record.release), numbers(release)
         if here >= needed[: len(here)]:
             return None
         return Reason(
@@ -298,7 +294,7 @@ def _refusal(record: PlanRecord, name: str, release: str) -> Reason | None:
             f"{record.release} or later",
             install,
         )
-    if _numbers(release) == _numbers(record.release):
+    if numbers(release) == numbers(record.release):
         return None
     return Reason(
         f"{name} {release} is installed, and the plan was built by {record.release}.",
@@ -330,14 +326,14 @@ def _check_capability(record: PlanRecord, host: Host, reasons: list[Reason], not
         return
     remedy = f"convert the model for compute capability {here} and log that plan with it"
     if record.runtime == "tensorrt":
-        if record.hardware_compatible and _numbers(here) >= (8, 0):
+        if record.hardware_compatible and numbers(here) >= (8, 0):
             return
         expected = "8.0 or newer" if record.hardware_compatible else _either(built_for)
         reasons.append(Reason(f"The GPU has compute capability {here}.", expected, remedy))
         return
     # A plan that names 7.5 alone is NVIDIA's "device-specific engine for Turing"; it is not portable upwards.
-    below = [c for c in built_for if c in RTX_CAPABILITIES and (8, 0) <= _numbers(c) <= _numbers(here)]
-    if here not in RTX_CAPABILITIES and _numbers(record.release) >= _STRICT and _numbers(here) < (12, 0):
+    below = [c for c in built_for if c in RTX_CAPABILITIES and (8, 0) <= numbers(c) <= numbers(here)]
+    if here not in RTX_CAPABILITIES and numbers(record.release) >= _STRICT and numbers(here) < (12, 0):
         reasons.append(
             Reason(
                 f"The GPU has compute capability {here}, which TensorRT-RTX {record.release} does not run on.",
@@ -348,7 +344,7 @@ def _check_capability(record: PlanRecord, host: Host, reasons: list[Reason], not
         return
     if here not in RTX_CAPABILITIES and below:
         notes.append(
-            f"TensorRT-RTX can't name compute capability {here}; the plan's code for {max(below, key=_numbers)} "
+            f"TensorRT-RTX can't name compute capability {here}; the plan's code for {max(below, key=numbers)} "
             "runs there, outside NVIDIA's support matrix (seen to work on an H100, 9.0)"
         )
         return
@@ -370,10 +366,6 @@ def _check_platform(record: PlanRecord, host: Host, reasons: list[Reason], notes
     ):
         if here is not None and there is not None and here != there:
             reasons.append(Reason(f"The {what} is {here}.", there, f"build the plan on {here}"))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in version.split("+")[0].split(".") if n.isdigit())
 
 
 def _either(names: tuple[str, ...]) -> str:

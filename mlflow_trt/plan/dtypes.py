@@ -1,121 +1,114 @@
-"""From the caller's dtype to the engine's and back, where the two differ.
+"""Every dtype with its names: ours, TensorRT's, Torch-TensorRT's, the protocol's, Triton's.
 
-Numpy has no bfloat16, so a bfloat16 binding is float32 to the caller; its bits travel as uint16. What is float64 or
-int64 to the caller may be float32 or int32 in the engine, where Torch-TensorRT truncated it.
+Imports neither torch nor this package's errors: the child process that builds without a GPU reads it too, and has no
+time for MLflow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError, ManifestError
 
-STORAGE = {
-    "bool": np.dtype(np.bool_),
-    "int8": np.dtype(np.int8),
-    "uint8": np.dtype(np.uint8),
-    "int32": np.dtype(np.int32),
-    "int64": np.dtype(np.int64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(np.uint16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
+@dataclass(frozen=True)
+class Dtype:
+    """A dtype: what it is called where, and how numpy holds it. None: it is unknown there."""
+
+    name: str
+    """Ours, numpy's and torch's: ``"bfloat16"``."""
+    storage: np.dtype | None = None
+    """Holds its bits; None: it is found inside an engine alone."""
+    tensorrt: str | None = None
+    """``tensorrt.DataType``'s member."""
+    torch_tensorrt: str | None = None
+    """``torch_tensorrt.dtype``'s member."""
+    torch_alias: str | None = None
+    """The other name that torch has for it."""
+    precision: str | None = None
+    """The precision of a network that computes in it."""
+    protocol: str | None = None
+    """The Open Inference Protocol's datatype."""
+    contents: str | None = None
+    """The field of its ``InferTensorContents``; None: gRPC has it as raw data alone."""
+    triton: str | None = None
+    """The name in Triton's model configuration, where its TensorRT backend takes it (Triton's documentation,
+    "Datatypes")."""
+    tensor: bool = True
+    """Whether a model's inputs and outputs may have it."""
+    caller: str | None = None
+    """What callers give and get instead, where numpy lacks it."""
+    wider: str | None = None
+    """Where no engine takes it: the one to convert it to."""
+
+
+# fmt: off
+TABLE = (
+    Dtype("bool", np.dtype(np.bool_), tensorrt="BOOL", torch_tensorrt="b",
+          protocol="BOOL", contents="bool_contents", triton="TYPE_BOOL"),
+    Dtype("int8", np.dtype(np.int8), tensorrt="INT8", torch_tensorrt="i8",
+          protocol="INT8", contents="int_contents", triton="TYPE_INT8"),
+    Dtype("uint8", np.dtype(np.uint8), tensorrt="UINT8", torch_tensorrt="u8",
+          protocol="UINT8", contents="uint_contents", triton="TYPE_UINT8"),
+    Dtype("int32", np.dtype(np.int32), tensorrt="INT32", torch_tensorrt="i32", torch_alias="int",
+          protocol="INT32", contents="int_contents", triton="TYPE_INT32"),
+    Dtype("int64", np.dtype(np.int64), tensorrt="INT64", torch_tensorrt="i64", torch_alias="long",
+          protocol="INT64", contents="int64_contents", triton="TYPE_INT64"),
+    Dtype("float16", np.dtype(np.float16), tensorrt="HALF", torch_tensorrt="f16", torch_alias="half",
+          precision="fp16", protocol="FP16", triton="TYPE_FP16"),
+    Dtype("bfloat16", np.dtype(np.uint16), tensorrt="BF16", torch_tensorrt="bf16",
+          precision="bf16", protocol="BF16", triton="TYPE_BF16", caller="float32"),
+    Dtype("float32", np.dtype(np.float32), tensorrt="FLOAT", torch_tensorrt="f32", torch_alias="float",
+          precision="fp32", protocol="FP32", contents="fp32_contents", triton="TYPE_FP32"),
+    Dtype("float64", np.dtype(np.float64), torch_tensorrt="f64", torch_alias="double",
+          protocol="FP64", contents="fp64_contents"),
+    # The protocol's, which no engine takes.
+    Dtype("int16", np.dtype(np.int16), protocol="INT16", contents="int_contents", tensor=False, wider="int32"),
+    Dtype("uint16", np.dtype(np.uint16), protocol="UINT16", contents="uint_contents", tensor=False, wider="int32"),
+    Dtype("uint32", np.dtype(np.uint32), protocol="UINT32", contents="uint_contents", tensor=False, wider="int64"),
+    Dtype("uint64", np.dtype(np.uint64), protocol="UINT64", contents="uint64_contents", tensor=False, wider="int64"),
+    Dtype("object", np.dtype(np.object_), protocol="BYTES", contents="bytes_contents", tensor=False),
+    # Inside engines alone.
+    Dtype("float8", tensorrt="FP8", tensor=False),
+    Dtype("int4", tensorrt="INT4", tensor=False),
+    Dtype("float4", tensorrt="FP4", tensor=False),
+    Dtype("float8_e8m0", tensorrt="E8M0", tensor=False),
+)
+# fmt: on
+"""Every dtype, one a row: nothing else in this package has a table of their names."""
+
+STORAGE = {d.name: d.storage for d in TABLE if d.tensor and d.storage is not None}
 """A binding's dtype → the numpy dtype that holds its bits."""
 
-Encode = Callable[[np.ndarray, np.ndarray], None]
-"""(the caller's array, the binding's memory) → writes the one into the other."""
-Decode = Callable[[np.ndarray], np.ndarray]
-"""(the binding's memory) → a new array for the caller."""
+CALLERS = {d.name: d.caller or d.name for d in TABLE if d.tensor}
+"""A binding's dtype → the one that callers give and get."""
+
+TENSORRT = {d.tensorrt: d.name for d in TABLE if d.tensorrt}
+"""``tensorrt.DataType``'s members → our names."""
+
+WIDER = {d.name: d.wider for d in TABLE if d.wider}
+"""A dtype that no engine takes → the one to convert it to."""
+
+DTYPE_OF = {"tf32": "float32", **{d.precision: d.name for d in TABLE if d.precision}}
+"""A network's precision → the dtype that it computes in. TF32 is float32 with fewer bits in matrix products."""
+
+PRECISION_OF = {d.name: d.precision for d in TABLE if d.precision}
+"""The dtype that a network computes in → its precision."""
+
+_TORCH_ALIASES = {d.torch_alias: d.name for d in TABLE if d.torch_alias}
+_TORCH_TENSORRT = {d.torch_tensorrt: d.name for d in TABLE if d.torch_tensorrt}
 
 
-def storage(name: str, where: str) -> np.dtype:
-    """Returns the numpy dtype that holds a binding's bits.
-
-    Args:
-        name: The binding's dtype, ``"bfloat16"``.
-        where: What has it, for the message.
-
-    Raises:
-        ManifestError: Neither numpy nor this package can hold it: float8, int4.
-    """
-    found = STORAGE.get(name)
-    if found is None:
-        raise ManifestError(
-            f"{where} has the dtype {name}.",
-            f"one of {', '.join(STORAGE)}",
-            "build the engine with inputs and outputs of such a dtype; inside it may hold any",
-        )
-    return found
+def torch_name(name: str) -> str:
+    """Returns the plain name for one of torch's others, ``"half"``; any other as it is."""
+    return _TORCH_ALIASES.get(name, name)
 
 
-def encoder(public: str, binding: str, name: str) -> Encode:
-    """Returns the function that writes a caller's array into a binding.
-
-    Args:
-        public: The caller's dtype.
-        binding: The engine's.
-        name: The input's name, for messages.
-    """
-    if public == binding:
-        return _copy
-    if binding == "bfloat16":
-        return _copy_as_bfloat16
-    if np.can_cast(STORAGE[public], STORAGE[binding], "same_kind") and STORAGE[public].kind == "f":
-        return _copy_rounded
-
-    def narrow(array: np.ndarray, out: np.ndarray) -> None:
-        limits = np.iinfo(out.dtype)
-        if array.size and (array.min() < limits.min or array.max() > limits.max):
-            raise InputError(
-                f"Input {name!r} holds {array.min()} to {array.max()}.",
-                f"{limits.min} to {limits.max}: the engine computes it as {binding}",
-                "give smaller numbers, or convert without truncation",
-            )
-        np.copyto(out, array, casting="unsafe")
-
-    return narrow
+def torch_tensorrt_name(name: str) -> str:
+    """Returns our name for Torch-TensorRT's, ``"f16"``; any other as it is."""
+    return _TORCH_TENSORRT.get(name, name)
 
 
-def decoder(public: str, binding: str) -> Decode:
-    """Returns the function that copies a binding's memory into a new array of the caller's dtype."""
-    if public == binding:
-        return np.ndarray.copy
-    if binding == "bfloat16":
-        return from_bfloat16
-    target = STORAGE[public]
-    return lambda bits: bits.astype(target)
-
-
-def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Rounds float32 to bfloat16, to nearest even; NaN stays NaN, and what is too large becomes infinite.
-
-    Returns:
-        The bits, uint16.
-    """
-    bits = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint32)
-    # Adding half of the last kept place, less one where that place is even, carries exactly when rounding goes up.
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    result = np.where(nan, (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
-    return result.reshape(np.shape(array))
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Returns bfloat16 bits (uint16) as float32, exactly."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def _copy(array: np.ndarray, out: np.ndarray) -> None:
-    # "equiv" lets byte order differ and nothing else.
-    np.copyto(out, array, casting="equiv")
-
-
-def _copy_rounded(array: np.ndarray, out: np.ndarray) -> None:
-    np.copyto(out, array, casting="same_kind")
-
-
-def _copy_as_bfloat16(array: np.ndarray, out: np.ndarray) -> None:
-    np.copyto(out, to_bfloat16(array))
+def tensorrt_name(name: str) -> str:
+    """Returns our name for a member of TensorRT's ``DataType``; any other in lower case."""
+    return TENSORRT.get(name.upper(), name.lower())

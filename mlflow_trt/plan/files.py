@@ -18,6 +18,7 @@ from ..errors import ConversionError, ManifestError, PlanError, SettingError
 from . import lookalikes
 from . import manifest as _manifest
 from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime
+from .targets import RTX_CAPABILITIES, sm
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -31,7 +32,6 @@ GOLDEN_OUTPUTS = "golden/outputs.safetensors"
 HEADER_BYTES = 64
 
 _MAGIC: dict[bytes, Runtime] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
-_RTX_CAPABILITY_BITS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_header(start: bytes, name: str = "The plan") -> Header:
     if runtime == "tensorrt":
         return Header(runtime, release, length, None)
     mask = int.from_bytes(start[32:40], "little")
-    capabilities = tuple(capability for bit, capability in enumerate(_RTX_CAPABILITY_BITS) if mask >> bit & 1)
+    capabilities = tuple(capability for bit, capability in enumerate(RTX_CAPABILITIES) if mask >> bit & 1)
     return Header(runtime, release, length, capabilities or None)
 
 
@@ -96,8 +96,23 @@ def check_length(header: Header, size: int, name: str = "The plan") -> None:
         )
 
 
+def check_plan(folder: Path, record: PlanRecord) -> Path:
+    """Checks a plan's file before TensorRT sees a byte of it: digest, header, and that they say what the record says.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        PlanError: The plan is missing, cut short, altered, or no engine.
+        ManifestError: It is of another runtime or release than its record says.
+    """
+    path = verify(folder, record.file)
+    check_header(path, record)
+    return path
+
+
 def check_header(path: Path, record: PlanRecord) -> Header:
-    """Checks that a file is a whole plan, and the one that its record describes.
+    """Checks that a file is a whole plan, and the one that its record describes; its digest is not looked at.
 
     Args:
         path: The plan's file.
@@ -220,7 +235,7 @@ class Plan:
 
 def folder_name(record: PlanRecord) -> str:
     """The name of a plan's folder: ``tensorrt_rtx-1.6.1.120-sm86-sm89``."""
-    where = "-".join("sm" + c.replace(".", "") for c in record.capabilities or ()) or "any"
+    where = "-".join(sm(c) for c in record.capabilities or ()) or "any"
     return f"{record.runtime}-{record.release}-{where}"
 
 

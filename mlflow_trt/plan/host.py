@@ -18,22 +18,9 @@ from pathlib import Path
 
 from ..errors import DeviceError, SettingError
 from .manifest import Host
+from .targets import RUNTIMES, parse_capability
 
 _logger = logging.getLogger(__name__)
-
-# The distributions that bring each module, the one with the compiled bindings first: the others only pull it in, and a
-# front package may be installed in another release than the bindings that answer.
-_DISTRIBUTIONS = {
-    "tensorrt_rtx": ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings", "tensorrt_rtx_cu13", "tensorrt_rtx"),
-    "tensorrt": ("tensorrt_cu13_bindings", "tensorrt_cu12_bindings", "tensorrt_cu13", "tensorrt_cu12", "tensorrt"),
-    "tensorrt_lean": ("tensorrt_lean_cu13_bindings", "tensorrt_lean_cu12_bindings", "tensorrt_lean"),
-}
-
-# NVIDIA's lean runtime of full TensorRT. PyPI has wheels of its bindings and libraries; the package `tensorrt_lean` in
-# front of them, which only passes their names on, comes from NVIDIA's own index, or with its Debian packages.
-_MODULES = {"tensorrt_lean": ("tensorrt_lean_bindings", "tensorrt_lean")}
-
-_PACKAGES = {"tensorrt_lean": ("tensorrt-lean-cu13-bindings", "tensorrt-lean-cu13-libs")}
 
 _LINUX_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -56,7 +43,7 @@ def probe(device: int = 0) -> Host:
         os=platform.system().lower() or None,
         machine={"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
         or None,
-        runtimes={name: release for name in _DISTRIBUTIONS if (release := runtime_release(name))},
+        runtimes={name: release for name in RUNTIMES if (release := runtime_release(name))},
         torch=_version("torch"),
         torch_tensorrt=_version("torch_tensorrt_rtx") or _version("torch_tensorrt"),
     )
@@ -93,7 +80,7 @@ def runtime_release(name: str) -> str | None:
     module = module_of(name)
     if module is None:
         return None
-    for distribution in _DISTRIBUTIONS[name]:
+    for distribution in RUNTIMES[name].distributions:
         if version := _version(distribution):
             return version
     return _ask_in_child(module)
@@ -101,7 +88,8 @@ def runtime_release(name: str) -> str | None:
 
 def module_of(name: str) -> str | None:
     """Returns the module to import for a TensorRT runtime, or None if it is not installed."""
-    return next((module for module in _MODULES.get(name, (name,)) if _is_installed(module)), None)
+    modules = RUNTIMES[name].modules if name in RUNTIMES else (name,)
+    return next((module for module in modules if _is_installed(module)), None)
 
 
 def pip_install(name: str, release: str | None) -> str:
@@ -112,7 +100,8 @@ def pip_install(name: str, release: str | None) -> str:
         release: Which; None: the newest.
     """
     wanted = f"=={release}" if release else ""
-    return "pip install " + " ".join(package + wanted for package in _PACKAGES.get(name, (name,)))
+    packages = RUNTIMES[name].packages if name in RUNTIMES else (name,)
+    return "pip install " + " ".join(package + wanted for package in packages)
 
 
 def driver_version() -> str | None:
@@ -145,10 +134,10 @@ def parse_host(text: str) -> Host:
     for part in (p.strip() for p in text.split(",")):
         if match := re.fullmatch(r"(tensorrt(?:[_-](?:rtx|lean))?)==(\d+(?:\.\d+){1,3})", part):
             target, key, value = runtimes, match[1].replace("-", "_"), match[2]
-        elif match := re.fullmatch(r"sm_?(\d{1,2})(\d)[af]?", part):
-            target, key, value = fields, "capability", f"{int(match[1])}.{match[2]}"
-        elif re.fullmatch(r"\d{1,2}\.\d", part):
-            target, key, value = fields, "capability", part
+        elif re.fullmatch(r"sm_?\d{2,3}[af]?|\d{1,2}\.\d", part) and (
+            capability := parse_capability(part.rstrip("af"))
+        ):
+            target, key, value = fields, "capability", capability
         elif match := re.fullmatch(r"(os|machine|gpu|driver|cuda)=(.+)", part):
             target, key, value = fields, match[1], match[2].lower() if match[1] in ("os", "machine") else match[2]
         else:

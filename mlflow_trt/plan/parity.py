@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import SettingError
-from .manifest import Host, OutputParity, ParityPoint, ParityRecord, Tolerance
+from .manifest import Host, OutputParity, ParityPoint, ParityRecord, PlanRecord, Tolerance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +54,11 @@ def default_tolerance(precision: str | None) -> Tolerance:
             f"The precision {precision!r} is not known.", f"one of {', '.join(_TOLERANCES)}", "choose one of these"
         )
     return _TOLERANCES[precision]
+
+
+def tolerance_of(record: PlanRecord) -> Tolerance:
+    """Returns how far a plan may be from PyTorch: what it was logged with, or else the default of its precision."""
+    return record.parity.tolerance or default_tolerance(record.precision.requested)
 
 
 def compare(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ManifestError
-from .dtypes import STORAGE
+from .dtypes import CALLERS, STORAGE
 from .manifest import Dimension, Interface, Profile, Structure, Tensor
 from .pytree import Build, builder, leaves, take_apart
 
@@ -28,7 +28,7 @@ _KNOWN_SHAPES = 4096
 
 
 @dataclass(frozen=True)
-class Call:
+class CheckedCall:
     """A call that fits: arrays in the interface's order, their shapes, and the profile that serves them best."""
 
     arrays: list[np.ndarray]
@@ -92,7 +92,7 @@ class Binder:
             "give each array under its name",
         )
 
-    def check(self, tensors: Mapping[str, Any]) -> Call:
+    def check(self, tensors: Mapping[str, Any]) -> CheckedCall:
         """Checks named inputs: names, dtypes, ranks and sizes.
 
         Arrays may be in any memory order, non-contiguous, big-endian or read-only. Python numbers and lists of them are
@@ -122,7 +122,7 @@ class Binder:
         if len(tensors) != len(arrays):
             raise self._wrong_names(tensors)
         shapes = tuple([a.shape for a in arrays])
-        return Call(arrays, shapes, self.profile_of(shapes))
+        return CheckedCall(arrays, shapes, self.profile_of(shapes))
 
     def profile_of(self, shapes: Shapes) -> int:
         """Returns the index of the optimization profile that serves these shapes best.
@@ -327,10 +327,10 @@ def _as_array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def _public_dtype(tensor: Tensor) -> np.dtype:
-    if tensor.dtype not in STORAGE or tensor.dtype == "bfloat16":
+    if CALLERS.get(tensor.dtype) != tensor.dtype:
         raise ManifestError(
             f"{tensor.name!r} has the dtype {tensor.dtype} in the manifest.",
-            f"one of {', '.join(n for n in STORAGE if n != 'bfloat16')}",
+            f"one of {', '.join(dict.fromkeys(CALLERS.values()))}",
             "build the engine with such inputs and outputs; inside it may hold any",
         )
     return STORAGE[tensor.dtype]

@@ -22,7 +22,8 @@ import torch
 from mlflow_trt import Input
 from mlflow_trt.conversion import interface
 from mlflow_trt.conversion.arguments import parse
-from mlflow_trt.conversion.torch_tensorrt import BindingSpec, Job, build
+from mlflow_trt.conversion.job import BindingSpec, Job
+from mlflow_trt.conversion.torch_tensorrt import build
 from mlflow_trt.conversion.precision import prepare
 from mlflow_trt.conversion.program import export, flatten, placeholder_values
 from mlflow_trt.conversion.structure import computed_outputs

@@ -18,7 +18,7 @@ from mlflow_trt.engine import kernel_files, runtime_cache
 from mlflow_trt.engine.engine import TensorRTEngine, describe_engine
 from mlflow_trt.engine.runtime_cache import network_of
 from mlflow_trt.errors import DeviceError, InputError, ManifestError, PlanError, SettingError
-from mlflow_trt.plan import dtypes
+from mlflow_trt.plan import casts
 from mlflow_trt.plan.manifest import ConstantLeaf, File, InputLeaf
 
 RANGE = ((1, 3), (4, 3), (32, 3))
@@ -337,7 +337,7 @@ def test_narrower_and_rounded_bindings(tmp_path, monkeypatch):
     with TensorRTEngine(tmp_path, write_plan(tmp_path), face, host=host()) as engine:
         x = np.array([1.00390625, 3.14159265], np.float32)
         answer = engine.predict({"x": x, "i": np.array([5, 6])})
-        np.testing.assert_array_equal(answer["y"], dtypes.from_bfloat16(dtypes.to_bfloat16(x)))
+        np.testing.assert_array_equal(answer["y"], casts.from_bfloat16(casts.to_bfloat16(x)))
         assert answer["y"].dtype == np.float32
         assert answer["n"].dtype == np.int64
         assert answer["n"].shape == ()

@@ -71,7 +71,8 @@ def test_classes_of_ours_derive_from_the_real_ones(release):
     code = """
 import inspect, logging
 from mlflow_trt.engine.context import OutputMemory
-from mlflow_trt.engine.trt import DTYPES, Log, import_runtime
+from mlflow_trt.engine.trt import Log, import_runtime
+from mlflow_trt.plan.dtypes import TENSORRT
 trt = import_runtime("tensorrt_lean", None)
 log = Log(trt)
 log.logger.log(trt.ILogger.Severity.ERROR, "broken")
@@ -81,7 +82,7 @@ asked = " ".join(trt.IOutputAllocator.__doc__.split())
 for name in ("reallocate_output_async", "reallocate_output", "notify_shape"):
     theirs = asked.split(f"{name}(self, ")[1].split(")")[0].split(", ")
     assert len(inspect.signature(getattr(allocator, name)).parameters) == len(theirs), name
-print(*(set(trt.DataType.__members__) - set(DTYPES)))
+print(*(set(trt.DataType.__members__) - set(TENSORRT)))
 """
     assert lean.output(release, code) == ""
 

@@ -83,8 +83,8 @@ def answer(cnn, x):
     return found["scores"].numpy(), found["more"][1].numpy()
 
 
-def lanes(engine):
-    return [entry.lane for slot in engine._pool._slots for entry in slot.lanes.values()]
+def contexts(engine):
+    return [entry.bound for stream_slot in engine._pool._slots for entry in stream_slot.contexts.values()]
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 31, 32])
@@ -102,7 +102,7 @@ def test_answers_are_pytorchs_at_every_stage(engine, cnn, n):
 def test_calls_run_as_cuda_graphs(engine):
     for _ in range(3):
         engine.predict(images(4))
-    assert [lane.graph for lane in lanes(engine)] in (["graph"], ["runtime"])
+    assert [bound.graph for bound in contexts(engine)] in (["graph"], ["runtime"])
 
 
 def test_page_locked_rows_are_fetched_from_where_they_lie(tmp_path_factory):
@@ -129,7 +129,7 @@ def test_page_locked_rows_are_fetched_from_where_they_lie(tmp_path_factory):
                     for name, array in found.items():
                         near(array[: n - 1], copied[n][name][: n - 1])
                         near(array[n - 1], array[n - 2])
-            assert all(lane._graphs.keys() == {True, False} for lane in lanes(engine) if lane.graph == "graph")
+            assert all(bound._graphs.keys() == {True, False} for bound in contexts(engine) if bound.graph == "graph")
         finally:
             pinned.unlock(rows.ctypes.data, 0)
 

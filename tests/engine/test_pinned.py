@@ -74,7 +74,7 @@ def test_rows_are_fetched_from_where_they_lie(engine, cudart, memory):
         parts = [memory[first : first + 1], memory[first + 4 : first + 6]]
         cudart.fetched.clear()
         found = engine.predict_stacked([parts], 4)
-        # One copy for each part, and the last row once more; none of the lane's whole block.
+        # One copy for each part, and the last row once more; none of the bound context's whole block.
         assert cudart.fetched == [ROW, 2 * ROW, ROW]
         want = np.concatenate([*parts, parts[-1][-1:]]) * 2 + 1
         np.testing.assert_array_equal(found["y"], want)
@@ -126,7 +126,7 @@ def test_what_a_gpu_cannot_fetch_is_copied(engine, cudart, memory, parts):
     with np.errstate(all="ignore"):
         found = engine.predict_stacked([given], 2)["y"]
         np.testing.assert_array_equal(found, np.concatenate(given).astype(np.float32) * 2 + 1)
-    assert cudart.fetched == [2 * ROW], "the lane's block, in one copy"
+    assert cudart.fetched == [2 * ROW], "the bound context's block, in one copy"
 
 
 def test_small_rows_are_copied(monkeypatch, tmp_path, memory):

@@ -1,4 +1,4 @@
-"""The pool's decisions, on lanes that only count."""
+"""The pool's decisions, on bound contexts that only count."""
 
 from __future__ import annotations
 
@@ -13,133 +13,133 @@ from mlflow_trt.engine.pool import OutOfMemory, Pool
 from mlflow_trt.errors import DeviceError
 
 
-class Lane:
-    def __init__(self, workshop, resource, key):
-        self.workshop, self.resource, self.key = workshop, resource, key
-        self.nbytes = workshop.size(key)
+class Context:
+    def __init__(self, factory, resources, key):
+        self.factory, self.resources, self.key = factory, resources, key
+        self.nbytes = factory.size(key)
         self.closed = False
         self.busy = threading.Lock()
-        workshop.held += self.nbytes
-        workshop.most = max(workshop.most, workshop.held)
+        factory.held += self.nbytes
+        factory.most = max(factory.most, factory.held)
 
     def close(self):
         assert not self.closed
         assert not self.busy.locked(), "closed while it ran"
         self.closed = True
-        self.workshop.held -= self.nbytes
+        self.factory.held -= self.nbytes
 
 
-class Workshop:
+class Factory:
     """Stands for the GPU: what it can't hold is out of memory."""
 
     def __init__(self, size=lambda key: 10, memory=10**9):
         self.size, self.memory = size, memory
-        self.held = self.most = self.built = self.reused = self.slots = 0
+        self.held = self.most = self.built = self.reused = self.resources = 0
 
-    def open_slot(self):
-        self.slots += 1
-        return self.slots
+    def open_resources(self):
+        self.resources += 1
+        return self.resources
 
-    def close_slot(self, resource):
-        self.slots -= 1
+    def close_resources(self, resources):
+        self.resources -= 1
 
     def estimate(self, key):
         return self.size(key)
 
-    def build(self, resource, key, old):
+    def build(self, resources, key, old):
         if old is not None:
-            assert old.resource == resource, "a context went to another slot's scratch memory"
+            assert old.resources == resources, "a context went to another stream slot's scratch memory"
             old.close()
             self.reused += 1
         if self.held + self.size(key) > self.memory:
             raise OutOfMemory("too much", "less", "less")
         self.built += 1
-        return Lane(self, resource, key)
+        return Context(self, resources, key)
 
 
 def use(pool, key):
     """What a call does."""
-    slot = pool.acquire(key)
+    stream_slot = pool.acquire(key)
     try:
-        lane = pool.find(slot, key) or pool.open(slot, key)
-        assert lane.key == key
-        assert not lane.closed
-        assert lane.busy.acquire(blocking=False), "a lane is used by two calls at once"
+        bound = pool.find(stream_slot, key) or pool.open(stream_slot, key)
+        assert bound.key == key
+        assert not bound.closed
+        assert bound.busy.acquire(blocking=False), "a bound context is used by two calls at once"
         time.sleep(0)
-        lane.busy.release()
-        return lane
+        bound.busy.release()
+        return bound
     finally:
-        pool.release(slot)
+        pool.release(stream_slot)
 
 
 def test_a_lane_serves_its_key_again():
-    workshop = Workshop()
-    pool = Pool(workshop, 2, 1000)
+    factory = Factory()
+    pool = Pool(factory, 2, 1000)
     assert use(pool, "a") is use(pool, "a")
     assert use(pool, "b") is not use(pool, "a")
-    assert workshop.built == 2
+    assert factory.built == 2
 
 
 def test_a_single_caller_fills_one_slot():
-    workshop = Workshop()
-    pool = Pool(workshop, 4, 1000)
+    factory = Factory()
+    pool = Pool(factory, 4, 1000)
     for key in "abcabcabc":
         use(pool, key)
-    assert (workshop.slots, workshop.built) == (1, 3)
+    assert (factory.resources, factory.built) == (1, 3)
 
 
 def test_a_free_slot_that_knows_the_key_is_preferred():
-    workshop = Workshop()
-    pool = Pool(workshop, 2, 1000)
+    factory = Factory()
+    pool = Pool(factory, 2, 1000)
     first, second = pool.acquire("a"), pool.acquire("b")
     pool.open(first, "a")
     pool.open(second, "b")
     pool.release(first)
     pool.release(second)
-    slot = pool.acquire("b")
-    assert slot is second
-    pool.release(slot)
-    slot = pool.acquire("new")
-    assert slot is first
+    stream_slot = pool.acquire("b")
+    assert stream_slot is second
+    pool.release(stream_slot)
+    stream_slot = pool.acquire("new")
+    assert stream_slot is first
 
 
 def test_used_up_memory_makes_the_least_recently_used_lane_over():
-    workshop = Workshop()
-    pool = Pool(workshop, 1, 30)
+    factory = Factory()
+    pool = Pool(factory, 1, 30)
     for key in "abca":
         use(pool, key)
     use(pool, "d")  # b is the oldest
-    assert workshop.reused == 1
-    built = workshop.built
+    assert factory.reused == 1
+    built = factory.built
     for key in "acd":
         use(pool, key)
-    assert workshop.built == built
+    assert factory.built == built
     use(pool, "b")
-    assert workshop.built == built + 1
-    assert pool.used == workshop.held == 30
+    assert factory.built == built + 1
+    assert pool.used == factory.held == 30
 
 
 def test_a_larger_lane_closes_as_many_as_it_takes():
-    workshop = Workshop(size=lambda key: key)
-    pool = Pool(workshop, 1, 100)
+    factory = Factory(size=lambda key: key)
+    pool = Pool(factory, 1, 100)
     for key in (30, 31, 32):
         use(pool, key)
     use(pool, 90)
-    assert pool.lanes == 1
-    assert workshop.held == 90
+    assert pool.contexts == 1
+    assert factory.held == 90
 
 
 def test_one_lane_is_kept_even_if_it_is_beyond_the_limit():
-    workshop = Workshop(size=lambda key: 500)
-    pool = Pool(workshop, 1, 100)
+    factory = Factory(size=lambda key: 500)
+    pool = Pool(factory, 1, 100)
     assert use(pool, "a") is use(pool, "a")
     use(pool, "b")
-    assert pool.lanes == 1
+    assert pool.contexts == 1
 
 
 def test_every_slot_gets_its_share_though_another_has_taken_all():
-    workshop = Workshop()
-    pool = Pool(workshop, 2, 100)
+    factory = Factory()
+    pool = Pool(factory, 2, 100)
     for key in range(10):
         use(pool, key)
     assert pool.used == 100
@@ -154,47 +154,47 @@ def test_every_slot_gets_its_share_though_another_has_taken_all():
 
 
 def test_a_lane_that_turns_out_larger_is_counted_anew():
-    workshop = Workshop()
-    pool = Pool(workshop, 1, 100)
+    factory = Factory()
+    pool = Pool(factory, 1, 100)
     for key in range(5):
         use(pool, key)
-    slot = pool.acquire(4)
-    lane = pool.find(slot, 4)
-    workshop.held += 70
-    lane.nbytes = 80
-    pool.weigh(slot, 4)
-    assert pool.used == workshop.held == 100
-    assert pool.lanes == 3
-    pool.discard(slot, 4)
+    stream_slot = pool.acquire(4)
+    bound = pool.find(stream_slot, 4)
+    factory.held += 70
+    bound.nbytes = 80
+    pool.weigh(stream_slot, 4)
+    assert pool.used == factory.held == 100
+    assert pool.contexts == 3
+    pool.discard(stream_slot, 4)
     assert pool.used == 20
-    pool.discard(slot, "unknown")
-    pool.release(slot)
+    pool.discard(stream_slot, "unknown")
+    pool.release(stream_slot)
 
 
 def test_out_of_memory_makes_room_and_tries_again():
-    workshop = Workshop(memory=50)
-    pool = Pool(workshop, 2, 1000)
+    factory = Factory(memory=50)
+    pool = Pool(factory, 2, 1000)
     for key in range(5):
         use(pool, key)
     assert use(pool, 5).key == 5
-    assert workshop.held == 10
+    assert factory.held == 10
 
 
 def test_out_of_memory_leaves_the_pool_usable():
-    workshop = Workshop(size=lambda key: key, memory=50)
-    pool = Pool(workshop, 2, 1000)
+    factory = Factory(size=lambda key: key, memory=50)
+    pool = Pool(factory, 2, 1000)
     use(pool, 40)
     for _ in range(3):
         with pytest.raises(OutOfMemory):
             use(pool, 60)
     assert use(pool, 50).key == 50
     pool.close()
-    assert (workshop.held, workshop.slots) == (0, 0)
+    assert (factory.held, factory.resources) == (0, 0)
 
 
 def test_calls_beyond_the_slots_wait_in_order():
-    pool = Pool(Workshop(), 1, 1000)
-    slot = pool.acquire("a")
+    pool = Pool(Factory(), 1, 1000)
+    stream_slot = pool.acquire("a")
     order = []
 
     def wait(name):
@@ -209,45 +209,45 @@ def test_calls_beyond_the_slots_wait_in_order():
         while len(pool._waiting) <= name:
             time.sleep(0.001)
     assert order == []
-    pool.release(slot)
+    pool.release(stream_slot)
     for thread in threads:
         thread.join()
     assert order == list(range(5))
 
 
 def test_a_waiting_call_that_is_interrupted_loses_no_slot(monkeypatch):
-    pool = Pool(Workshop(), 1, 1000)
-    slot = pool.acquire("a")
+    pool = Pool(Factory(), 1, 1000)
+    stream_slot = pool.acquire("a")
 
     class Interrupted:
-        """A lock whose owner is interrupted while it waits, before or after the slot was handed over."""
+        """A lock whose owner is interrupted while it waits, before or after the stream slot was handed over."""
 
         def __init__(self, handed_over):
             self.handed_over = handed_over
 
         def acquire(self):
             if self.handed_over:
-                pool.release(slot)
+                pool.release(stream_slot)
             raise KeyboardInterrupt
 
         def release(self):
             pass
 
     for handed_over in (False, True):
-        ticket = SimpleNamespace(lock=Interrupted(handed_over), slot=None)
+        ticket = SimpleNamespace(lock=Interrupted(handed_over), stream_slot=None)
         with monkeypatch.context() as patch:
             patch.setattr("mlflow_trt.engine.pool._Ticket", lambda ticket=ticket: ticket)
             with pytest.raises(KeyboardInterrupt):
                 pool.acquire("a")
         assert not pool._waiting
-    assert pool.acquire("a") is slot
+    assert pool.acquire("a") is stream_slot
 
 
 def test_close_waits_for_who_runs_and_refuses_who_waits():
-    workshop = Workshop()
-    pool = Pool(workshop, 1, 1000)
+    factory = Factory()
+    pool = Pool(factory, 1, 1000)
     use(pool, "a")
-    slot = pool.acquire("a")
+    stream_slot = pool.acquire("a")
     refused = []
 
     def wait():
@@ -266,10 +266,10 @@ def test_close_waits_for_who_runs_and_refuses_who_waits():
     assert len(refused) == 1
     closing.join(0.05)
     assert closing.is_alive()
-    assert workshop.held == 10
-    pool.release(slot)
+    assert factory.held == 10
+    pool.release(stream_slot)
     closing.join(5)
-    assert (workshop.held, workshop.slots) == (0, 0)
+    assert (factory.held, factory.resources) == (0, 0)
     with pytest.raises(DeviceError, match="closed"):
         pool.acquire("a")
     pool.close()
@@ -277,8 +277,8 @@ def test_close_waits_for_who_runs_and_refuses_who_waits():
 
 @pytest.mark.parametrize(("size", "limit"), [(1, 40), (2, 40), (2, 400), (3, 90)])
 def test_no_lane_ever_runs_twice_at_once_and_the_limit_holds(size, limit):
-    workshop = Workshop(size=lambda key: 5 + key)
-    pool = Pool(workshop, size, limit)
+    factory = Factory(size=lambda key: 5 + key)
+    pool = Pool(factory, size, limit)
     failures = []
 
     def work(seed):
@@ -289,21 +289,21 @@ def test_no_lane_ever_runs_twice_at_once_and_the_limit_holds(size, limit):
         except BaseException as error:
             failures.append(error)
 
-    # The workshop's own counters are not made for threads; one lock stands for the engine's.
-    lock, build = threading.Lock(), workshop.build
+    # The factory's own counters are not made for threads; one lock stands for the engine's.
+    lock, build = threading.Lock(), factory.build
 
     def locked(*args):
         with lock:
             return build(*args)
 
-    workshop.build = locked
+    factory.build = locked
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not failures
-    # Each slot may be over by the lane that it is opening.
+    # Each stream slot may be over by the bound context that it is opening.
     assert pool.used <= limit + size * 16
     pool.close()
-    assert pool.lanes == 0
+    assert pool.contexts == 0

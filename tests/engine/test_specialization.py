@@ -41,9 +41,9 @@ def check(engine, x, calls=4):
 
 def strategy(engine, module):
     """Of the context that served the last call."""
-    (slot,) = [slot for slot in engine._pool._slots if slot.lanes]
-    (lane,) = slot.lanes.values()
-    return lane.lane.bound.context.config.dynamic_shapes_kernel_specialization_strategy.name
+    (stream_slot,) = [stream_slot for stream_slot in engine._pool._slots if stream_slot.contexts]
+    (entry,) = stream_slot.contexts.values()
+    return entry.bound.shaped.context.config.dynamic_shapes_kernel_specialization_strategy.name
 
 
 def test_right_ones_serve_and_the_others_are_gone(engine, module):
@@ -91,9 +91,9 @@ def test_kernels_that_read_what_nobody_wrote_find_no_nan(engine, module, wrong):
     assert strategy(engine, module) == ("NONE" if wrong else "EAGER")
     check(engine, rows(2))
     check(engine, rows(4))
-    for slot in engine._pool._slots:
-        if slot.resource is not None:
-            slot.resource.fill(0xFF)
+    for stream_slot in engine._pool._slots:
+        if stream_slot.resources is not None:
+            stream_slot.resources.fill(0xFF)
     check(engine, rows(4))
     engine.predict({"x": np.full((4, 3), np.nan, np.float32)})
     check(engine, rows(4))
@@ -139,7 +139,7 @@ def test_specialized_kernels_whose_answers_differ_from_run_to_run_are_not_used(e
 def test_scratch_memory_is_left_alone_where_nobody_reads_it(engine, module, monkeypatch):
     check(engine, rows(4))
     filled = []
-    monkeypatch.setattr("mlflow_trt.engine.context.Slot.fill", lambda slot, byte: filled.append(byte))
+    monkeypatch.setattr("mlflow_trt.engine.context.StreamResources.fill", lambda stream_slot, byte: filled.append(byte))
     check(engine, rows(4))
     assert not filled
 

@@ -11,6 +11,7 @@ import standin
 
 from mlflow_trt.engine import trt
 from mlflow_trt.errors import PlanError
+from mlflow_trt.plan.dtypes import TENSORRT
 
 
 def test_import_of_what_is_not_installed():
@@ -86,7 +87,7 @@ def test_every_name_that_is_used_is_in_the_real_module(tensorrt_rtx):
 
 
 def test_every_real_dtype_has_a_name(tensorrt_rtx):
-    assert set(tensorrt_rtx.DataType.__members__) <= set(trt.DTYPES)
+    assert set(tensorrt_rtx.DataType.__members__) <= set(TENSORRT)
 
 
 def test_log_keeps_what_matters(tensorrt_rtx, caplog):

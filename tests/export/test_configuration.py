@@ -136,8 +136,8 @@ def test_every_dtype_of_a_binding():
     names = [pb.DataType.Name(t.data_type) for t in config.input]
     assert names == [
         "TYPE_BOOL",
-        "TYPE_UINT8",
         "TYPE_INT8",
+        "TYPE_UINT8",
         "TYPE_INT32",
         "TYPE_INT64",
         "TYPE_FP16",

@@ -1,74 +1,109 @@
+"""The table of dtypes is the only one, and its rows agree with numpy, torch and TensorRT."""
+
 from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mlflow_trt.errors import InputError, ManifestError
+import mlflow_trt
+from mlflow_trt.inputs import DTYPES
 from mlflow_trt.plan import dtypes
 
-torch = pytest.importorskip("torch", reason="bfloat16 is compared with torch's")
+PACKAGE = Path(mlflow_trt.__file__).parent
+HOME = PACKAGE / "plan" / "dtypes.py"
+
+NAMES = {
+    name
+    for d in dtypes.TABLE
+    for name in (d.name, d.tensorrt, d.torch_tensorrt, d.torch_alias, d.precision, d.protocol, d.contents, d.triton)
+    if name is not None
+}
+
+MOST = 3
+"""Dtypes that a decision may name side by side; more are a table."""
 
 
-@given(st.lists(st.floats(width=32), min_size=1, max_size=50))
-def test_bfloat16_rounds_as_torch_does(values):
-    array = np.array(values, np.float32)
-    bits = dtypes.to_bfloat16(array)
-    want = torch.from_numpy(array).to(torch.bfloat16)
-    np.testing.assert_array_equal(dtypes.from_bfloat16(bits), want.float().numpy())
+def tables(source):
+    """The literals that hold more than a few names of dtypes: what a second table looks like."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Dict):
+            inside = [*node.keys, *node.values]
+        elif isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+            inside = node.elts
+        else:
+            continue
+        named = {e.value for e in inside if isinstance(e, ast.Constant) and isinstance(e.value, str)} & NAMES
+        if len(named) > MOST:
+            yield node.lineno, sorted(named)
 
 
-def test_every_bfloat16_survives():
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    wide = dtypes.from_bfloat16(bits)
-    back = dtypes.to_bfloat16(wide)
-    nan = np.isnan(wide)
-    np.testing.assert_array_equal(back[~nan], bits[~nan])
-    assert np.isnan(dtypes.from_bfloat16(back[nan])).all()
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_other_module_has_a_table_of_dtypes(path):
+    if path != HOME:
+        assert list(tables(path.read_text())) == []
 
 
-def test_halves_round_to_even():
-    ties = np.array([0x3F808000, 0x3F818000], np.uint32).view(np.float32)
-    assert dtypes.to_bfloat16(ties).tolist() == [0x3F80, 0x3F82]
+@pytest.mark.parametrize(
+    "source",
+    [
+        '{"FP16": "float16", "FP32": "float32"}',
+        'x = ("bool", "int8", "uint8", "int32")',
+        '{"TYPE_INT8": 1, "TYPE_INT32": 2, "TYPE_FP16": 3, "TYPE_FP32": 4}',
+        '["HALF", "FLOAT", "INT8", "BOOL"]',
+    ],
+)
+def test_a_second_table_is_seen(source):
+    assert list(tables(source))
 
 
-def test_shapes_and_layouts_are_kept():
-    array = np.arange(6, dtype=">f4").reshape(2, 3).T
-    assert dtypes.to_bfloat16(array).shape == (3, 2)
-    np.testing.assert_array_equal(dtypes.from_bfloat16(dtypes.to_bfloat16(array)), array)
-    assert dtypes.to_bfloat16(np.float32(1)).shape == ()
+def test_rows_are_told_apart():
+    for column in ("name", "tensorrt", "torch_tensorrt", "torch_alias", "precision", "protocol", "triton"):
+        names = [getattr(d, column) for d in dtypes.TABLE if getattr(d, column) is not None]
+        assert len(names) == len(set(names)), column
 
 
-@pytest.mark.parametrize("name", ["float8", "int4", "complex64"])
-def test_dtypes_that_arrays_cant_hold_are_refused(name):
-    with pytest.raises(ManifestError, match=name):
-        dtypes.storage(name, "'x'")
+def test_numpy_holds_what_is_named_after_it():
+    for d in dtypes.TABLE:
+        if d.storage is not None and d.caller is None:
+            assert np.dtype(d.name) == d.storage
+    assert dtypes.STORAGE["bfloat16"].itemsize == 2
+    assert tuple(dtypes.STORAGE) == DTYPES
 
 
-@pytest.mark.parametrize(("public", "binding"), [("int64", "int32"), ("int32", "int8"), ("int64", "uint8")])
-def test_integers_too_large_for_the_engine_are_refused(public, binding):
-    encode = dtypes.encoder(public, binding, "n")
-    out = np.zeros(2, dtypes.STORAGE[binding])
-    limits = np.iinfo(out.dtype)
-    encode(np.array([limits.min, limits.max], public), out)
-    assert out.tolist() == [limits.min, limits.max]
-    for value in (limits.min - 1, limits.max + 1):
-        with pytest.raises(InputError, match=binding):
-            encode(np.array([0, value], public), out)
+def test_torch_has_them_by_these_names():
+    torch = pytest.importorskip("torch")
+    for name, storage in dtypes.STORAGE.items():
+        assert getattr(torch, name).itemsize == storage.itemsize
+    for d in dtypes.TABLE:
+        if d.torch_alias:
+            assert getattr(torch, d.torch_alias) is getattr(torch, d.name)
 
 
-def test_same_dtype_is_copied_bit_for_bit():
-    array = np.array([np.nan, -0.0, 1e-45], ">f4")
-    out = np.empty(3, np.float32)
-    dtypes.encoder("float32", "float32", "x")(array, out)
-    np.testing.assert_array_equal(out.view(np.uint32), array.astype(np.float32).view(np.uint32))
-    answer = dtypes.decoder("float32", "float32")(out)
-    assert not np.shares_memory(answer, out)
+def test_names_of_others_are_translated():
+    assert dtypes.tensorrt_name("HALF") == dtypes.tensorrt_name("half") == "float16"
+    assert dtypes.tensorrt_name("float32") == "float32"
+    assert dtypes.tensorrt_name("NEW") == "new"
+    assert dtypes.torch_name("long") == "int64"
+    assert dtypes.torch_tensorrt_name("bf16") == "bfloat16"
+    assert dtypes.torch_name("f16") == "f16"
+    assert dtypes.DTYPE_OF == {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    assert dtypes.CALLERS["bfloat16"] == "float32"
 
 
-def test_float64_is_rounded():
-    out = np.empty(1, np.float32)
-    dtypes.encoder("float64", "float32", "x")(np.array([0.1]), out)
-    assert out[0] == np.float32(0.1)
-    assert dtypes.decoder("float64", "float32")(out).dtype == np.float64
+def test_the_table_brings_neither_mlflow_nor_torch():
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, mlflow_trt.plan.dtypes; print(sorted({'mlflow', 'torch', 'pydantic'} & set(sys.modules)))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == "[]"

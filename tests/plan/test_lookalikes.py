@@ -21,9 +21,9 @@ from manifests import file
 
 import mlflow_trt
 from mlflow_trt import plan
-from mlflow_trt.engine.engine import check_plan
 from mlflow_trt.errors import ManifestError, PlanError
 from mlflow_trt.plan import lookalikes
+from mlflow_trt.plan.files import check_plan
 
 PLAN = forged.full()
 

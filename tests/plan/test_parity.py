@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from manifests import MEASURED
 
 from mlflow_trt.errors import SettingError
 from mlflow_trt.plan import parity
@@ -158,3 +159,11 @@ def test_text_and_table():
 def test_figures_survive_a_manifest():
     made = parity.judge([ParityPoint(profile=0, point="min", outputs=(one(f32(1), f32(np.nan)),))], TIGHT)
     assert ParityRecord.model_validate_json(made.model_dump_json()) == made
+
+
+def test_a_plan_is_judged_by_what_it_was_logged_with_or_else_by_its_precision():
+    own = Tolerance(rel_l2=0.2, cosine=0.5)
+    logged = MEASURED.model_copy(update={"parity": ParityRecord(status="not_measured", tolerance=own)})
+    assert parity.tolerance_of(logged) == own
+    plain = MEASURED.model_copy(update={"parity": ParityRecord(status="not_measured")})
+    assert parity.tolerance_of(plain) == parity.default_tolerance(MEASURED.precision.requested)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_trt.plan.dtypes import to_bfloat16
+from mlflow_trt.plan.casts import to_bfloat16
 from mlflow_trt.plan.manifest import Interface
 from mlflow_trt.serving.protocol import protobuf
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES

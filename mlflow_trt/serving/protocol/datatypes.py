@@ -15,28 +15,19 @@ import numpy as np
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from ...errors import TrtError
-from ...plan.dtypes import from_bfloat16, to_bfloat16
+from ...plan.casts import from_bfloat16, to_bfloat16
+from ...plan.dtypes import TABLE
 
 DATATYPES: dict[str, np.dtype] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BF16": np.dtype("<u2"),
-    "BYTES": np.dtype(object),
+    d.protocol: d.storage.newbyteorder("<") for d in TABLE if d.protocol and d.storage is not None
 }
 """A datatype → the numpy dtype of its raw data, little-endian; BF16, which numpy lacks, as its bits."""
 
-NAMES = {dtype.name: datatype for datatype, dtype in DATATYPES.items() if datatype != "BF16"}
+NAMES = {d.name: d.protocol for d in TABLE if d.protocol and d.caller is None}
 """An interface's dtype → the datatype that callers see: ``{"float32": "FP32"}``."""
+
+OF_BINDINGS = {d.name: d.protocol for d in TABLE if d.protocol}
+"""The same for a binding's dtype, which may be bfloat16."""
 
 _MAX_RANK = 32  # the most that every numpy release holds
 _MAX_ELEMENTS = 2**40  # an empty array's other sizes are limited too: numpy multiplies them

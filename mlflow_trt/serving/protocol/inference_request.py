@@ -8,14 +8,12 @@ import numpy as np
 
 from ...errors import InputError
 from ...plan.manifest import Interface, Tensor
-from .datatypes import NAMES, ProtocolError, show
+from .datatypes import NAMES, OF_BINDINGS, ProtocolError, show
 
 MOST = 4096
 """Inputs and outputs: each is an object of its own in memory, however few bytes it came as."""
 SLOW = frozenset({"BOOL", "BYTES", "BF16"})
 """Datatypes whose raw data is more than looked at."""
-_NARROW = {"float16": "FP16", "bfloat16": "BF16"}
-"""A binding's dtype → the datatype that may be sent for a float32 input: the engine rounds to it anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +82,8 @@ def check_sent(tensor: Tensor, sent: str) -> None:
     Raises:
         InputError: It is another, and the engine would not round to it anyway.
     """
-    if sent == NAMES[tensor.dtype] or (tensor.dtype == "float32" and sent == _NARROW.get(tensor.binding_dtype)):
-        return
+    if sent == NAMES[tensor.dtype] or (tensor.dtype == "float32" and sent == OF_BINDINGS.get(tensor.binding_dtype)):
+        return  # where the engine holds a float32 input in fewer bits, it rounds to them anyway
     raise InputError(
         f"Input {tensor.name!r} is sent as {sent}.",
         NAMES[tensor.dtype],

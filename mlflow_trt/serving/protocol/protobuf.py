@@ -22,6 +22,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from ...plan.dtypes import TABLE
 from ...plan.manifest import Interface
 from . import json_body
 from .datatypes import DATATYPES, NAMES, ProtocolError, check_datatype, check_shape, from_raw, show, to_raw
@@ -30,20 +31,7 @@ from .inference_request import MOST, SLOW, InferenceRequest, check_sent
 SERVICE = "inference.GRPCInferenceService"
 
 _LENGTH_DELIMITED = 2
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
+_CONTENTS = {d.protocol: d.contents for d in TABLE if d.protocol and d.contents}
 """A datatype → the field that holds its elements, where they are not raw."""
 
 

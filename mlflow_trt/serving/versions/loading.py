@@ -28,9 +28,9 @@ from ...plan.api import Engine
 from ...plan.batch_sizes import batch_sizes
 from ...plan.compatibility import SelectedPlan
 from ...plan.files import BETWEEN, GoldenTensors
-from ...plan.manifest import FILE_NAME, Interface, Manifest, PlanRecord, Profile, Tolerance
-from ...plan.parity import default_tolerance
+from ...plan.manifest import FILE_NAME, Interface, Manifest, Profile, Tolerance
 from ...plan.parity import text as parity_text
+from ...plan.parity import tolerance_of
 from ...plan.signature import Binder, Shapes, batch_size
 from ..batching.batcher import Batcher
 from ..batching.queue import Answer
@@ -155,7 +155,7 @@ def _load_version(
         engines.append(engine)
 
     record = selections[0].record if selections[0] else None
-    tolerance = _tolerance(record or manifest.plans[0])
+    tolerance = tolerance_of(record or manifest.plans[0])
     for device, engine in zip(options.devices, engines):
         go_on()
         _compare(uri, engine, device, golden, tolerance)
@@ -269,10 +269,6 @@ def _selections(model: store.StoredModel, options: LoadOptions) -> list[Selected
     for device in options.devices:
         host.check_index(device)
     return [model.select(host.probe(device)) for device in options.devices]
-
-
-def _tolerance(record: PlanRecord) -> Tolerance:
-    return record.parity.tolerance or default_tolerance(record.precision.requested)
 
 
 def _compare(uri: str, engine: Engine, device: int, golden: GoldenTensors | None, tolerance: Tolerance) -> None:
