@@ -92,10 +92,10 @@ def refuse(differences: Sequence[Difference], agreeing: Sequence[Point], specs: 
         return
     lines = "\n".join(f"  {shapes_text(d.point)} ({d.point.name}): {d.what}" for d in differences)
     guilty = list(_guilty(differences, agreeing, specs))
-    found = f"The exported program, which the engine is built from, answers otherwise than the model itself:\n{lines}"
+    differs = f"The exported program, which the engine is built from, answers otherwise than the model itself:\n{lines}"
     if not guilty:
         raise ConversionError(
-            found,
+            differs,
             "a program that answers as the model does",
             "look for Python code that torch.export runs once and keeps: a condition on a value or on "
             "torch.compiler.is_exporting(), a number or random tensor made in forward; write it as tensor operations "
@@ -110,7 +110,7 @@ def refuse(differences: Sequence[Difference], agreeing: Sequence[Point], specs: 
     one_side = min(right) > max(wrong) or max(right) < min(wrong)
     ranges = f"convert for sizes on one side ({name}, dimension {dim}: {kept}), or " if one_side else ""
     raise ConversionError(
-        f"{found}\nThe model's code depends on a size ({described}).",
+        f"{differs}\nThe model's code depends on a size ({described}).",
         "the same operations at every size within the profiles: torch.export keeps one branch",
         f"{ranges}write the branch as tensor operations (torch.where, torch.cond); where the sizes are multiples, "
         "pass a program exported with 32 * torch.export.Dim('n')",
@@ -140,14 +140,14 @@ def _guilty(
     differences: Sequence[Difference], agreeing: Sequence[Point], specs: Mapping[str, Spec]
 ) -> list[tuple[str, int, list[int], list[int]]]:
     """Dimensions whose size tells the differing points from the others: (input, dimension, differing, agreeing)."""
-    found: list[tuple[str, int, list[int], list[int]]] = []
+    differing: list[tuple[str, int, list[int], list[int]]] = []
     for name, spec in specs.items():
         for dim, dynamic in enumerate(spec.dynamic):
             wrong = sorted({d.point.shapes[name][dim] for d in differences})
             right = sorted({p.shapes[name][dim] for p in agreeing})
-            if dynamic and right and not set(wrong) & set(right) and all(f[2:] != (wrong, right) for f in found):
-                found.append((name, dim, wrong, right))
-    return found
+            if dynamic and right and not set(wrong) & set(right) and all(f[2:] != (wrong, right) for f in differing):
+                differing.append((name, dim, wrong, right))
+    return differing
 
 
 def _listed(sizes: Sequence[int]) -> str:

@@ -44,9 +44,9 @@ def capabilities(given: Any) -> tuple[str, ...]:
     several = isinstance(given, (list, set, frozenset)) or (
         isinstance(given, tuple) and not (len(given) == 2 and all(type(n) is int for n in given))
     )
-    found = {_spelled(value) for value in (given if several else [given])}
-    unknown = sorted(found - set(supported))
-    if unknown or not found:
+    named = {_spelled(value) for value in (given if several else [given])}
+    unknown = sorted(named - set(supported))
+    if unknown or not named:
         raise SettingError(
             f"TensorRT-RTX cannot build for the compute capability {', '.join(unknown)}."
             if unknown
@@ -55,7 +55,7 @@ def capabilities(given: Any) -> tuple[str, ...]:
             "name the capability of the GPUs that will run it; for others, convert on such a GPU itself and leave "
             "compute_capabilities out",
         )
-    return tuple(c for c in supported if c in found)
+    return tuple(c for c in supported if c in named)
 
 
 def fitting(targets: tuple[str, ...], dtypes: set[torch.dtype], named: bool) -> tuple[str, ...]:

@@ -161,15 +161,15 @@ def _given(places: Iterable[_Place]) -> dict[Any, str]:
 
 def _dim_names(program: ExportedProgram, places: Iterable[_Place]) -> dict[Any, str]:
     """The names of the caller's torch.export.Dim objects, as long as the program was not saved since."""
-    found: dict[Any, str] = {}
+    names: dict[Any, str] = {}
     where = sources(program)
     for place in places:
         environment = getattr(placeholder_values(program)[place.input].shape[place.dim].node, "shape_env", None)
         known = getattr(environment, "source_name_to_debug_name", None) or {}
         name = known.get(f"{where.get(place.input)}.size()[{place.dim}]")
-        if name and place.expression.is_Symbol and is_dimension_name(name) and name not in found.values():
-            found.setdefault(place.expression, name)
-    return found
+        if name and place.expression.is_Symbol and is_dimension_name(name) and name not in names.values():
+            names.setdefault(place.expression, name)
+    return names
 
 
 def _batches(program: ExportedProgram, places: Sequence[_Place], names: Mapping[Any, str]) -> list[list[Any]]:
@@ -220,8 +220,8 @@ def _held_apart(program: ExportedProgram, first: Sequence[_Place]) -> Iterator[t
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             for value in pytree.tree_leaves(node.meta.get("val")):
                 sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
-                found = [s.node.expr.free_symbols for s in sizes if isinstance(s, (torch.SymInt, torch.SymFloat))]
-                seen.add(frozenset(wanted.intersection(*[set().union(*found)])))
+                symbols = [s.node.expr.free_symbols for s in sizes if isinstance(s, (torch.SymInt, torch.SymFloat))]
+                seen.add(frozenset(wanted.intersection(*[set().union(*symbols)])))
     where = sources(program)
     for guard in guards(program):
         seen.add(frozenset(p.expression for p in first if f"{where.get(p.input)}.size()[{p.dim}]" in guard))

@@ -94,9 +94,9 @@ def operator_name(node: Node) -> str:
 
 def operands(tree: Any) -> list[Node]:
     """Every node in nested arguments."""
-    found: list[Node] = []
-    torch.fx.node.map_arg(tree, lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-    return found
+    nodes: list[Node] = []
+    torch.fx.node.map_arg(tree, lambda n: nodes.append(n) or n)  # type: ignore[func-returns-value]
+    return nodes
 
 
 def written_operands(target: OpOverload, args: Sequence[Any]) -> list[Node]:

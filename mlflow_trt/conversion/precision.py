@@ -83,12 +83,12 @@ class Prepared:
 
     def dtypes(self) -> set[torch.dtype]:
         """Every dtype that a value of the network has."""
-        found = {dtype for node in self.program.graph.nodes for dtype in dtypes_of(node.meta.get("val"))}
+        dtypes = {dtype for node in self.program.graph.nodes for dtype in dtypes_of(node.meta.get("val"))}
         for node in self.program.graph.nodes:
             # modelopt's quantizers give back what they take; FP8 lies between: (x, amax, 8 bits, 4 of exponent).
             if operator_name(node) in QUANTIZERS and 4 in node.args[2:]:
-                found.add(torch.float8_e4m3fn)
-        return found
+                dtypes.add(torch.float8_e4m3fn)
+        return dtypes
 
 
 def prepare(

@@ -79,8 +79,8 @@ def explain(program: ExportedProgram, interface: Interface, golden: GoldenTensor
 def sentences(program: ExportedProgram, half: frozenset[str], golden: GoldenTensors) -> list[str]:
     """As :func:`explain`, with the names of the nodes that are float16."""
     points = sorted(golden.points(), key=lambda point: point[1] != "opt")
-    found = beyond_half(program, points[0][2], half) if points else []
-    return [f"In float16 {excess}: {REMEDY}." for excess in found]
+    excesses = beyond_half(program, points[0][2], half) if points else []
+    return [f"In float16 {excess}: {REMEDY}." for excess in excesses]
 
 
 def beyond_half(

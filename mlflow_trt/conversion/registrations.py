@@ -23,7 +23,7 @@ def modules_of(program: ExportedProgram) -> list[str]:
     Raises:
         UnsupportedOperatorError: No module that another process could import registers one of them.
     """
-    found: list[str] = []
+    modules: list[str] = []
     for node in _nodes(program):
         target = node.target
         if not isinstance(target, OpOverload) or target.namespace in _TORCHS_OWN:
@@ -39,9 +39,9 @@ def modules_of(program: ExportedProgram) -> list[str]:
                 "registered in the module that registers the operator",
                 (f"torch.ops.{target}",),
             )
-        if module not in found:
-            found.append(module)
-    return found
+        if module not in modules:
+            modules.append(module)
+    return modules
 
 
 def _nodes(program: ExportedProgram) -> list[Node]:

@@ -115,10 +115,10 @@ def _laid_out(call: CallFunction, node: Node, mixed: Node) -> Node:
 
     Only where that is read as a view, which it would not be otherwise (BART).
     """
-    found = node.meta["val"]
-    if not _viewed(node) or found.dim() != 4:
+    answer = node.meta["val"]
+    if not _viewed(node) or answer.dim() != 4:
         return mixed
-    heads, positions = found.stride()[1:3]
+    heads, positions = answer.stride()[1:3]
     if not (type(heads) is type(positions) is int and heads < positions):
         return mixed
     beside = call(node, aten.transpose.int, mixed, 1, 2)

@@ -60,23 +60,23 @@ def roles(program: ExportedProgram, specs: Mapping[str, Spec]) -> dict[str, Role
     """The role of each integer or boolean input that has one; an input with a domain of its own has none."""
     values = placeholder_values(program)
     rows = _rows(program)
-    found: dict[str, Role] = {}
+    roles: dict[str, Role] = {}
     for name, spec in specs.items():
         dtype = spec.dtype or values[name].dtype
         if not _plain(spec, dtype):
             continue
         if "mask" in name and "masked" not in name:
-            found[name] = Role("padding" if "pad" in name else "mask")
+            roles[name] = Role("padding" if "pad" in name else "mask")
         elif dtype != torch.bool and re.search(r"(^|_)pos(ition)?s?(_ids?)?($|_)", name):
-            found[name] = Role("positions", rows.get(name))
+            roles[name] = Role("positions", rows.get(name))
         elif dtype != torch.bool and name in rows:
-            found[name] = Role("indices", rows[name])
-    shapes = [specs[name].ranges for name, role in found.items() if role.kind == "indices"]
+            roles[name] = Role("indices", rows[name])
+    shapes = [specs[name].ranges for name, role in roles.items() if role.kind == "indices"]
     for name, spec in specs.items():
         plain = _plain(spec, spec.dtype or values[name].dtype)
-        if name not in found and plain and spec.rank == 2 and spec.ranges in shapes:
-            found[name] = Role("mask")
-    return found
+        if name not in roles and plain and spec.rank == 2 and spec.ranges in shapes:
+            roles[name] = Role("mask")
+    return roles
 
 
 def _plain(spec: Spec, dtype: torch.dtype) -> bool:
@@ -86,13 +86,13 @@ def _plain(spec: Spec, dtype: torch.dtype) -> bool:
 
 def _rows(program: ExportedProgram) -> dict[str, int]:
     """By input, one more than the largest index that all tables read with it have."""
-    found: dict[str, int] = {}
+    limits: dict[str, int] = {}
     for node in program.graph.nodes:
         for index, rows in _reads(node):
             for name, offset in _inputs(index, 0, set()):
                 if rows > offset:
-                    found[name] = min(found.get(name, rows - offset), rows - offset)
-    return found
+                    limits[name] = min(limits.get(name, rows - offset), rows - offset)
+    return limits
 
 
 def _reads(node: Node) -> Iterator[tuple[Node, int]]:

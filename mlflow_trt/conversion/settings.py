@@ -165,12 +165,12 @@ def precision_of(precision: str | None, enabled_precisions: Any) -> str | None:
             "one of them: a network is strongly typed and has no mixed choice",
             "leave one out",
         )
-    found = next(iter(halves), "fp32" if names else None)
-    if precision is not None and found is not None and found != precision and (precision, found) != ("tf32", "fp32"):
+    asked = next(iter(halves), "fp32" if names else None)
+    if precision is not None and asked is not None and asked != precision and (precision, asked) != ("tf32", "fp32"):
         raise SettingError(
             f"precision={precision!r} and enabled_precisions contradict each other.", "one of the two", "leave one out"
         )
-    return precision or found
+    return precision or asked
 
 
 def _precision_of(value: Any) -> str:

@@ -108,8 +108,8 @@ def guards(program: ExportedProgram) -> Sequence[str]:
 def _why(program: ExportedProgram, name: str, dim: int) -> str:
     """The guards of the export that hold this dimension, in its own words."""
     source = sources(program).get(name, f"L['{name}']")
-    found = [guard for guard in guards(program) if f"{source}.size()[{dim}]" in guard]
-    return f" The export requires: {'; '.join(found[:3])}." if found else ""
+    conditions = [guard for guard in guards(program) if f"{source}.size()[{dim}]" in guard]
+    return f" The export requires: {'; '.join(conditions[:3])}." if conditions else ""
 
 
 def sources(program: ExportedProgram) -> dict[str, str]:
@@ -123,7 +123,7 @@ def sources(program: ExportedProgram) -> dict[str, str]:
     if in_spec is None:
         return {}
     args, kwargs = in_spec.unflatten(list(range(len(expected))))
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
 
     def walk(tree: Any, source: str) -> None:
         if isinstance(tree, dict):
@@ -133,7 +133,7 @@ def sources(program: ExportedProgram) -> dict[str, str]:
             for key, value in enumerate(tree):
                 walk(value, f"{source}[{key}]")
         elif isinstance(tree, int):
-            found[expected[tree].name] = source
+            sources[expected[tree].name] = source
 
     text = "\n".join(guards(program))
     for i, arg in enumerate(args):
@@ -143,7 +143,7 @@ def sources(program: ExportedProgram) -> dict[str, str]:
         walk(arg, variadic if variadic != name and f"{variadic}." in text else f"L['{name}']")
     for key, value in kwargs.items():
         walk(value, f"L['{key}']")
-    return found
+    return sources
 
 
 def _is_strict(program: ExportedProgram) -> bool:
@@ -164,13 +164,13 @@ class _Sized:
 def requirements(program: ExportedProgram) -> dict[str, str]:
     """The export's guards on sizes, as they are kept in the program, each in terms of the inputs' names."""
     spelled = sorted(sources(program).items(), key=lambda item: -len(item[1]))
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for guard in guards(program):
         text = guard
         for name, source in spelled:
             text = text.replace(f"{source}.size()", f"{name}.shape")
-        found[guard] = text
-    return found
+        texts[guard] = text
+    return texts
 
 
 def _broken_guard(program: ExportedProgram, sizes: Mapping[str, Sequence[int]]) -> str | None:

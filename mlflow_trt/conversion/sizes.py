@@ -43,19 +43,19 @@ def points(program: ExportedProgram, specs: Mapping[str, Spec], requirements: It
         requirements: Its guards, which the sizes between are to keep.
     """
     required = list(requirements)
-    found: list[Point] = []
+    points: list[Point] = []
     for profile in range(_profiles(specs)):
         taken: list[Shapes] = []
         for name in ("opt", "min", "max"):
             shapes = {n: tuple(getattr(spec.range(profile), name)) for n, spec in specs.items()}
             if shapes not in taken:
                 taken.append(shapes)
-                found.append(Point(profile, name, shapes))
+                points.append(Point(profile, name, shapes))
         for shapes in _between(_Grid(program, specs, profile)):
             if shapes not in taken and all(holds(text, shapes) for text in required):
-                found.append(Point(profile, BETWEEN, shapes))
+                points.append(Point(profile, BETWEEN, shapes))
                 break
-    return found
+    return points
 
 
 def probes(
@@ -70,15 +70,15 @@ def probes(
         taken: Points at which the model is asked in any case.
     """
     required = list(requirements)
-    found: list[Point] = []
+    probes: list[Point] = []
     for profile in range(_profiles(specs)):
         grid = _Grid(program, specs, profile)
         known = [p.shapes for p in taken if p.profile == profile]
         for shapes in (*_ones(grid), *_breaking(grid, required, known)):
-            if shapes not in known and sum(p.profile == profile for p in found) < _MOST_PROBES:
+            if shapes not in known and sum(p.profile == profile for p in probes) < _MOST_PROBES:
                 known.append(shapes)
-                found.append(Point(profile, "a size between", shapes))
-    return found
+                probes.append(Point(profile, "a size between", shapes))
+    return probes
 
 
 def between(low: int, opt: int, high: int) -> Iterator[int]:
@@ -129,7 +129,7 @@ class _Grid:
     def shapes(self, changes: Mapping[Any, int]) -> Shapes | None:
         """The shapes with these sizes, and opt for all other symbols; None: they leave the profile."""
         sizes = {**self.opt, **changes}
-        found: Shapes = {}
+        shapes: Shapes = {}
         for name, expressions in self.expressions.items():
             shape = []
             for e in expressions:
@@ -142,8 +142,8 @@ class _Grid:
             r = self.specs[name].range(self.profile)
             if not all(low <= n <= high for low, n, high in zip(r.min, shape, r.max)):
                 return None
-            found[name] = tuple(shape)
-        return found
+            shapes[name] = tuple(shape)
+        return shapes
 
 
 def _profiles(specs: Mapping[str, Spec]) -> int:

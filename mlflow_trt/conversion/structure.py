@@ -58,13 +58,13 @@ def computed_outputs(program: ExportedProgram, names: Sequence[str] | None) -> l
     """
     inputs = {arg.name for arg in user_inputs(program) if isinstance(arg, TensorArgument)}
     paths = _paths(_out_spec(program))
-    found: dict[str, list[int]] = {}
+    positions_of: dict[str, list[int]] = {}
     sources = _sources(program)
     for position, arg in enumerate(user_outputs(program)):
         if isinstance(arg, (TensorArgument, SymIntArgument)) and (source := sources[arg.name]) not in inputs:
-            found.setdefault(source, []).append(position)
+            positions_of.setdefault(source, []).append(position)
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    for node in found:
+    for node in positions_of:
         dtype = getattr(values[node], "dtype", None)
         if dtype is not None and str(public_dtype(dtype)).removeprefix("torch.") not in DTYPES:
             plain = str(dtype).removeprefix("torch.")
@@ -75,21 +75,21 @@ def computed_outputs(program: ExportedProgram, names: Sequence[str] | None) -> l
                 if dtype.is_complex
                 else "cast it in the model",
             )
-    if not found:
+    if not positions_of:
         raise ConversionError(
             "The model computes nothing: every output is an input or a constant.",
             "at least one output tensor that depends on the inputs",
             "return what the model computes",
         )
-    default = [_default_name(paths[positions[0]], positions[0]) for positions in found.values()]
-    if names is not None and (len(names) != len(found) or len(set(names)) != len(names) or not all(names)):
+    default = [_default_name(paths[positions[0]], positions[0]) for positions in positions_of.values()]
+    if names is not None and (len(names) != len(positions_of) or len(set(names)) != len(names) or not all(names)):
         raise SettingError(
             f"output_names has {len(names)} names: {', '.join(map(repr, names))}.",
-            f"{len(found)} different names, one for each computed output (now {', '.join(default)})",
+            f"{len(positions_of)} different names, one for each computed output (now {', '.join(default)})",
             "name every output once; repeated, constant and handed-through outputs have no name of their own",
         )
     chosen = list(names) if names is not None else _unique(default)
-    return [Output(node, name, tuple(p)) for (node, p), name in zip(found.items(), chosen)]
+    return [Output(node, name, tuple(p)) for (node, p), name in zip(positions_of.items(), chosen)]
 
 
 def result(program: ExportedProgram, outputs: Sequence[Output]) -> Structure:
@@ -192,18 +192,18 @@ def _sources(program: ExportedProgram) -> dict[str, str]:
 
 def _written(program: ExportedProgram) -> set[Node]:
     """Nodes whose memory an operation changes in place: what it names, and what that is a view of."""
-    found: set[Node] = set()
+    reached: set[Node] = set()
     for node in program.graph.nodes:
         if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
             continue
         todo = written_operands(node.target, node.args)
         while todo:
             current = todo.pop()
-            if current not in found:
-                found.add(current)
+            if current not in reached:
+                reached.add(current)
                 if current.op == "call_function":
                     todo += current.all_input_nodes[:1]  # what it may be a view of
-    return found
+    return reached
 
 
 def _dtype(node: Node) -> Any:
@@ -218,8 +218,8 @@ def output_node(program: ExportedProgram) -> Node:
 
 def children(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
     """A tree's children; the attribute is deprecated in later releases, and the method missing in earlier ones."""
-    found = getattr(spec, "children", None)
-    return list(found() if callable(found) else spec.children_specs)
+    children = getattr(spec, "children", None)
+    return list(children() if callable(children) else spec.children_specs)
 
 
 def user_outputs(program: ExportedProgram) -> list[Any]:

@@ -175,11 +175,11 @@ def _whole() -> Iterator[None]:
     upstream = _compiler.get_decompositions
 
     def table(experimental: bool = False, decompose_attention: bool = False, *args: Any, **kwargs: Any) -> Any:
-        found = dict(upstream(experimental, decompose_attention, *args, **kwargs))
-        found.pop(torch.ops.aten.hardtanh.default, None)
+        decompositions = dict(upstream(experimental, decompose_attention, *args, **kwargs))
+        decompositions.pop(torch.ops.aten.hardtanh.default, None)
         if not decompose_attention:
-            found.pop(torch.ops.aten.scaled_dot_product_attention.default, None)
-        return found
+            decompositions.pop(torch.ops.aten.scaled_dot_product_attention.default, None)
+        return decompositions
 
     _compiler.get_decompositions = table
     try:
@@ -306,18 +306,18 @@ def _named(operators: Iterable[str]) -> tuple[str, ...]:
 
 def _places(nodes: Iterable[Any]) -> dict[str, str]:
     """Where the first node of each operator comes from: the module's path and class, and the line of its code."""
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for node in nodes:
         operator = f"torch.ops.{node.target}"
-        if node.op != "call_function" or operator in found:
+        if node.op != "call_function" or operator in places:
             continue
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path, kind = (str(part) for part in stack[-1][:2]) if stack else ("", "")
         lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
         files = [line.split(", in ")[0] for line in lines if line.startswith("File ")]
         where = [f"at {path}" if path else "", f"({kind.rpartition('.')[2]})" if kind else "", *files[-1:]]
-        found[operator] = "".join(f" {part}" for part in where if part)
-    return found
+        places[operator] = "".join(f" {part}" for part in where if part)
+    return places
 
 
 def _profiles(builder: Any, job: Job) -> list[Any]:

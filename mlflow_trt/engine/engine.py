@@ -361,17 +361,17 @@ def _interface(
 ) -> tuple[Interface, tuple[Profile, ...]]:
     trt, engine = loaded.trt, loaded.engine
     if interface is None:
-        interface, found = describe(trt, engine)
+        interface, own = describe(trt, engine)
         check_interface(trt, engine, interface)
-        return interface, found
+        return interface, own
     check_interface(trt, engine, interface)
     # The engine's own profiles, not the record's: they are what it will accept.
-    found = profiles(trt, engine, interface.inputs)
+    own = profiles(trt, engine, interface.inputs)
     # An engine whose inputs are all static may have none.
-    if found and record.profiles is not None and len(record.profiles) != len(found):
+    if own and record.profiles is not None and len(record.profiles) != len(own):
         raise ManifestError(
-            f"The engine has {len(found)} optimization profiles.",
+            f"The engine has {len(own)} optimization profiles.",
             f"{len(record.profiles)}, as the manifest says",
             "plan and manifest do not belong together: log the model again",
         )
-    return interface, found
+    return interface, own

@@ -168,10 +168,10 @@ class _Program:
                 answer = self._module(*args, **kwargs)
             except (AssertionError, IndexError, RuntimeError) as error:
                 raise _refused(error, [a.shape for a in arrays]) from error
-        found: dict[str, Any] = {}
-        _collect(self._interface.result, answer, found)
+        leaves: dict[str, Any] = {}
+        _collect(self._interface.result, answer, leaves)
         try:
-            return {t.name: self._array(found[t.name], t.dtype, len(t.shape)) for t in self._interface.outputs}
+            return {t.name: self._array(leaves[t.name], t.dtype, len(t.shape)) for t in self._interface.outputs}
         except KeyError as error:
             raise ManifestError(
                 f"The manifest's result has no place for the output {error}.",
@@ -221,9 +221,9 @@ def _placeholder_dtypes(exported: Any, count: int) -> list[Any]:
     return [getattr(metas.get(name), "dtype", None) if isinstance(name, str) else None for name in names]
 
 
-def _collect(structure: Structure, value: Any, found: dict[str, Any]) -> None:
+def _collect(structure: Structure, value: Any, leaves: dict[str, Any]) -> None:
     if isinstance(structure, TensorLeaf):
-        found[structure.name] = value
+        leaves[structure.name] = value
     elif isinstance(structure, Branch):
         items: Sequence[Any]
         if structure.kind == "dict" and isinstance(value, Mapping):
@@ -239,6 +239,6 @@ def _collect(structure: Structure, value: Any, found: dict[str, Any]) -> None:
                 "log the model again",
             )
         for item, inner in zip(structure.items, items):
-            _collect(item, inner, found)
+            _collect(item, inner, leaves)
     elif isinstance(structure, InputLeaf):
         return

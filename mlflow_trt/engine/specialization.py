@@ -214,24 +214,24 @@ def _varies(array: np.ndarray) -> bool:
     return finite.size > 0 and (array.size == 1 or bool((finite != finite[0]).any()))
 
 
-def worst_error(right: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+def worst_error(right: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
     """The largest relative L2 error of any output as a whole, and of any of its rows.
 
     A row is measured by its own norm or by that of the average row, whichever is larger: one whose values cancel out is
     no fault. For whole numbers and bools it is the share that differs. Infinite where shapes differ, or one side is not
     finite where the other is.
     """
-    return max((_error(np.asarray(a), np.asarray(b)) for a, b in zip(right, found)), default=0.0)
+    return max((_error(np.asarray(a), np.asarray(b)) for a, b in zip(right, other)), default=0.0)
 
 
-def _error(right: np.ndarray, found: np.ndarray) -> float:
-    if right.shape != found.shape:
+def _error(right: np.ndarray, other: np.ndarray) -> float:
+    if right.shape != other.shape:
         return np.inf
     if right.size == 0:
         return 0.0
     if right.dtype.kind in "biu":
-        return float(np.mean(right != found))
-    a, b = right.astype(np.float64), found.astype(np.float64)
+        return float(np.mean(right != other))
+    a, b = right.astype(np.float64), other.astype(np.float64)
     finite = np.isfinite(a)
     if not np.array_equal(finite, np.isfinite(b)):
         return np.inf

@@ -280,7 +280,7 @@ def describe(trt: Any, engine: Any) -> tuple[Interface, tuple[Profile, ...]]:
 
 def profiles(trt: Any, engine: Any, inputs: Iterable[Tensor]) -> tuple[Profile, ...]:
     """Asks an engine for its optimization profiles, by the inputs' public names."""
-    found = []
+    profiles = []
     for index in range(engine.num_optimization_profiles):
         profile: Profile = {}
         for tensor in inputs:
@@ -291,8 +291,8 @@ def profiles(trt: Any, engine: Any, inputs: Iterable[Tensor]) -> tuple[Profile, 
                 tuple(int(n) for n in dims) for dims in engine.get_tensor_profile_shape(tensor.binding, index)
             )
             profile[tensor.name] = ShapeRange(min=low, opt=opt, max=high)
-        found.append(profile)
-    return tuple(found)
+        profiles.append(profile)
+    return tuple(profiles)
 
 
 def dtype_of(engine: Any, binding: str) -> str:
@@ -352,8 +352,8 @@ def _is_linear(trt: Any, engine: Any, binding: str) -> bool:
 
 
 def _result(outputs: Sequence[Tensor]) -> Structure:
-    found = tuple(TensorLeaf(name=t.name) for t in outputs)
-    return found[0] if len(found) == 1 else Branch(kind="tuple", items=found)
+    leaves = tuple(TensorLeaf(name=t.name) for t in outputs)
+    return leaves[0] if len(leaves) == 1 else Branch(kind="tuple", items=leaves)
 
 
 def _tensors(entries: Any) -> str:

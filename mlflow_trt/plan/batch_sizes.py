@@ -25,14 +25,14 @@ def batch_sizes(interface: Interface, profiles: Sequence[Profile]) -> tuple[int,
     """
     if not _is_batchable(interface):
         return ()
-    found: set[int] = set()
+    sizes: set[int] = set()
     for profile in profiles:
         ranges = [profile[t.name] for t in interface.inputs if t.name in profile]
         low = max([max(r.min[0], 1) for r in ranges], default=1)
         high = min([r.max[0] for r in ranges], default=0)
         wanted = {low, high, *(r.opt[0] for r in ranges), *(1 << n for n in range(high.bit_length()))}
-        found.update(size for size in wanted if low <= size <= high)
-    return tuple(sorted(found)) if max(found, default=0) > 1 else ()
+        sizes.update(size for size in wanted if low <= size <= high)
+    return tuple(sorted(sizes)) if max(sizes, default=0) > 1 else ()
 
 
 def _is_batchable(interface: Interface) -> bool:

@@ -29,14 +29,14 @@ def storage(name: str, where: str) -> np.dtype:
     Raises:
         ManifestError: Neither numpy nor this package can hold it: float8, int4.
     """
-    found = STORAGE.get(name)
-    if found is None:
+    dtype = STORAGE.get(name)
+    if dtype is None:
         raise ManifestError(
             f"{where} has the dtype {name}.",
             f"one of {', '.join(STORAGE)}",
             "build the engine with inputs and outputs of such a dtype; inside it may hold any",
         )
-    return found
+    return dtype
 
 
 def encoder(public: str, binding: str, name: str) -> Encode:

@@ -61,15 +61,15 @@ def _reason(name: str, points: Sequence[tuple[int, str, Arrays, Arrays]], precis
 
 def _same_rows(answers: Iterable[tuple[str, Arrays, np.ndarray]]) -> bool:
     """Whether the rows of an output are equal at every point where those of an input differ."""
-    found = False
+    compared = False
     for _, inputs, array in answers:
         rows = array.shape[0] if array.ndim else 0
         if rows < 2 or not any(_differ(value) for value in inputs.values() if value.ndim and value.shape[0] == rows):
             continue
         if _differ(array):
             return False
-        found = True
-    return found
+        compared = True
+    return compared
 
 
 def _differ(array: np.ndarray) -> bool:

@@ -63,13 +63,13 @@ def read_header(start: bytes, name: str = "The plan") -> Header:
     runtime = _MAGIC.get(bytes(start[:4]))
     if runtime is None or len(start) < HEADER_BYTES:
         known = lookalikes.recognize(start) if runtime is None else None
-        found = f"{name} begins with {bytes(start[:4])!r}."
+        fault = f"{name} begins with {bytes(start[:4])!r}."
         if runtime is not None:
-            found = f"{name} ends after {len(start)} bytes."
+            fault = f"{name} ends after {len(start)} bytes."
         elif known is not None:
-            found = f"{name} is {known.what}."
+            fault = f"{name} is {known.what}."
         raise PlanError(
-            found,
+            fault,
             "a serialized engine of TensorRT 8.6 or newer (b'ftrt') or TensorRT-RTX (b'vtrt')",
             known.remedy if known else "give the engine file itself: what trtexec --saveEngine or Plan.save wrote",
         )
@@ -160,19 +160,19 @@ def verify(folder: Path, file: File) -> Path:
     size = path.stat().st_size
     if size != file.size:
         raise _differs(path, file, f"has {size:,} bytes", f"{file.size:,} bytes, as the manifest says", remedy)
-    found = digest(path)
-    if found != file.sha256:
-        raise _differs(path, file, f"has the SHA-256 {found}", f"{file.sha256}, as the manifest says", remedy)
+    actual = digest(path)
+    if actual != file.sha256:
+        raise _differs(path, file, f"has the SHA-256 {actual}", f"{file.sha256}, as the manifest says", remedy)
     return path
 
 
-def _differs(path: Path, file: File, found: str, expected: str, remedy: str) -> PlanError:
+def _differs(path: Path, file: File, fault: str, expected: str, remedy: str) -> PlanError:
     """A file that is not the manifest's: where it is of a kind that does not belong there, that says most."""
     with path.open("rb") as content:
         known = lookalikes.recognize(content.read(lookalikes.START_BYTES))
     if known is None or known.suffix == Path(file.path).suffix:
-        return PlanError(f"{file.path} {found}.", expected, remedy)
-    return PlanError(f"{file.path} {found}: it is {known.what}.", expected, f"{known.remedy}; else {remedy}")
+        return PlanError(f"{file.path} {fault}.", expected, remedy)
+    return PlanError(f"{file.path} {fault}: it is {known.what}.", expected, f"{known.remedy}; else {remedy}")
 
 
 BETWEEN = "between"

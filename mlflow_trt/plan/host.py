@@ -108,9 +108,9 @@ def driver_version() -> str | None:
     """Returns the version of NVIDIA's driver, ``"580.95.05"``, or None."""
     try:
         # "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build ..."
-        found = re.search(r"NVRM.*?\s(\d+(?:\.\d+)+)\s", _LINUX_DRIVER.read_text())
-        if found:
-            return found.group(1)
+        match = re.search(r"NVRM.*?\s(\d+(?:\.\d+)+)\s", _LINUX_DRIVER.read_text())
+        if match:
+            return match.group(1)
     except OSError:
         pass
     return _nvml_driver_version()

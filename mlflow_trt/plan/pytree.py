@@ -73,26 +73,26 @@ def take_apart(structure: Branch, args: tuple[Any, ...], kwargs: Mapping[str, An
             "a tuple of a tuple and a dict",
             "log the model again",
         )
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     by_name = dict(kwargs)
     if len(args) > len(positional.items):
         raise _misfit(structure, f"{len(args)} positional arguments were given", f"{len(positional.items)}")
     for place, item in enumerate(positional.items):
         if place < len(args):
-            _match(item, args[place], f"argument {place}", found)
+            _match(item, args[place], f"argument {place}", values)
         elif isinstance(item, TensorLeaf) and item.name in by_name:
-            found[item.name] = by_name.pop(item.name)
+            values[item.name] = by_name.pop(item.name)
         elif not isinstance(item, ConstantLeaf):
             raise _misfit(structure, f"Argument {place} is missing", f"{len(positional.items)} positional arguments")
     for key, item in zip(keyword.keys or (), keyword.items):
         if key in by_name:
-            _match(item, by_name.pop(str(key)), f"argument {key!r}", found)
+            _match(item, by_name.pop(str(key)), f"argument {key!r}", values)
         elif not isinstance(item, ConstantLeaf):
             raise _misfit(structure, f"The keyword argument {key!r} is missing", "all that the model was exported with")
     if by_name:
         names = ", ".join(map(repr, by_name))
         raise _misfit(structure, f"The keyword argument {names} is not known", "those the model was exported with")
-    return found
+    return values
 
 
 def describe(structure: Branch) -> str:
@@ -104,9 +104,9 @@ def describe(structure: Branch) -> str:
     return f"({', '.join(parts)})"
 
 
-def _match(structure: Structure, value: Any, where: str, found: dict[str, Any]) -> None:
+def _match(structure: Structure, value: Any, where: str, values: dict[str, Any]) -> None:
     if isinstance(structure, (TensorLeaf, InputLeaf)):
-        found[structure.name] = value
+        values[structure.name] = value
     elif isinstance(structure, ConstantLeaf):
         if type(value) is not type(structure.value) or value != structure.value:
             raise InputError(
@@ -120,7 +120,7 @@ def _match(structure: Structure, value: Any, where: str, found: dict[str, Any]) 
             given = f"a dict with the keys {list(value)}" if isinstance(value, Mapping) else type(value).__name__
             raise InputError(f"The {where} is {given}.", f"a dict with the keys {list(keys)}", "call it that way")
         for key, item in zip(keys, structure.items):
-            _match(item, value[key], f"{where}[{key!r}]", found)
+            _match(item, value[key], f"{where}[{key!r}]", values)
     else:
         if not isinstance(value, (tuple, list)) or len(value) != len(structure.items):
             given = f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
@@ -128,11 +128,11 @@ def _match(structure: Structure, value: Any, where: str, found: dict[str, Any]) 
                 f"The {where} is {given}.", f"a {structure.kind} of {len(structure.items)}", "call it that way"
             )
         for place, (item, inner) in enumerate(zip(structure.items, value)):
-            _match(item, inner, f"{where}[{place}]", found)
+            _match(item, inner, f"{where}[{place}]", values)
 
 
-def _misfit(structure: Branch, found: str, expected: str) -> InputError:
-    return InputError(f"{found}.", expected, f"call the model as {describe(structure)}")
+def _misfit(structure: Branch, given: str, expected: str) -> InputError:
+    return InputError(f"{given}.", expected, f"call the model as {describe(structure)}")
 
 
 def _form(structure: Structure) -> str:
