@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..plan.casts import decoder
-from ..plan.signature import Binder, Shape
+from ..plan.signature import CallSignature, Shape
 from . import cuda
 from .bound_contexts import BoundDeviceContext, aligned, as_declared, nbytes, read_data_dependent
 from .context import Binding, Core, Key
@@ -26,7 +26,7 @@ class GpuCall:
 
     Args:
         core: The engine.
-        binder: Checks shapes and chooses the profile.
+        call_signature: Checks shapes and chooses the profile.
         given: What the caller gave, by input name.
         device: Index of the engine's GPU.
 
@@ -34,7 +34,7 @@ class GpuCall:
         InputError: A tensor is elsewhere, not contiguous, or does not fit the interface.
     """
 
-    def __init__(self, core: Core, binder: Binder, given: Mapping[str, Any], device: int) -> None:
+    def __init__(self, core: Core, call_signature: CallSignature, given: Mapping[str, Any], device: int) -> None:
         self._core = core
         self._device = device
         self._torch = sys.modules.get("torch") if any(is_torch(v) for v in given.values()) else None
@@ -53,7 +53,7 @@ class GpuCall:
                 tensors.append(tensor)
                 shapes.append(tensor.shape)
         self._tensors = tensors
-        self.key = Key(tuple(shapes), binder.profile_of(tuple(shapes)), tuple(values), True)
+        self.key = Key(tuple(shapes), call_signature.profile_of(tuple(shapes)), tuple(values), True)
 
     def run(self, bound: BoundDeviceContext) -> dict[str, Any]:
         """Queues the call. With torch the answer is in the order of its current stream; else it is complete.

@@ -20,7 +20,7 @@ from ..plan.files import check_plan
 from ..plan.host import probe
 from ..plan.manifest import Host, Interface, PlanRecord, Profile
 from ..plan.parity import default_tolerance
-from ..plan.signature import Binder, Shapes
+from ..plan.signature import CallSignature, Shapes
 from . import cuda, kernel_files
 from . import tensors as interop
 from .context import Core, Key, StreamResources
@@ -84,7 +84,7 @@ class TensorRTEngine:
         try:
             loaded = _deserialize(path, record, runtime_for(record, self.host))
             self.interface, self.profiles = _interface(loaded, record, interface)
-            self._binder = Binder(self.interface, self.profiles)
+            self._call_signature = CallSignature(self.interface, self.profiles)
             core = Core(loaded, self.interface, cuda_graphs)
             if core.is_rtx:
                 network = network_of(loaded, self.interface, self.profiles, device)
@@ -117,7 +117,7 @@ class TensorRTEngine:
             InputError: The arguments do not fit the interface or any optimization profile.
             DeviceError: The GPU refused.
         """
-        given = self._binder.bind(args, kwargs)
+        given = self._call_signature.bind(args, kwargs)
         kind = interop.kind_of(given.values())
         outputs: Mapping[str, Any]
         if kind == "cuda":
@@ -127,7 +127,7 @@ class TensorRTEngine:
             outputs = {name: interop.to_torch(array) for name, array in arrays.items()}
         else:
             outputs, _ = self._run(given)
-        return self._binder.restore(outputs, given)
+        return self._call_signature.unflatten(outputs, given)
 
     def predict(self, inputs: Any) -> Result:
         """Answers a dict of arrays by input name (one bare array for a model of one input) with one by output name.
@@ -136,7 +136,7 @@ class TensorRTEngine:
             InputError: The inputs do not fit the interface or any optimization profile.
             DeviceError: The GPU refused.
         """
-        outputs, profile = self._run(self._binder.named(inputs))
+        outputs, profile = self._run(self._call_signature.named(inputs))
         return Result(outputs, "tensorrt", self.record.file.sha256, profile)
 
     def predict_stacked(self, columns: Sequence[Sequence[np.ndarray]], rows: int) -> Result:
@@ -152,7 +152,7 @@ class TensorRTEngine:
             DeviceError: The GPU refused.
         """
         shapes = tuple([(rows, *parts[0].shape[1:]) for parts in columns])
-        profile = self._binder.profile_of(shapes)
+        profile = self._call_signature.profile_of(shapes)
         return Result(self._answer(columns, shapes, profile), "tensorrt", self.record.file.sha256, profile)
 
     def layers(self) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ class TensorRTEngine:
 
     def _run(self, tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
         """Arrays in host memory, by name, in and out; and the profile that was used."""
-        call = self._binder.check(tensors)
+        call = self._call_signature.check(tensors)
         return self._answer(call.arrays, call.shapes, call.profile), call.profile
 
     def _answer(
@@ -247,7 +247,7 @@ class TensorRTEngine:
 
     def _run_on_gpu(self, given: Mapping[str, Any]) -> dict[str, Any]:
         core = self._open()
-        call = GpuCall(core, self._binder, given, self.device)
+        call = GpuCall(core, self._call_signature, given, self.device)
         pool = self._pool
         stream_slot = pool.acquire(call.key)
         previous = None

@@ -22,7 +22,7 @@ from ..plan.api import Backend, Result
 from ..plan.files import verify
 from ..plan.manifest import Branch, InputLeaf, Interface, Manifest, Profile, Structure, TensorLeaf
 from ..plan.pytree import leaves
-from ..plan.signature import Binder
+from ..plan.signature import CallSignature
 from .tensors import kind_of, to_host, to_torch
 
 _logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class ReferenceEngine:
         path = verify(folder, manifest.program.file)
         self.interface: Interface = manifest.interface
         self.profiles: tuple[Profile, ...] = manifest.plans[0].profiles or ()
-        self._binder = Binder(self.interface, self.profiles)
+        self._call_signature = CallSignature(self.interface, self.profiles)
         self._program = _Program(path, self.interface, manifest.program.torch)
         self._closed = False
 
@@ -70,13 +70,13 @@ class ReferenceEngine:
             InputError: The arguments do not fit the interface, any optimization profile, or what the program was
                 exported for.
         """
-        given = self._binder.bind(args, kwargs)
+        given = self._call_signature.bind(args, kwargs)
         kind = kind_of(given.values())
-        call = self._binder.check(to_host(given, "host memory: the reference backend runs on the CPU"))
+        call = self._call_signature.check(to_host(given, "host memory: the reference backend runs on the CPU"))
         outputs: Mapping[str, Any] = self._run(call.arrays)
         if kind == "torch":
             outputs = {name: to_torch(array) for name, array in outputs.items()}
-        return self._binder.restore(outputs, given)
+        return self._call_signature.unflatten(outputs, given)
 
     def predict(self, inputs: Any) -> Result:
         """Answers a dict of arrays by input name with one by output name.
@@ -84,7 +84,7 @@ class ReferenceEngine:
         Raises:
             InputError: The inputs do not fit the interface or any optimization profile.
         """
-        call = self._binder.check(self._binder.named(inputs))
+        call = self._call_signature.check(self._call_signature.named(inputs))
         return Result(self._run(call.arrays), self.backend, None, call.profile)
 
     def layers(self) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from ..plan.manifest import (
     Tolerance,
 )
 from ..plan.parity import compare, judge
-from ..plan.signature import Binder, Shapes, batch_size, batch_symbols, symbols_of
+from ..plan.signature import CallSignature, Shapes, batch_size, batch_symbols, symbols_of
 
 WARM_UP = 10
 """Calls before the clock starts: the first compiles kernels, the second records the CUDA graph."""
@@ -217,7 +217,7 @@ def _batches(interface: Interface, profiles: tuple[Profile, ...]) -> Iterator[tu
         return
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     sizes = sorted({low, high, *(1 << n for n in range(high.bit_length()) if low <= 1 << n <= high)})
-    binder = Binder(interface, profiles)
+    call_signature = CallSignature(interface, profiles)
     for batch in sizes:
         for profile in profiles:
             # Another batch of the same range grows along: the two may have to be equal for all that anybody knows.
@@ -232,7 +232,7 @@ def _batches(interface: Interface, profiles: tuple[Profile, ...]) -> Iterator[tu
                 for t in interface.inputs
             )
             try:
-                binder.profile_of(shapes)
+                call_signature.profile_of(shapes)
             except InputError:  # a size between two profiles
                 continue
             yield batch, made_up(interface, shapes)
@@ -264,7 +264,7 @@ def _made_up(tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _call(engine: Engine, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-    args, kwargs = Binder(engine.interface, engine.profiles).arguments(inputs)
+    args, kwargs = CallSignature(engine.interface, engine.profiles).arguments(inputs)
     return lambda: engine(*args, **kwargs)
 
 

@@ -18,7 +18,7 @@ from ..plan.casts import encoder
 from ..plan.dtypes import STORAGE, TABLE
 from ..plan.files import GoldenTensors
 from ..plan.manifest import Interface, Profile, Tensor
-from ..plan.signature import Binder
+from ..plan.signature import CallSignature
 from .pbtxt import Message, Name
 from .selection import Selection
 
@@ -177,9 +177,9 @@ def _warmup(
     """
     samples: list[Message] = []
     files: dict[str, bytes] = {}
-    binder = Binder(interface, profiles)
+    call_signature = CallSignature(interface, profiles)
     for profile, point, inputs, _ in golden.points():
-        if not _takes(binder, inputs):
+        if not _takes(call_signature, inputs):
             continue  # the point of another plan's profile
         entries = []
         for position, tensor in enumerate(interface.inputs):
@@ -194,9 +194,9 @@ def _warmup(
     return samples, files
 
 
-def _takes(binder: Binder, inputs: Mapping[str, np.ndarray]) -> bool:
+def _takes(call_signature: CallSignature, inputs: Mapping[str, np.ndarray]) -> bool:
     try:
-        binder.check(inputs)
+        call_signature.check(inputs)
     except InputError:
         return False
     return True

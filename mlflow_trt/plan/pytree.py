@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError, ManifestError
 from .manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
 
-Build = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+Unflatten = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 """(outputs by name, inputs by name) → the structure."""
 
 
@@ -22,7 +22,7 @@ def leaves(structure: Structure) -> Iterator[TensorLeaf | InputLeaf | ConstantLe
         yield structure
 
 
-def builder(structure: Structure) -> Build:
+def unflattener(structure: Structure) -> Unflatten:
     """Returns the function that puts a structure together; compiled once, as it runs at every call."""
     if isinstance(structure, TensorLeaf):
         name = structure.name
@@ -33,7 +33,7 @@ def builder(structure: Structure) -> Build:
     if isinstance(structure, ConstantLeaf):
         value = structure.value
         return lambda tensors, inputs: value
-    items = [builder(item) for item in structure.items]
+    items = [unflattener(item) for item in structure.items]
     keys = structure.keys or ()
     if structure.kind == "tuple":
         return lambda tensors, inputs: tuple([item(tensors, inputs) for item in items])
@@ -52,7 +52,7 @@ def builder(structure: Structure) -> Build:
     return lambda tensors, inputs: made(*[item(tensors, inputs) for item in items])
 
 
-def take_apart(structure: Branch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(structure: Branch, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Matches a call's arguments with the structure that the model was exported with.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import InputError, ManifestError
 from .dtypes import CALLERS, STORAGE
 from .manifest import Dimension, Interface, Profile, Structure, Tensor
-from .pytree import Build, builder, leaves, take_apart
+from .pytree import Unflatten, flatten, leaves, unflattener
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
@@ -36,7 +36,7 @@ class CheckedCall:
     profile: int
 
 
-class Binder:
+class CallSignature:
     """Knows how a model is called and which shapes it takes.
 
     Args:
@@ -55,7 +55,7 @@ class Binder:
         for t in interface.outputs:
             _public_dtype(t)
         self._known: dict[Shapes, int] = {}
-        self._build: Build = builder(interface.result)
+        self._unflatten: Unflatten = unflattener(interface.result)
         self._only = self.names[0] if len(self.names) == 1 else None
         self._plain = _plain_names(interface)
         named = {leaf.name for leaf in leaves(interface.result) if leaf.kind == "tensor"}
@@ -74,7 +74,7 @@ class Binder:
         """
         if self._plain is not None and not kwargs and len(args) == len(self._plain):
             return dict(zip(self._plain, args))
-        return take_apart(self.interface.arguments, args, kwargs)
+        return flatten(self.interface.arguments, args, kwargs)
 
     def named(self, inputs: Any) -> Mapping[str, Any]:
         """Names the tensors of a ``predict`` call: a dict as it is, one bare array if the model has one input.
@@ -141,13 +141,13 @@ class Binder:
             self._known[shapes] = profile
         return profile
 
-    def restore(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+    def unflatten(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
         """Puts outputs into the model's own structure; ``inputs`` serve for those that are handed through."""
-        return self._build(outputs, inputs)
+        return self._unflatten(outputs, inputs)
 
     def arguments(self, tensors: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the ``(args, kwargs)`` of a native call with these inputs."""
-        args, kwargs = builder(self.interface.arguments)(tensors, tensors)
+        args, kwargs = unflattener(self.interface.arguments)(tensors, tensors)
         return tuple(args), dict(kwargs)
 
     def _check_shapes(self, shapes: Shapes) -> int:

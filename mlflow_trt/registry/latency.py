@@ -28,7 +28,7 @@ from .. import store
 from ..errors import InputError
 from ..evidence import measure
 from ..plan import compatibility, host
-from ..plan.signature import Binder
+from ..plan.signature import CallSignature
 from .gate_context import GateContext, Subject
 from .statistics import FEWEST_BLOCKS, Decision, Interval, Tails, decide, ratio_interval, shared_tails
 from .verdicts import Chart, Mark, Status, Table, Verdict
@@ -350,8 +350,8 @@ def pairs_of(candidate: Any, champion: Any, stored: store.StoredModel) -> Iterat
     """
     for label, inputs in _points(champion, stored):
         try:
-            binder = Binder(candidate.interface, candidate.profiles)
-            binder.check(binder.named(inputs))
+            call_signature = CallSignature(candidate.interface, candidate.profiles)
+            call_signature.check(call_signature.named(inputs))
         except InputError as error:
             raise InputError(
                 f"The candidate refuses the champion's inputs at {label}: {error.found}",

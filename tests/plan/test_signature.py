@@ -11,7 +11,7 @@ from interfaces import IMAGE_PROFILES, IMAGES, PAIR, PAIR_PROFILES, branch, inte
 
 from mlflow_trt.errors import InputError, ManifestError
 from mlflow_trt.plan.manifest import ConstantLeaf, InputLeaf
-from mlflow_trt.plan.signature import Binder, batch_size, batch_symbols
+from mlflow_trt.plan.signature import CallSignature, batch_size, batch_symbols
 
 
 def images(n=2, dtype=np.float32):
@@ -19,13 +19,13 @@ def images(n=2, dtype=np.float32):
 
 
 @pytest.fixture
-def binder():
-    return Binder(IMAGES, IMAGE_PROFILES)
+def call_signature():
+    return CallSignature(IMAGES, IMAGE_PROFILES)
 
 
 @pytest.fixture
 def pairs():
-    return Binder(PAIR, PAIR_PROFILES)
+    return CallSignature(PAIR, PAIR_PROFILES)
 
 
 BAD = {
@@ -50,10 +50,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(binder, case):
+def test_bad_input(call_signature, case):
     tensors, found, expected = BAD[case]
     with pytest.raises(InputError) as caught:
-        binder.check(tensors)
+        call_signature.check(tensors)
     assert caught.match(found)
     assert re.search(expected, caught.value.expected), caught.value.expected
     assert caught.value.remedy
@@ -82,16 +82,16 @@ def test_bad_pairs(pairs, case):
         pairs.check(tensors)
 
 
-def test_a_refused_shape_is_refused_again(binder):
+def test_a_refused_shape_is_refused_again(call_signature):
     for _ in range(2):
         with pytest.raises(InputError):
-            binder.check({"x": images(9)})
+            call_signature.check({"x": images(9)})
 
 
 def test_empty_batch_without_profiles():
     with pytest.raises(InputError, match="empty"):
-        Binder(IMAGES, ()).check({"x": images(0)})
-    assert Binder(IMAGES, ()).check({"x": images(1000)}).profile == 0
+        CallSignature(IMAGES, ()).check({"x": images(0)})
+    assert CallSignature(IMAGES, ()).check({"x": images(1000)}).profile == 0
 
 
 GOOD = {
@@ -110,16 +110,16 @@ GOOD = {
 
 
 @pytest.mark.parametrize("case", GOOD)
-def test_good_input(binder, case):
-    call = binder.check({"x": GOOD[case]})
+def test_good_input(call_signature, case):
+    call = call_signature.check({"x": GOOD[case]})
     assert call.shapes == (np.shape(GOOD[case]),)
     np.testing.assert_array_equal(call.arrays[0], GOOD[case])
 
 
-def test_arrays_are_not_copied(binder):
+def test_arrays_are_not_copied(call_signature):
     x = images()
     x.flags.writeable = False
-    assert binder.check({"x": x}).arrays[0] is x
+    assert call_signature.check({"x": x}).arrays[0] is x
 
 
 @pytest.mark.parametrize(
@@ -140,19 +140,19 @@ def test_arrays_are_not_copied(binder):
     ],
 )
 def test_python_numbers(dtype, value, fits):
-    binder = Binder(interface([tensor("n", (), dtype)], [tensor("y", ())]), ())
+    call_signature = CallSignature(interface([tensor("n", (), dtype)], [tensor("y", ())]), ())
     if fits:
-        found = binder.check({"n": value}).arrays[0]
+        found = call_signature.check({"n": value}).arrays[0]
         assert (found.dtype, found.shape) == (np.dtype(dtype), ())
         assert found == value
     else:
         with pytest.raises(InputError):
-            binder.check({"n": value})
+            call_signature.check({"n": value})
 
 
-def test_one_bare_array_for_one_input(binder, pairs):
+def test_one_bare_array_for_one_input(call_signature, pairs):
     x = images()
-    assert binder.named(x) == {"x": x}
+    assert call_signature.named(x) == {"x": x}
     with pytest.raises(InputError, match="2 inputs ids, mask"):
         pairs.named(x)
 
@@ -169,7 +169,7 @@ def test_best_profile(pairs, batch, length, profile):
 
 
 def test_first_of_equal_profiles():
-    assert Binder(IMAGES, IMAGE_PROFILES * 3).check({"x": images()}).profile == 0
+    assert CallSignature(IMAGES, IMAGE_PROFILES * 3).check({"x": images()}).profile == 0
 
 
 SPANS = st.tuples(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40)).map(
@@ -179,24 +179,30 @@ SPANS = st.tuples(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40)).ma
 
 @given(st.lists(SPANS, min_size=1, max_size=4), st.integers(1, 130))
 def test_chosen_profile_holds_the_size_and_is_nearest(spans, size):
-    binder = Binder(interface([tensor("x", ("n",))], [tensor("y", ("n",))]), [{"x": s} for s in spans])
+    call_signature = CallSignature(interface([tensor("x", ("n",))], [tensor("y", ("n",))]), [{"x": s} for s in spans])
     fitting = {i: abs(math.log(size / s.opt[0])) for i, s in enumerate(spans) if s.min[0] <= size <= s.max[0]}
     if not fitting:
         with pytest.raises(InputError):
-            binder.profile_of(((size,),))
+            call_signature.profile_of(((size,),))
         return
-    chosen = binder.profile_of(((size,),))
+    chosen = call_signature.profile_of(((size,),))
     assert chosen in fitting
     assert fitting[chosen] <= min(fitting.values()) + 1e-12
-    assert chosen == binder.profile_of(((size,),)) == Binder(binder.interface, binder.profiles).profile_of(((size,),))
+    assert (
+        chosen
+        == call_signature.profile_of(((size,),))
+        == CallSignature(call_signature.interface, call_signature.profiles).profile_of(((size,),))
+    )
 
 
 def test_endless_new_shapes_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr("mlflow_trt.plan.signature._KNOWN_SHAPES", 10)
-    binder = Binder(interface([tensor("x", ("n",))], [tensor("y", ("n",))]), [{"x": span((1,), (5,), (1000,))}])
+    call_signature = CallSignature(
+        interface([tensor("x", ("n",))], [tensor("y", ("n",))]), [{"x": span((1,), (5,), (1000,))}]
+    )
     for n in range(1, 500):
-        binder.profile_of(((n,),))
-    assert len(binder._known) <= 10
+        call_signature.profile_of(((n,),))
+    assert len(call_signature._known) <= 10
 
 
 # --- structure ---
@@ -223,18 +229,18 @@ NESTED = interface(
 
 
 def test_nested_arguments_are_taken_apart_and_put_together():
-    binder = Binder(NESTED, ())
-    given = binder.bind(("A", ["X0", "X1"], 3), {"d": {"m": "M", "n": None}, "s": "S"})
+    call_signature = CallSignature(NESTED, ())
+    given = call_signature.bind(("A", ["X0", "X1"], 3), {"d": {"m": "M", "n": None}, "s": "S"})
     assert given == {"a": "A", "xs_0": "X0", "xs_1": "X1", "d_m": "M", "s": "S"}
-    assert binder.bind(("A", ("X0", "X1")), {"s": "S", "d": {"n": None, "m": "M"}}) == given
-    args, kwargs = binder.arguments(given)
+    assert call_signature.bind(("A", ("X0", "X1")), {"s": "S", "d": {"n": None, "m": "M"}}) == given
+    args, kwargs = call_signature.arguments(given)
     assert (args, kwargs) == (("A", ["X0", "X1"], 3), {"d": {"m": "M", "n": None}, "s": "S"})
 
 
 def test_positional_tensor_by_name():
-    binder = Binder(PAIR, ())
-    assert binder.bind((1,), {"mask": 2}) == {"ids": 1, "mask": 2}
-    assert binder.bind((), {"mask": 2, "ids": 1}) == {"ids": 1, "mask": 2}
+    call_signature = CallSignature(PAIR, ())
+    assert call_signature.bind((1,), {"mask": 2}) == {"ids": 1, "mask": 2}
+    assert call_signature.bind((), {"mask": 2, "ids": 1}) == {"ids": 1, "mask": 2}
 
 
 @pytest.mark.parametrize(
@@ -253,17 +259,17 @@ def test_positional_tensor_by_name():
 )
 def test_arguments_that_nest_otherwise(args, kwargs, message):
     with pytest.raises(InputError, match=message):
-        Binder(NESTED, ()).bind(args, kwargs)
+        CallSignature(NESTED, ()).bind(args, kwargs)
 
 
 def test_misfit_shows_the_right_call():
     with pytest.raises(InputError) as caught:
-        Binder(NESTED, ()).bind((), {})
+        CallSignature(NESTED, ()).bind((), {})
     assert "(a, [xs_0, xs_1], 3, d={'m': d_m, 'n': None}, s=s)" in str(caught.value)
 
 
 def test_result_is_put_together():
-    answer = Binder(NESTED, ()).restore({"p": 1, "q": 2}, {"a": "A"})
+    answer = CallSignature(NESTED, ()).unflatten({"p": 1, "q": 2}, {"a": "A"})
     assert type(answer).__name__ == "Answer"
     assert answer.first == 1
     assert answer.rest == [2, 1, "A"]
@@ -273,12 +279,12 @@ def test_result_is_put_together():
 
 def test_contradictory_interfaces():
     with pytest.raises(ManifestError, match="'missing'"):
-        Binder(interface([tensor("x", (1,))], [tensor("y", (1,))], result=leaf("missing")), ())
+        CallSignature(interface([tensor("x", (1,))], [tensor("y", (1,))], result=leaf("missing")), ())
     with pytest.raises(ManifestError, match="keys"):
-        Binder(interface([tensor("x", (1,))], [tensor("y", (1,))], result=branch("dict", leaf("y"))), ())
+        CallSignature(interface([tensor("x", (1,))], [tensor("y", (1,))], result=branch("dict", leaf("y"))), ())
     for dtype in ("float8", "bfloat16"):
         with pytest.raises(ManifestError, match=dtype):
-            Binder(interface([tensor("x", (1,), dtype)], [tensor("y", (1,))]), ())
+            CallSignature(interface([tensor("x", (1,), dtype)], [tensor("y", (1,))]), ())
 
 
 def test_batch():

@@ -25,7 +25,7 @@ from mlflow_trt.plan.api import Result
 from mlflow_trt.plan.batch_sizes import batch_sizes
 from mlflow_trt.plan.manifest import Branch, Interface, ShapeRange, Tensor, TensorLeaf
 from mlflow_trt.plan.parity import default_tolerance
-from mlflow_trt.plan.signature import Binder
+from mlflow_trt.plan.signature import CallSignature
 from mlflow_trt.serving.batching.batcher import Batcher
 from mlflow_trt.serving.batching.queue import Answer
 from mlflow_trt.serving.batching.rows import rows_are_independent
@@ -76,12 +76,12 @@ class StandIn:
         self.inputs = []
         self.threads = []
         self.began = queue.Queue()
-        self._binder = Binder(interface, profiles)
+        self._call_signature = CallSignature(interface, profiles)
         self._go = threading.Event()
         self._go.set()
 
     def predict(self, inputs):
-        self._binder.check(inputs)
+        self._call_signature.check(inputs)
         self.inputs.append({name: array.copy() for name, array in inputs.items()})
         self.threads.append(threading.current_thread())
         self.began.put(next(iter(inputs.values())).shape)

@@ -29,7 +29,7 @@ import numpy as np
 from ...errors import BusyError, SettingError
 from ...plan.api import Engine
 from ...plan.batch_sizes import batch_sizes
-from ...plan.signature import Binder, Shapes
+from ...plan.signature import CallSignature, Shapes
 from ..served_model import ServedVersion
 from .queue import Answer, QueuedRequest, is_full, take
 from .rows import RowShapes, call, check_rows, cut, fitting, next_size
@@ -79,7 +79,7 @@ class Batcher:
         _check_settings(engines, workers, delay, max_queue)
         interface, profiles = engines[0].interface, engines[0].profiles
         self.sizes = batch_sizes(interface, profiles) if batching else ()
-        self._binder = Binder(interface, profiles)
+        self._call_signature = CallSignature(interface, profiles)
         self._carrier = next((i for i, t in enumerate(interface.inputs) if t.shape and isinstance(t.shape[0], str)), -1)
         self._sizes_of: dict[RowShapes, tuple[int, ...]] = {}
         self._version = version
@@ -134,7 +134,7 @@ class Batcher:
             InputError: The inputs do not fit the interface or any optimization profile.
             BusyError: The queue is full, or the batcher was closed.
         """
-        call = self._binder.check(inputs)
+        call = self._call_signature.check(inputs)
         rows = call.shapes[self._carrier][0] if self._carrier >= 0 else 1
         row_shapes: RowShapes | None = None
         sizes: tuple[int, ...] = ()
@@ -200,7 +200,7 @@ class Batcher:
         if sizes is None:
             if len(self._sizes_of) >= _KNOWN_SHAPES:
                 self._sizes_of.clear()
-            sizes = self._sizes_of[row_shapes] = fitting(self._binder, self.sizes, row_shapes)
+            sizes = self._sizes_of[row_shapes] = fitting(self._call_signature, self.sizes, row_shapes)
         return sizes
 
     def _forget(self, request: QueuedRequest) -> None:
@@ -280,7 +280,7 @@ class Batcher:
             rows = sum([request.rows for request in batch])
             size = next_size(batch[0].sizes, rows)
             parts = [request.arrays for request in batch]
-            result = call(engine, self._binder.names, parts, rows, size)
+            result = call(engine, self._call_signature.names, parts, rows, size)
             computed = time.monotonic() - begin
             if rows != size or len(batch) > 1:
                 check_rows(result, size)

@@ -14,7 +14,7 @@ from ...plan.api import Engine, Result
 from ...plan.batch_sizes import batch_sizes
 from ...plan.manifest import Tolerance
 from ...plan.parity import compare
-from ...plan.signature import Binder, Shape
+from ...plan.signature import CallSignature, Shape
 
 RowShapes = tuple[Shape, ...]
 """The shapes of all inputs without their first dimension: only requests that agree in it can be joined."""
@@ -37,10 +37,10 @@ def rows_are_independent(engine: Engine, inputs: Mapping[str, np.ndarray], toler
         InputError: The inputs do not fit the engine, or are less than two rows.
         DeviceError: The GPU refused.
     """
-    binder = Binder(engine.interface, engine.profiles)
-    call = binder.check(inputs)
+    call_signature = CallSignature(engine.interface, engine.profiles)
+    call = call_signature.check(inputs)
     row_shapes = tuple(shape[1:] for shape in call.shapes)
-    sizes = fitting(binder, batch_sizes(engine.interface, engine.profiles), row_shapes)
+    sizes = fitting(call_signature, batch_sizes(engine.interface, engine.profiles), row_shapes)
     if not sizes:
         return False
     rows = call.shapes[0][0]
@@ -49,7 +49,7 @@ def rows_are_independent(engine: Engine, inputs: Mapping[str, np.ndarray], toler
 
     def run(start: int, end: int, size: int) -> Result:
         arrays = [array[start:end] for array in call.arrays]
-        result = engine.predict(dict(zip(binder.names, joined([arrays], end - start, size))))
+        result = engine.predict(dict(zip(call_signature.names, joined([arrays], end - start, size))))
         check_rows(result, size)
         return cut(result, 0, end - start)
 
@@ -81,12 +81,12 @@ def call(engine: Engine, names: Sequence[str], parts: Sequence[Sequence[np.ndarr
     return result
 
 
-def fitting(binder: Binder, sizes: Sequence[int], row_shapes: RowShapes) -> tuple[int, ...]:
+def fitting(call_signature: CallSignature, sizes: Sequence[int], row_shapes: RowShapes) -> tuple[int, ...]:
     """The batch sizes that some optimization profile takes together with these other dimensions."""
 
     def fits(size: int) -> bool:
         try:
-            binder.profile_of(tuple((size, *shape) for shape in row_shapes))
+            call_signature.profile_of(tuple((size, *shape) for shape in row_shapes))
         except InputError:
             return False
         return True

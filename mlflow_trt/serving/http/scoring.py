@@ -16,7 +16,7 @@ import yaml
 
 from ...errors import ManifestError
 from ...flavor.load import as_inputs
-from ...plan.signature import Binder
+from ...plan.signature import CallSignature
 from ..protocol.datatypes import elements_of
 from .codec import LARGE, MANY, Codec
 from .codec_messages import Arrays
@@ -82,15 +82,15 @@ class _Impl:
 
     def __init__(self, version: ServedVersion, ask: Callable[[Arrays], Arrays]) -> None:
         self._interface = version.interface
-        self._binder = Binder(version.interface, version.profiles)
+        self._call_signature = CallSignature(version.interface, version.profiles)
         self._ask = ask
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
         given = as_inputs(data, self._interface)
         if not isinstance(given, dict):
-            given = self._binder.named(given)
-        checked = self._binder.check(given)
-        outputs = self._ask(dict(zip(self._binder.names, checked.arrays)))
+            given = self._call_signature.named(given)
+        checked = self._call_signature.check(given)
+        outputs = self._ask(dict(zip(self._call_signature.names, checked.arrays)))
         return {name: nested(array) for name, array in outputs.items()}
 
 

@@ -31,7 +31,7 @@ from ...plan.files import BETWEEN, GoldenTensors
 from ...plan.manifest import FILE_NAME, Interface, Manifest, Profile, Tolerance
 from ...plan.parity import text as parity_text
 from ...plan.parity import tolerance_of
-from ...plan.signature import Binder, Shapes, batch_size
+from ...plan.signature import CallSignature, Shapes, batch_size
 from ..batching.batcher import Batcher
 from ..batching.queue import Answer
 from ..batching.rows import RowShapes, fitting, rows_are_independent
@@ -242,15 +242,17 @@ def warm_up_calls(
         Inputs of every golden point, of min, opt and max of every profile, and of every batch size with the other sizes
         of each profile's opt; each shape once.
     """
-    binder = Binder(interface, profiles)
+    call_signature = CallSignature(interface, profiles)
     pattern = max(golden, key=lambda inputs: batch_size(interface, inputs) or 0, default=None)
-    calls = {tuple(inputs[name].shape for name in binder.names): inputs for inputs in reversed(golden)}
+    calls = {tuple(inputs[name].shape for name in call_signature.names): inputs for inputs in reversed(golden)}
     wanted: list[Shapes] = []
     for _, point, shapes in points(interface, tuple(profiles) or ({},)):
         wanted.append(shapes)
         if sizes and point == "opt":
             row_shapes = tuple(shape[1:] for shape in shapes)
-            wanted += [tuple((rows, *shape) for shape in row_shapes) for rows in fitting(binder, sizes, row_shapes)]
+            wanted += [
+                tuple((rows, *shape) for shape in row_shapes) for rows in fitting(call_signature, sizes, row_shapes)
+            ]
     for shapes in wanted:
         if shapes in calls:
             continue
@@ -258,7 +260,7 @@ def warm_up_calls(
             calls[shapes] = made_up(interface, shapes)
         else:
             # Repeats the values of the largest golden point: indices and masks among them stay valid.
-            calls[shapes] = {name: np.resize(pattern[name], shape) for name, shape in zip(binder.names, shapes)}
+            calls[shapes] = {name: np.resize(pattern[name], shape) for name, shape in zip(call_signature.names, shapes)}
     return list(calls.values())
 
 
