@@ -42,9 +42,9 @@ class HttpProtocol(HttpToolsProtocol):
         """asyncio's."""
         super().connection_made(cast(asyncio.Transport, transport))
 
-    def stop_keep_alive_timer(self) -> None:
-        """Has the connection not closed for being idle: something came."""
-        self._unset_keepalive_if_required()
+    # The function itself: it is called for each piece of a body.
+    stop_keep_alive_timer = HttpToolsProtocol._unset_keepalive_if_required
+    """Has the connection not closed for being idle: something came."""
 
 
 class Server(uvicorn.Server):

@@ -86,8 +86,14 @@ class Connection(HttpProtocol):
         if self._refused:
             return
         self._head += len(data)
+        rest: bytes | memoryview = data
         try:
-            self._feed(data)
+            while True:
+                try:
+                    self.parser.feed_data(rest)
+                    break
+                except httptools.HttpParserUpgrade as offer:
+                    rest = self._decline(offer, rest)
         except httptools.HttpParserError:
             self.refuse(*(self._refusal or _INVALID))
         else:
@@ -123,7 +129,7 @@ class Connection(HttpProtocol):
     def on_body(self, body: bytes) -> None:
         """httptools'."""
         self._head = 0
-        super().on_body(body)
+        HttpProtocol.on_body(self, body)  # faster than by super(), which counts at each piece
 
     def on_message_complete(self) -> None:
         """httptools'."""
@@ -133,29 +139,26 @@ class Connection(HttpProtocol):
         super().on_message_complete()
         self.cycle.more_body = False  # also where it was answered before
 
-    def _feed(self, data: bytes | memoryview) -> None:
-        """Has what came parsed, as if no client had ever offered to switch to another protocol.
+    def _decline(self, offer: httptools.HttpParserUpgrade, data: bytes | memoryview) -> memoryview:
+        """Starts a request over, as if its client had never offered to switch to another protocol.
 
         RFC 9110, 7.8: a server may ignore an Upgrade. The parser takes what follows the headers for the other
         protocol, so a new one starts over, without the offer.
+
+        Returns:
+            What came after the headers.
         """
-        while True:
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as offer:
-                method = self.parser.get_method()
-                if method == b"CONNECT":
-                    self._refusal = (405, "The method is not allowed here.", "")
-                    raise httptools.HttpParserError from None
-                version = self.parser.get_http_version().encode()
-                data = memoryview(data)[offer.args[0] :]
-                head = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(_lines(self.headers)))
-                self.parser = httptools.HttpRequestParser(self)
-                with contextlib.suppress(AttributeError):  # as uvicorn makes its own
-                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                self.parser.feed_data(head)
-            else:
-                return
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refusal = (405, "The method is not allowed here.", "")
+            raise httptools.HttpParserError from None
+        version = self.parser.get_http_version().encode()
+        head = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(_lines(self.headers)))
+        self.parser = httptools.HttpRequestParser(self)
+        with contextlib.suppress(AttributeError):  # as uvicorn makes its own
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(head)
+        return memoryview(data)[offer.args[0] :]
 
     def _stop(self, refusal: Refusal) -> None:
         """Has the parser stop."""

@@ -250,13 +250,15 @@ class _Body:
             raise _too_large(self._limit)
         if not message.get("more_body", False):
             return first
-        body = self._gathered
+        body, receive, most = self._gathered, self._receive, min(self._limit, self._most)
         body.append(first)
         more = True
-        while more:
-            message = await _next(self._receive)
+        while more:  # for each 64 KiB, so without a call more than it takes
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
             chunk = message.get("body", b"")
-            if body.size + len(chunk) > min(self._limit, self._most):
+            if body.size + len(chunk) > most:
                 raise _too_large(self._limit)
             body.append(chunk)
             more = message.get("more_body", False)
