@@ -77,17 +77,20 @@ def compare(other: Path, rounds: int, work: Path, turn: int) -> Found:
         latencies: dict[str, Rounds] = {name: [] for name in servers}
         rates: dict[str, Rounds] = {name: [] for name in servers}
         used: dict[str, Rounds] = {name: [] for name in servers}
+        loop: dict[str, Rounds] = {name: [] for name in servers}
         for again in range(rounds):
             for name in list(servers)[:: 1 if again % 2 else -1]:
                 answered, before = _answered(servers[name]), servers[name].cpu_seconds()
                 asked = load(servers[name].port, request, CLIENTS, 1.5, processes=2)
-                cpu = servers[name].cpu_seconds().since(before).all
-                used[name].append([cpu / (_answered(servers[name]) - answered)])
+                cpu, answers = servers[name].cpu_seconds().since(before), _answered(servers[name]) - answered
+                used[name].append([cpu.all / answers])
+                loop[name].append([cpu.event_loop / answers])
                 assert set(asked.statuses) == {"200"}, asked.statuses
                 latencies[name].append(asked.latencies)
                 rates[name].append([asked.rate])
         found[f"batch 1, {CLIENTS} clients: p50"] = ("ms", _scaled(latencies["this"]), _scaled(latencies["other"]))
         found[f"batch 1, {CLIENTS} clients: processor"] = ("ms", _scaled(used["this"]), _scaled(used["other"]))
+        found[f"batch 1, {CLIENTS} clients: its event loop"] = ("ms", _scaled(loop["this"]), _scaled(loop["other"]))
         found[f"batch 1, {CLIENTS} clients: answers"] = (PER_SECOND, rates["this"], rates["other"])
     return found
 
