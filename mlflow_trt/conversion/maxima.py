@@ -1,9 +1,9 @@
 """Maxima of a product with what a convolution answered, written as clips and choices.
 
-TensorRT-RTX 1.4.0.76 and 1.6.1.120 drop them in float32, and answer the product itself, where that is larger than
-some 12,000 numbers a row: squeeze-and-excitation with a ReLU6 after it (timm's ``rexnet_100``), a gated convolution
-with a ReLU. A ReLU, a maximum, a lower bound, an absolute value are lost; a clip, an upper bound and a choice of two
-values are not (``benchmarks/maxima.py``).
+TensorRT-RTX 1.4.0.76 and 1.6.1.120 drop them in float32, and answer the product itself, where that is large:
+squeeze-and-excitation of 228 channels with a ReLU6 after it (timm's ``rexnet_100``), a gated convolution with a ReLU.
+A ReLU, a lower bound and an absolute value are lost, and so is a ReLU written as a choice of zero and the value. An
+absolute value written as a choice is kept (``benchmarks/maxima.py``). The clips did not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -43,24 +43,38 @@ def of_product(node: Node) -> bool:
 
 
 def _is_product(node: Node) -> bool:
-    name = operator_name(node)
-    factors = node.all_input_nodes
-    if name in _PRODUCTS and (len(factors) > 1 or name == "glu"):
-        return any(_from_convolution(factor, _FAR) for factor in factors)
-    # A product with a number too.
-    return (name in _PASSED or name in _PRODUCTS) and any(_is_product(factor) for factor in factors)
+    """Whether a value is such a product, maybe moved or bounded since."""
+    todo, seen = [node], {node}
+    while todo:
+        current = todo.pop()
+        name, factors = operator_name(current), current.all_input_nodes
+        if name in _PRODUCTS and (len(factors) > 1 or name == "glu"):
+            if any(map(_from_convolution, factors)):
+                return True
+        elif name in _PASSED or name in _PRODUCTS:  # a product with a number too
+            new = [factor for factor in factors if factor not in seen]
+            seen.update(new)
+            todo += new
+    return False
 
 
-def _from_convolution(node: Node, steps: int) -> bool:
+def _from_convolution(factor: Node) -> bool:
+    level, seen = [factor], {factor}
+    for _ in range(_FAR + 1):
+        if any(operator_name(node) in _CONVOLUTIONS for node in level):
+            return True
+        operands = {operand for node in level if _elementwise(node) for operand in node.all_input_nodes}
+        level = list(operands - seen)
+        seen |= operands
+    return False
+
+
+def _elementwise(node: Node) -> bool:
     name = operator_name(node)
-    if name in _CONVOLUTIONS:
-        return True
-    if not steps or not name:
+    if not name:
         return False
     pointwise = torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
-    if not pointwise and name not in _PASSED and name != "batch_norm":
-        return False
-    return any(_from_convolution(operand, steps - 1) for operand in node.all_input_nodes)
+    return pointwise or name in _PASSED or name == "batch_norm"
 
 
 def rewritten(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:

@@ -144,6 +144,18 @@ def test_other_maxima_stay(function):
     assert kept == [operator_name(n) for n in own.program.graph.nodes if operator_name(n) in NAMES]
 
 
+def test_a_net_of_many_ways_is_looked_at_once():
+    """Each step has two ways back: followed one by one they would be a million million."""
+
+    def tail(v):
+        for _ in range(40):
+            v = torch.maximum(v, -0.5 * v)
+        return v
+
+    program, _ = prepared(Gated(tail).eval(), [Input((2, 4, 6, 6))], torch.float16)
+    assert left(program).count("maximum") == 40
+
+
 def test_float16_keeps_them():
     """There TensorRT does not drop them."""
     _, half = prepared(Gated(torch.relu).eval(), [Input((2, 4, 6, 6))], torch.float16)

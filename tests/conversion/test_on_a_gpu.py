@@ -106,7 +106,7 @@ def test_attention(trt, precision, limit):
     [("relu6", "fp32"), ("relu", "fp32"), ("abs", "fp32"), ("clamp", "fp32"), ("maximum", "fp32"), ("relu", "bf16")],
 )
 def test_a_maximum_of_a_gated_product_is_not_lost(trt, tail, precision):
-    """TensorRT-RTX answers the product itself, from some 12,000 numbers a row on (benchmarks/maxima.py)."""
+    """TensorRT-RTX answers the product itself (benchmarks/maxima.py)."""
     functions = {
         "relu6": torch.nn.functional.relu6,
         "relu": lambda v: torch.nn.functional.relu(v, inplace=True),

@@ -155,20 +155,7 @@ class Model:
     def submit(
         self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
     ) -> Future[Answer]:
-        """Queues a request for the version that answers now; the answer says which that was.
-
-        Args:
-            inputs: Arrays by input name. They must not change before the future is done.
-            deadline: By ``time.monotonic()``.
-            inline: Whether it may run in this thread, see :meth:`Batcher.submit`.
-
-        Returns:
-            The future; see :meth:`Batcher.submit`.
-
-        Raises:
-            InputError: The inputs do not fit that version.
-            BusyError: Its queue is full, or there is no version that answers.
-        """
+        """See :meth:`.served_model.ServedModel.submit`."""
         while True:
             version = self.loaded
             try:
