@@ -3,7 +3,7 @@
 TensorRT-RTX 1.4.0.76 and 1.6.1.120 drop them in float32, and answer the product itself, where that is large:
 squeeze-and-excitation of 228 channels with a ReLU6 after it (timm's ``rexnet_100``), a gated convolution with a ReLU.
 A ReLU, a lower bound and an absolute value are lost, and so is a ReLU written as a choice of zero and the value. An
-absolute value written as a choice is kept (``benchmarks/maxima.py``). The clips did not run on a GPU yet.
+absolute value written as a choice is kept, and so is a clip (``benchmarks/maxima.py``, with either release).
 """
 
 from __future__ import annotations
