@@ -79,11 +79,11 @@ class RequestContext:
         Raises:
             HttpError: It is too large or too slow, or its connection has refused what came of it.
         """
-        app = self.app
+        app, state = self.app, self.scope.setdefault("state", {})
         try:
-            return await read_body(self.receive, self.headers, most or app.max_body, app.body_timeout)
+            return await read_body(self.receive, self.headers, most or app.max_body, app.body_timeout, state)
         except ClientGone:
-            refused = self.scope.get("state", {}).get(REFUSED)
+            refused = state.get(REFUSED)
             if refused is None:
                 raise
             raise HttpError(*refused) from None  # which is answered already, and only counted and logged here

@@ -25,6 +25,10 @@ PROBES = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
 REFUSED = "mlflow_trt.refused"
 """Where in a request's state its connection leaves status and message of a refusal that it has sent itself."""
 
+TAKE = "mlflow_trt.take"
+"""Where in a request's state the application leaves a function that takes the pieces of its body as they arrive, and
+answers whether there is room for each. ASGI's way costs a turn of the event loop and two copies for each."""
+
 _ENCODINGS = {"gzip": 31, "deflate": 15}
 """Content-Encoding → zlib's ``wbits``."""
 _SMALL = 1024
@@ -102,7 +106,9 @@ def check_token(headers: Headers, token: str | None) -> None:
         raise HttpError(401, "A valid bearer token is needed.", ("www-authenticate", "Bearer"))
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int, seconds: float) -> Body:
+async def read_body(
+    receive: Receive, headers: Headers, limit: int, seconds: float, state: MutableMapping[str, Any]
+) -> Body:
     """Reads a request's body and undoes its Content-Encoding.
 
     Args:
@@ -110,6 +116,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
         headers: The request's.
         limit: Bytes that it may have, before and after decoding.
         seconds: How long it may take; and again after each :data:`~.limits.LEAST` bytes.
+        state: The request's, in which a connection looks for :data:`TAKE`.
 
     Raises:
         ClientGone: The connection broke off.
@@ -118,7 +125,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int, seconds: flo
     length = headers.number("content-length")
     if length is not None and length > limit:
         raise _too_large(limit)
-    body = await _Body(receive, limit, length or limit, seconds).read()
+    body = await _Body(receive, limit, length or limit, seconds, state).read()
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
     # In a thread: a few bytes may become hundreds of megabytes.
     return body if encoding == "identity" else await asyncio.to_thread(decompress, body, encoding, limit)
@@ -208,13 +215,17 @@ async def _next(receive: Receive) -> Message:
 class _Body:
     """A body that is being read."""
 
-    def __init__(self, receive: Receive, limit: int, most: int, seconds: float) -> None:
+    def __init__(
+        self, receive: Receive, limit: int, most: int, seconds: float, state: MutableMapping[str, Any]
+    ) -> None:
         self._receive = receive
         self._limit = limit
         self._most = most
         """Bytes that it says that it has, or may have."""
         self._seconds = seconds
+        self._state = state
         self._gathered = BodyBuffer(most)
+        self._too_large = False
         self._known = 0
         """Its size when the deadline was looked at last."""
         self._late = False
@@ -250,19 +261,27 @@ class _Body:
             raise _too_large(self._limit)
         if not message.get("more_body", False):
             return first
-        body, receive, most = self._gathered, self._receive, min(self._limit, self._most)
-        body.append(first)
-        more = True
-        while more:  # for each 64 KiB, so without a call more than it takes
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunk = message.get("body", b"")
-            if body.size + len(chunk) > most:
-                raise _too_large(self._limit)
-            body.append(chunk)
-            more = message.get("more_body", False)
-        return body.take()
+        self._take(first)
+        self._state[TAKE] = self._take
+        try:
+            more = True
+            while more:
+                message = await _next(self._receive)
+                if not self._take(message.get("body", b"")) or self._too_large:
+                    raise _too_large(self._limit)
+                more = message.get("more_body", False)
+        finally:
+            del self._state[TAKE]
+        return self._gathered.take()
+
+    def _take(self, piece: bytes) -> bool:
+        """Adds a piece; False: there is no room for it."""
+        if self._gathered.size + len(piece) > self._most:
+            self._too_large = True
+            return False
+        if piece:
+            self._gathered.append(piece)
+        return True
 
 
 def _too_large(limit: int) -> HttpError:
