@@ -155,7 +155,9 @@ class Application:
             self._running -= 1
         if response is not None:
             response.headers[access_log.HEADER] = context.request_id
-            response = await compressed(response, context.headers.get("accept-encoding"))
+            accepted = context.headers.get("accept-encoding")
+            if accepted is not None:
+                response = await compressed(response, accepted)
             await respond(send, response)
         self._answered(context, response)
 

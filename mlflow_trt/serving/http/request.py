@@ -158,8 +158,13 @@ def decompress(body: Body, encoding: str, limit: int) -> Body:
     return plain.take()
 
 
-async def compressed(response: Response, accepted: str | None) -> Response:
-    """Compresses a response if the client wants that and it is worth the time."""
+async def compressed(response: Response, accepted: str) -> Response:
+    """Compresses a response if the client wants that and it is worth the time.
+
+    Args:
+        response: It.
+        accepted: Accept-Encoding.
+    """
     encoding = encoding_of(response, accepted)
     if encoding is None:
         return response
@@ -168,15 +173,13 @@ async def compressed(response: Response, accepted: str | None) -> Response:
     return await asyncio.to_thread(compress, response, encoding)
 
 
-def encoding_of(response: Response, accepted: str | None) -> str | None:
+def encoding_of(response: Response, accepted: str) -> str | None:
     """Decides how a response is compressed; None: not at all.
 
     A client that accepts one encoding alone asks for it, as Triton's does. Most others accept several at every request
     without a thought; they get compressed text, but tensors as they are: compressing floats takes far longer than
     sending them.
     """
-    if accepted is None:
-        return None
     wanted = [part.partition(";")[0].strip().lower() for part in accepted.split(",")]
     encoding = next((name for name in wanted if name in _ENCODINGS), None)
     if encoding is None or response.length < _SMALL or (len(wanted) > 1 and response.media != "application/json"):

@@ -256,17 +256,18 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_consta
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
-def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
+def _parameters(holder: dict[str, Any], what: str, name: str | None = None) -> dict[str, Any]:
     parameters = holder.get("parameters")
     if parameters is None:
         return {}
+    if isinstance(parameters, dict) and "shared_memory_region" not in parameters:
+        return parameters
+    what = what if name is None else f"{what} {show(name)}"
     if not isinstance(parameters, dict):
         raise ProtocolError(f"{what} has {show(parameters)} as its parameters.", "an object", "correct it")
-    if "shared_memory_region" in parameters:
-        raise ProtocolError(
-            f"{what} is to be in shared memory.", "data in the body, JSON or binary", "send and ask for it in the body"
-        )
-    return parameters
+    raise ProtocolError(
+        f"{what} is to be in shared memory.", "data in the body, JSON or binary", "send and ask for it in the body"
+    )
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
@@ -297,7 +298,7 @@ def _text(value: Any, what: str) -> str:
 
 def _binary_size(name: str, entry: dict[str, Any]) -> int | None:
     """How many bytes of raw data an input has; None: its data is in the JSON."""
-    size = _parameters(entry, f"Input {show(name)}").get("binary_data_size")
+    size = _parameters(entry, "Input", name).get("binary_data_size")
     if size is None:
         return None
     data = entry.get("data")
@@ -323,7 +324,7 @@ def _wanted(entries: Any, binary: bool) -> tuple[RequestedOutput, ...] | None:
         name = _text(entry.get("name"), "An output's name")
         if name in wanted:
             raise _twice("Output", name)
-        parameters = _parameters(entry, f"Output {show(name)}")
+        parameters = _parameters(entry, "Output", name)
         if parameters.get("classification"):
             raise ProtocolError(
                 f"Output {show(name)} is asked for as a classification.",
