@@ -2,16 +2,16 @@
 # Everything that needs a GPU, in pieces of at most ten minutes, with all output in one folder:
 #
 #   benchmarks/gpu_visit.sh OUT            the GPU tests, coverage, then all benchmarks
-#   benchmarks/gpu_visit.sh OUT tests      one piece: tests, alone (those that measure), coverage, maxima, serving, moves,
-#                                          speed, or rest
+#   benchmarks/gpu_visit.sh OUT tests      one piece: tests, alone (those that measure), coverage, compare, maxima, serving,
+#                                          moves, speed, or rest; or versions, with BEFORE=… another checkout
 #
 # PYTHON=…  the interpreter (default: python3); SECONDS_EACH=…  the limit of a piece (default: 570)
 # JOBS=…    tests, and architectures, at once (default: 8); CUDA_VISIBLE_DEVICES and taskset let two pieces run side by side,
 #           but beside alone and the benchmarks only what leaves their cores and their GPU free
 # The models that the benchmarks share stay in WORK (default: a folder under TMPDIR), so that the pieces build them once.
 set -u
-out=$(mkdir -p "${1:?usage: gpu_visit.sh OUT [tests|alone|coverage|maxima|serving|moves|speed|rest]}" && cd "$1" && pwd)
-pieces=${2:-tests alone coverage maxima serving moves speed rest}
+out=$(mkdir -p "${1:?usage: gpu_visit.sh OUT [PIECE]}" && cd "$1" && pwd)
+pieces=${2:-tests alone coverage compare maxima serving moves speed rest}
 jobs=${JOBS:-8}
 python=${PYTHON:-python3}
 limit=${SECONDS_EACH:-570}
@@ -19,6 +19,9 @@ work=${WORK:-${TMPDIR:-/tmp}/mlflow-trt-gpu-visit}
 cd "$(dirname "$0")/.." || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" MLFLOW_DISABLE_TELEMETRY=true
 status=0
+COMPARED="torchvision/resnet50 torchvision/mobilenet_v3_small torchvision/efficientnet_b0 torchvision/vit_b_16
+ torchvision/convnext_tiny timm/mobilenetv4_conv_small timm/fastvit_t8 transformers/bert transformers/gpt2
+ transformers/vit transformers/t5 torch/lstm"
 
 bench() {
   "$python" -m benchmarks --out "$out" --work "$work" --add --budget "$((limit - 15))" "$@" 2>&1 | tee "$out/benchmarks-$piece.txt"
@@ -44,12 +47,14 @@ for piece in $pieces; do
     tests) check gpu-tests tests -m "gpu and not alone" -n "$jobs" --dist loadgroup --timeout 200 || status=1 ;;
     alone) check gpu-tests-alone tests -m "gpu and alone" --timeout 120 || status=1 ;;
     coverage) piece_of benchmarks.coverage --jobs "$jobs" --timeout "$((limit - 60))" --budget "$((limit - 30))" --out "$out" || status=1 ;;
+    compare) piece_of benchmarks.coverage --compare --jobs "$jobs" --timeout "$((limit - 60))" --budget "$((limit - 30))" --out "$out" $COMPARED || status=1 ;;
+    versions) piece_of benchmarks.versions "${BEFORE:?another checkout}" --starts 5 --rounds 3 || status=1 ;;
     maxima) piece_of benchmarks.maxima || status=1 ;;
     serving) bench serving_latency serving_concurrent || status=1 ;;
     moves) bench serving_moves || status=1 ;;
     speed) bench prepare resnet50_batch1 resnet50_batch8 tiny_mlp sizes_in_turn random_sizes threads first_answer || status=1 ;;
     rest) bench log_model peak_memory imports wrapper alternatives || status=1 ;;
-    *) echo "unknown piece: $piece (tests, alone, coverage, maxima, serving, moves, speed, rest)" >&2; exit 2 ;;
+    *) echo "unknown piece: $piece (tests, alone, coverage, compare, versions, maxima, serving, moves, speed, rest)" >&2; exit 2 ;;
   esac
 done
 exit $status

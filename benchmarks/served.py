@@ -108,7 +108,8 @@ def serving(
         checkout: The repository whose package it is; default: what is installed.
     """
     if checkout is not None:
-        env = {**env, "PYTHONPATH": str(checkout)}
+        path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+        env = {**env, "PYTHONPATH": path}
     port = free_port()
     log = work / f"serve-{port}.log"
     command = [sys.executable, "-m", "mlflow_trt", "serve", "--model", f"{name}={uri}", "--port", str(port), *options]

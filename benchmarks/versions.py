@@ -1,29 +1,32 @@
 """Whether this checkout's server is as fast as another one's: both run at the same time and are asked in turn.
 
-``python -m benchmarks.versions OTHER_CHECKOUT [--starts 15] [--rounds 4]``. Needs no GPU: the reference backend
-answers.
-One client on one connection with an image of batch 1 and 8, the echo of :mod:`benchmarks.echoing`; 64 clients with
-batch 1; each by the clock, and by the processor time that the server used for an answer. Two servers of one version may
-differ by a tenth for as long as they live, so both are started many times. A start's factor is the median over its
-rounds of this one's figure over the other's in the same round, so that what else the machine does meets both; what
-counts is the mean of all starts' factors, beside its standard error. Exit status 1 if one is beyond 3 %.
+``python -m benchmarks.versions OTHER_CHECKOUT [--starts 15] [--rounds 4]``. Without a GPU the
+reference backend answers.
+
+The model is the echo of :mod:`benchmarks.echoing`. One process loads and calls it, with batch 1 and 8; one client asks
+the server on one connection, with the same; 64 clients with batch 1; servers by the clock, and by the processor time
+that one used for an answer. Two servers of one version may differ by a tenth for as long as they live, so both are
+started many times. A start's factor is the median over its rounds of this one's figure over the other's in the same
+round, so that what else the machine does meets both; what counts is the mean of all starts' factors, beside its
+standard error. Exit status 1 if one is beyond 3 %.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .context import ROOT, Context
+from .context import ROOT, Context, has_gpu
 from .echoing import model
 from .machine import introduction
 from .served import Connection, Server, http_request, infer_request, load, serving
@@ -34,6 +37,24 @@ MOST = 1.03
 PER_SECOND = "per second"
 REQUESTS = "mlflow_trt_requests_total{"
 
+
+_CALLER = """
+import sys, time
+import numpy as np
+import mlflow_trt
+engine = mlflow_trt.load_model(sys.argv[1], backend=sys.argv[2])
+for line in sys.stdin:
+    batch, calls = map(int, line.split())
+    x = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
+    for _ in range(5):
+        engine.predict({"x": x})
+    times = [time.perf_counter()]
+    for _ in range(calls):
+        engine.predict({"x": x})
+        times.append(time.perf_counter())
+    print(*np.diff(times).tolist(), flush=True)
+"""
+"""Loads a model and calls it with each batch that it is given, so many times; with either checkout's package."""
 
 Found = dict[str, tuple[str, Rounds, Rounds]]
 """What was measured → its unit, and this one's and the other's figures."""
@@ -49,11 +70,20 @@ def compare(other: Path, rounds: int, work: Path, turn: int) -> Found:
         turn: Which one is first is decided by whether this is odd.
     """
     folder = model(Context(work, quick=False, budget=0))
+    backend = "tensorrt" if has_gpu() else "reference"
     found: Found = {}
     checkouts = [("this", ROOT), ("other", other)][:: 1 if turn % 2 else -1]
     with contextlib.ExitStack() as stack:
+        callers = {name: stack.enter_context(_caller(folder, backend, checkout)) for name, checkout in checkouts}
+        for batch in (1, 8):
+            calls: dict[str, Rounds] = {name: [] for name in callers}
+            for again in range(rounds * 3):
+                for name in list(callers)[:: 1 if again % 2 else -1]:
+                    calls[name].append(_called(callers[name], batch, 400 // batch))
+            found[f"batch {batch}, predict: p50"] = ("ms", _scaled(calls["this"]), _scaled(calls["other"]))
+    with contextlib.ExitStack() as stack:
         servers = {
-            name: stack.enter_context(serving(folder, "echo", work, "--backend", "reference", checkout=checkout))
+            name: stack.enter_context(serving(folder, "echo", work, "--backend", backend, checkout=checkout))
             for name, checkout in checkouts
         }
 
@@ -93,6 +123,28 @@ def compare(other: Path, rounds: int, work: Path, turn: int) -> Found:
         found[f"batch 1, {CLIENTS} clients: its event loop"] = ("ms", _scaled(loop["this"]), _scaled(loop["other"]))
         found[f"batch 1, {CLIENTS} clients: answers"] = (PER_SECOND, rates["this"], rates["other"])
     return found
+
+
+@contextlib.contextmanager
+def _caller(folder: Path, backend: str, checkout: Path) -> Iterator[subprocess.Popen[str]]:
+    """Starts a process that calls the model itself."""
+    command = [sys.executable, "-c", _CALLER, str(folder), backend]
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _called(caller: subprocess.Popen[str], batch: int, calls: int) -> list[float]:
+    """Has it call the model; the seconds of each call."""
+    assert caller.stdin is not None
+    assert caller.stdout is not None
+    print(batch, calls, file=caller.stdin, flush=True)
+    return [float(seconds) for seconds in caller.stdout.readline().split()]
 
 
 def _one_turn(server: Server, ask: Callable[[], object], calls: int) -> tuple[list[float], float]:
