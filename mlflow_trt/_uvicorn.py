@@ -15,7 +15,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 __all__ = ["STATUS_LINE", "HttpProtocol", "Server"]
 
-CYCLE = ("keep_alive", "disconnected", "response_started", "response_complete", "more_body", "message_event", "scope")
+CYCLE = (
+    "keep_alive", "disconnected", "response_started", "response_complete", "more_body", "message_event", "scope",
+    "transport",
+)  # fmt: skip
 """What is read or set of a request's cycle, which answers it."""
 
 

@@ -204,7 +204,7 @@ def test_an_endless_header_is_refused_at_once(server):
         b"GET / HTTP/1.1\r\n" + b"y" * (80 << 10),
         b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * (16 << 10),
         b"\r\n" * (40 << 10),
-        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"y" * (80 << 10),
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"y" * (600 << 10),
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: " + b"y" * (600 << 10),
     ],
     ids=["path", "value", "whole", "name", "many", "empty lines", "chunk's extension", "trailer"],

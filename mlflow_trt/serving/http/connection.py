@@ -31,6 +31,7 @@ _PROBES = frozenset(path.encode() for path in PROBES)
 
 _OFFER = (b"upgrade", b"http2-settings")
 """What a Connection header names in an offer to switch to another protocol."""
+_CONTINUE = STATUS_LINE[100][:12]
 _INVALID: Refusal = (400, "The request is not valid HTTP.", "")
 
 
@@ -123,6 +124,8 @@ class Connection(HttpProtocol):
             self._stop(self._guard.too_many())
         self._before = self.cycle
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # whose answer is a head alone
+            self.cycle.transport = _Joining(self.transport)
         if self._over or self._guard.shutdown.draining:
             self._end_after(self.cycle)
 
@@ -328,6 +331,33 @@ class Connection(HttpProtocol):
     def since(self) -> float:
         """When what it does began, or last moved on."""
         return self._since
+
+
+class _Joining:
+    """What uvicorn writes an answer to: its head waits for what follows it, and takes no system call of its own."""
+
+    __slots__ = ("_head", "_transport", "is_closing")
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, content: bytes | memoryview) -> None:
+        """asyncio's."""
+        if self._head is None and not (first := bytes(content)).startswith(_CONTINUE):
+            self._head = first
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, content))
+        else:
+            self._transport.write(content)
+
+    def close(self) -> None:
+        """asyncio's."""
+        if self._head:
+            self._transport.write(self._head)
+        self._transport.close()
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
