@@ -238,7 +238,7 @@ def test_raw_data_behind_large_json(server):
 
 def test_binary_and_large_json_in_one_answer():
     """The parts of an answer, put together from data that was made JSON elsewhere."""
-    from .bodies import asking, client_result, interface, tensor
+    from .protocol.bodies import asking, client_result, interface, tensor
 
     outputs = {"a": np.arange(6, dtype=np.float32), "b": np.arange(4, dtype=np.int32)}
     wanted = (RequestedOutput("a", False), RequestedOutput("b", True))

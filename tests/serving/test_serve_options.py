@@ -140,7 +140,7 @@ def test_ports_that_the_system_chooses_are_in_the_log(tmp_path):
     arguments = ["--model=m=/light/0/1", "--port", "0", "--grpc-port", "0", "--backend", "reference"]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("light.py")), "serve", *arguments], stderr=output
+            [sys.executable, "-P", Path(__file__).with_name("light.py"), "serve", *arguments], stderr=output
         )
     try:
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import requests
 
-from .light import light, until
-from .running import Served
+from ..light import light, until
+from ..running import Served
 
 pytestmark = [pytest.mark.xdist_group("connections"), pytest.mark.timeout(180)]
 

@@ -38,7 +38,7 @@ from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.protocol import protobuf
 from mlflow_trt.serving.versions.served import Model
 
-from . import echo
+from .. import echo
 
 client_module = pytest.importorskip("tritonclient.grpc")
 aio_module = pytest.importorskip("tritonclient.grpc.aio")
@@ -561,8 +561,8 @@ def peak_memory(process: subprocess.Popen[bytes]) -> int:
 def apart(max_body: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The echo in a process of its own, and in uvloop's event loop; gives its address too."""
     port = free_port()
-    command = [sys.executable, "-m", f"{__package__}.echo", str(port), str(max_body)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", echo.__name__, str(port), str(max_body)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
