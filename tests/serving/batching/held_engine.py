@@ -42,20 +42,10 @@ def profile(**ranges):
 
 
 PLAIN = interface({"x": ("batch", 2)}, {"y": ("batch", 2)})
-
-
 VERSION = ServedVersion("/stand-in", "1", "stand-in", PLAIN, ())
-
-
 UP_TO_8 = (profile(x=((1, 2), (8, 2), (8, 2))),)
-
-
 SEQUENCE = interface({"x": ("batch", "length")}, {"y": ("batch", "length")})
-
-
 SEQUENCES = (profile(x=((1, 1), (8, 4), (8, 9))),)
-
-
 APART = (profile(x=((1, 1), (2, 4), (2, 9))), profile(x=((8, 4), (8, 4), (16, 9))))
 """Nothing takes 3 to 7 rows, and more than 2 only if they are 4 to 9 long."""
 

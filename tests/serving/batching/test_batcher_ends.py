@@ -15,20 +15,7 @@ import pytest
 from mlflow_trt.errors import BusyError, DeadlineError, DeviceError, InputError
 from mlflow_trt.serving.batching.batcher import Batcher
 
-from .held_engine import (
-    LONG,
-    SEQUENCE,
-    SEQUENCES,
-    VERSION,
-    Poisoned,
-    StandIn,
-    batcher,
-    becomes,
-    busy,
-    in_seconds,
-    x,
-    y,
-)
+from .held_engine import LONG, SEQUENCE, SEQUENCES, VERSION, Poisoned, StandIn, batcher, becomes, busy, in_seconds, x, y
 
 # --- failing ---
 

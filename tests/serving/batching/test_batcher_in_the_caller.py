@@ -8,19 +8,7 @@ import pytest
 
 from mlflow_trt.errors import BusyError, DeadlineError
 
-from .held_engine import (
-    LONG,
-    SEQUENCE,
-    SEQUENCES,
-    Poisoned,
-    StandIn,
-    all_wait,
-    batcher,
-    becomes,
-    in_seconds,
-    x,
-    y,
-)
+from .held_engine import LONG, SEQUENCE, SEQUENCES, Poisoned, StandIn, all_wait, batcher, becomes, in_seconds, x, y
 
 
 @pytest.fixture

@@ -14,20 +14,7 @@ from mlflow_trt.plan.parity import default_tolerance
 from mlflow_trt.plan.signature import CallSignature
 from mlflow_trt.serving.batching.rows import call, check_rows, cut, fitting, joined, next_size, rows_are_independent
 
-from .held_engine import (
-    APART,
-    LONG,
-    PLAIN,
-    SEQUENCE,
-    UP_TO_8,
-    StandIn,
-    batcher,
-    busy,
-    interface,
-    profile,
-    x,
-    y,
-)
+from .held_engine import APART, LONG, PLAIN, SEQUENCE, UP_TO_8, StandIn, batcher, busy, interface, profile, x, y
 
 # --- pure functions ---
 

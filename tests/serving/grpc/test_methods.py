@@ -1,4 +1,4 @@
-"""The gRPC face, called by NVIDIA's own client.
+"""The methods of the protocol's service over gRPC, called by NVIDIA's own client.
 
 A real model answers where its answers matter. ``Echo`` stands in for one of dtypes that no engine has, and an engine
 that waits until it is told stands in for a slow one.
@@ -10,14 +10,11 @@ import asyncio
 import json
 import logging
 import re
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,84 +24,26 @@ import numpy as np
 import pytest
 
 import mlflow_trt
-from mlflow_trt.errors import BusyError, DeviceError, StoreError
-from mlflow_trt.plan.api import Result
-from mlflow_trt.plan.manifest import Interface, Profile, ShapeRange
-from mlflow_trt.serving.batching.batcher import Batcher
-from mlflow_trt.serving.config import LoadOptions, ServerConfig
-from mlflow_trt.serving.grpc import server as grpc_server
-from mlflow_trt.serving.limits import Limits
+from mlflow_trt.errors import BusyError, DeviceError
+from mlflow_trt.serving.config import LoadOptions
 from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.protocol import protobuf
 from mlflow_trt.serving.versions.served import Model
 
 from .. import echo
-
-client_module = pytest.importorskip("tritonclient.grpc")
-aio_module = pytest.importorskip("tritonclient.grpc.aio")
-InferenceServerException = client_module.InferenceServerException
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextmanager
-def serving(models: Mapping[str, Any], metrics: Metrics | None = None, **settings: Any) -> Iterator[str]:
-    """A server in a thread's event loop, as long as the block lasts; gives its address."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    port = free_port()
-    try:
-        server = asyncio.run_coroutine_threadsafe(
-            grpc_server.start(models, ServerConfig(grpc_port=port, **settings), metrics=metrics), loop
-        ).result(30)
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(30)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
-        loop.close()
-
-
-@contextmanager
-def calling(address: str, **settings: Any) -> Iterator[Any]:
-    with client_module.InferenceServerClient(address, **settings) as client:
-        yield client
-
-
-def raw_call(address: str, method: str, request: bytes, **settings: Any) -> tuple[Any, Any]:
-    """Calls without Triton's client: what it would not send, and what it does not show."""
-    with grpc.insecure_channel(address) as channel:
-        return channel.unary_unary(f"/{protobuf.SERVICE}/{method}").with_call(request, timeout=30, **settings)
-
-
-def tensor(name: str, array: np.ndarray, datatype: str | None = None) -> Any:
-    from tritonclient.utils import np_to_triton_dtype
-
-    made = client_module.InferInput(name, array.shape, datatype or np_to_triton_dtype(array.dtype))
-    made.set_data_from_numpy(array)
-    return made
-
-
-def refused(call: Callable[[], Any], code: str) -> str:
-    """What an error says that has this code."""
-    with pytest.raises(InferenceServerException) as caught:
-        call()
-    assert caught.value.status() == f"StatusCode.{code}"
-    return str(caught.value.message())
-
-
-def eventually(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+from .calling import (
+    Slow,
+    aio_module,
+    calling,
+    client_module,
+    eventually,
+    number,
+    raw_call,
+    refused,
+    rows,
+    serving,
+    tensor,
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,17 +68,7 @@ def address(classifier: Model) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def client(address: str) -> Iterator[Any]:
-    with calling(address) as client:
-        yield client
-
-
-def rows(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
-
-
-# What it is
+# --- what it is ---
 
 
 def test_health(client: Any) -> None:
@@ -172,7 +101,7 @@ def test_model_metadata(client: Any, classifier: Model) -> None:
     assert client.is_model_ready("classifier", "no such") is False
 
 
-# Inference
+# --- inference ---
 
 
 def test_a_real_model_answers(client: Any, classifier: Model, engine: Any) -> None:
@@ -273,20 +202,16 @@ def test_typed_contents_are_answered_raw(address: str) -> None:
     assert response.raw_output_contents == [np.float32([1, 2]).tobytes()]
 
 
-@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compression(client: Any, algorithm: str) -> None:
-    array = np.zeros((1, 3, 224, 224), np.float32)
-    array[0, 0, 0] = np.arange(224)
-    found = client.infer("float32", [tensor("x", array)], compression_algorithm=algorithm).as_numpy("x")
-    np.testing.assert_array_equal(found, array)
+def test_empty_contents_beside_raw_data_are_none(address: str) -> None:
+    """As MLServer's client sends them."""
+    message = protobuf.ModelInferRequest(model_name="float32", raw_input_contents=[np.float32([1, 2]).tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=[2]).contents.SetInParent()
+    answer, _ = raw_call(address, "ModelInfer", message.SerializeToString())
+    response = protobuf.ModelInferResponse.FromString(answer)
+    assert response.raw_output_contents == [np.float32([1, 2]).tobytes()]
 
 
-def test_messages_beyond_grpcs_default_limit(client: Any) -> None:
-    array = np.random.default_rng(0).integers(0, 255, 20 << 20, np.uint8)
-    assert client.infer("uint8", [tensor("x", array)]).as_numpy("x").tobytes() == array.tobytes()
-
-
-# Errors
+# --- errors ---
 
 
 def test_errors_of_the_caller(client: Any) -> None:
@@ -388,52 +313,7 @@ def test_a_model_that_is_not_ready(tmp_path: Path) -> None:
     model.close()
 
 
-# Time
-
-
-class Gate:
-    """An engine that answers once it is let."""
-
-    interface: Interface = echo.interface(("x", "float32", "float32"))
-    profiles: tuple[Profile, ...] = ({"x": ShapeRange(min=(1,), opt=(1,), max=(8,))},)
-    backend = "reference"
-
-    def __init__(self) -> None:
-        self.open = threading.Event()
-        self.seen: list[float] = []
-
-    def predict(self, inputs: Mapping[str, np.ndarray]) -> Result:
-        self.seen.append(float(inputs["x"][0]))
-        assert self.open.wait(30)
-        return Result(inputs)
-
-
-class Slow(echo.Echo):
-    """A real batcher, which calls a gate with one request at a time."""
-
-    def __init__(self) -> None:
-        super().__init__("slow", ("x", "float32", "float32"))
-        self.gate = Gate()
-        self.batcher = Batcher([self.gate], self.current, workers=1, batching=False)  # type: ignore[list-item]
-
-    def submit(self, inputs: Mapping[str, np.ndarray], deadline: float | None = None) -> Any:
-        return self.batcher.submit(inputs, deadline)
-
-
-def number(value: float) -> Any:
-    return tensor("x", np.float32([value]))
-
-
-@pytest.fixture
-def slow() -> Iterator[Slow]:
-    """Its only worker is at work on 0 until the gate opens."""
-    model = Slow()
-    first = model.batcher.submit({"x": np.float32([0])})
-    eventually(lambda: model.gate.seen == [0])
-    yield model
-    model.gate.open.set()
-    first.result(30)
-    model.batcher.close()
+# --- time ---
 
 
 def test_the_clients_timeout_parameter(slow: Slow) -> None:
@@ -505,23 +385,7 @@ def test_a_client_that_goes_away(slow: Slow) -> None:
         eventually(lambda: slow.batcher.depth == 0)
 
 
-def test_stopping_waits_for_calls_under_way(slow: Slow) -> None:
-    async def run() -> None:
-        port = free_port()
-        server = await grpc_server.start({"slow": slow}, ServerConfig(grpc_port=port))
-        async with aio_module.InferenceServerClient(f"127.0.0.1:{port}") as client:
-            call = asyncio.create_task(client.infer("slow", [number(1)]))
-            await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 1)
-            stop = asyncio.create_task(server.stop(30))
-            await asyncio.sleep(0.1)
-            slow.gate.open.set()
-            assert (await call).as_numpy("x").tolist() == [1]
-            await stop
-
-    asyncio.run(run())
-
-
-# Who may, and how much
+# --- who may ---
 
 
 def test_the_token() -> None:
@@ -539,107 +403,3 @@ def test_the_token() -> None:
             headers = {"authorization": f"{kind} a token"}
             assert client.infer("float32", [x], headers=headers).as_numpy("x").shape == (1, 4)
             assert client.get_model_metadata("float32", headers=headers).name == "float32"
-
-
-def test_too_large(address: str) -> None:
-    x = tensor("x", np.zeros(100_000, np.uint8))
-    with serving(echo.models(), max_body=100_000) as small, calling(small) as client:
-        for algorithm in (None, "gzip", "deflate"):
-            refused(partial(client.infer, "uint8", [x], compression_algorithm=algorithm), "RESOURCE_EXHAUSTED")
-        assert client.infer("uint8", [tensor("x", np.zeros(90_000, np.uint8))]) is not None
-
-
-def peak_memory(process: subprocess.Popen[bytes]) -> int:
-    """The most bytes that a process has held."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) << 10
-
-
-@contextmanager
-def apart(max_body: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The echo in a process of its own, and in uvloop's event loop; gives its address too."""
-    port = free_port()
-    command = [sys.executable, "-m", echo.__name__, str(port), str(max_body)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"up\n"
-        yield f"127.0.0.1:{port}", process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_a_compressed_body_does_not_fill_the_memory() -> None:
-    with apart(1 << 20) as (address, process), calling(address) as client:
-        small = tensor("x", np.zeros(500_000, np.uint8))
-        client.infer("uint8", [small], compression_algorithm="gzip")
-        before = peak_memory(process)
-        bomb = tensor("x", np.zeros(128 << 20, np.uint8))
-        refused(lambda: client.infer("uint8", [bomb], compression_algorithm="gzip"), "RESOURCE_EXHAUSTED")
-        assert peak_memory(process) - before < 32 << 20
-        assert client.infer("uint8", [small]).as_numpy("x").shape == (500_000,)
-
-
-def request_of(model: str) -> bytes:
-    message = protobuf.ModelInferRequest(model_name=model, raw_input_contents=[bytes(8)])
-    message.inputs.add(name="x", datatype="FP32", shape=(1, 2))
-    return bytes(message.SerializeToString())
-
-
-def test_a_flood_of_calls_is_answered() -> None:
-    """By itself gRPC ends some of over 1000 that nobody has looked at, as CANCELLED, which no client tries again."""
-    data = request_of("float32")
-    with apart(1 << 20) as (address, _), grpc.insecure_channel(address) as channel:
-        infer = channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer")
-        calls = [infer.future(data, timeout=60) for _ in range(6000)]
-        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
-
-
-def test_connections_have_a_number_and_deadlines() -> None:
-    data = request_of("float32")
-    limits = Limits(max_connections=2, idle_timeout=0.1, header_timeout=0.5)
-    with serving(echo.models(), limits=limits) as address:
-        host, _, port = address.rpartition(":")
-
-        def closed_after(first: bytes) -> float:
-            with socket.create_connection((host, int(port)), timeout=20) as raw:
-                raw.sendall(first)
-                begin = time.monotonic()
-                while raw.recv(1 << 16):
-                    pass
-                return time.monotonic() - begin
-
-        assert closed_after(b"") < 10
-        settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-        assert closed_after(settings) < 10
-        alone = (("grpc.use_local_subchannel_pool", 1),)
-        channels = [grpc.insecure_channel(address, options=alone) for _ in range(3)]
-        try:
-            infer = [channel.unary_unary(f"/{protobuf.SERVICE}/ModelInfer") for channel in channels]
-            for call in infer[:2]:
-                call(data, timeout=10)
-            with pytest.raises(grpc.RpcError) as caught:
-                infer[2](data, timeout=10)
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            channels[2].close()
-            time.sleep(
-                grpc_server.IDLE * limits.idle_timeout + 0.5
-            )  # the others are told that they were idle, and come again
-            for call in infer[:2]:
-                call(data, timeout=10, wait_for_ready=True)
-        finally:
-            for channel in channels:
-                channel.close()
-
-
-def test_a_port_that_is_taken(address: str) -> None:
-    async def start() -> None:
-        await grpc_server.start({}, ServerConfig(grpc_port=int(address.rpartition(":")[2])))
-
-    with pytest.raises(StoreError, match="Nothing listens on"):
-        asyncio.run(start())
