@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_trt.errors import InputError
-from mlflow_trt.serving.protocol.inference_request import fit
+from mlflow_trt.serving.protocol.inference_request import InferenceRequest, fit
 from mlflow_trt.serving.protocol.json_body import ProtocolError, decode
 
 from .bodies import body, entry, interface, same, tensor
@@ -67,3 +67,25 @@ def test_other_floats_are_not_taken_for_inputs_that_are_not_float32(dtype, bindi
 def test_an_unknown_output_is_refused_before_anything_runs():
     with pytest.raises(ProtocolError, match="The output 'z' is asked for"):
         fit(request_for_model(outputs=[{"name": "y"}, {"name": "z"}]), MODEL)
+
+
+def test_inputs_come_in_the_model_s_order_and_are_not_copied():
+    given = {"b": np.float32([1]), "a": np.float32([2])}
+    asked = InferenceRequest("", given, dict.fromkeys(given, "FP32"), None, True, None)
+    inputs = fit(asked, interface([tensor("a"), tensor("b")]))
+    assert list(inputs) == ["a", "b"]
+    assert all(inputs[name] is given[name] for name in given)
+
+
+def test_a_model_of_no_inputs_takes_none():
+    asked = InferenceRequest("", {}, {}, (), True, None)
+    assert fit(asked, interface()) == {}
+    with pytest.raises(InputError, match="not known: 'x'"):
+        fit(request_for_model(half=None, brain=None), interface())
+
+
+def test_made_up_names_in_a_message_are_harmless():
+    with pytest.raises(InputError) as caught:
+        fit(request_for_model(**{"\x1b[31m\n" + "a" * 1000: "FP32"}), MODEL)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 400

@@ -31,3 +31,15 @@ def test_metadata():
         ],
         "profiles": [{"image": {"min": [1, 3, 8, 224], "opt": [4, 3, 16, 224], "max": [8, 3, 32, 224]}}],
     }
+
+
+def test_several_versions_and_no_profiles():
+    found = describe(interface(), model="m", versions=("1", "2"), platform="reference", profiles=())
+    assert found == {
+        "name": "m",
+        "versions": ["1", "2"],
+        "platform": "reference",
+        "inputs": [],
+        "outputs": [],
+        "profiles": [],
+    }
