@@ -12,9 +12,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import requests
+
+from mlflow_trt.serving.http import connection as connection_module
 
 from ..light import light, until
 from ..running import Served, counted, lines_of
@@ -29,6 +32,29 @@ def server(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served
     models = ("--model=m=/light/0/1", f"--model=wide=/light/0/{4 << 20}", "--model=slow=/light/1500/1")
     with light(tmp_path_factory.mktemp("light"), *models, *SHORT, *request.param) as found:
         yield found
+
+
+# --- an offer's headers ---
+
+
+@pytest.mark.parametrize(
+    ("headers", "lines"),
+    [
+        ([], []),
+        ([(b"host", b"x"), (b"upgrade", b"h2c")], [b"host: x"]),
+        ([(b"connection", b"Upgrade, HTTP2-Settings"), (b"a", b"b")], [b"connection: ", b"a: b"]),
+        ([(b"connection", b"keep-alive, Upgrade"), (b"upgrade", b"websocket")], [b"connection: keep-alive"]),
+        ([(b"connection", b"close,UPGRADE, x")], [b"connection: close, x"]),
+        ([(b"http2-settings", b"AAE")], [b"http2-settings: AAE"]),
+    ],
+)
+def test_of_an_offer_s_headers_all_but_the_offer_stays(headers, lines):
+    assert list(connection_module._lines(headers)) == [line + b"\r\n" for line in lines]
+
+
+def test_what_a_client_s_system_has_not_confirmed_is_none_where_nothing_tells():
+    transport = SimpleNamespace(get_extra_info=lambda name: None)
+    assert connection_module._in_kernel(transport) == 0
 
 
 # --- offers to switch to HTTP/2 ---
