@@ -1,7 +1,7 @@
-"""MLflow's own scoring application before a served model: ``/invocations`` with JSON, CSV and parquet, ``/version``.
+"""MLflow's own scoring application before a served model: ``/invocations`` with JSON and parquet, ``/version``.
 
-It is made of what the version was loaded with, so that it answers while the registry is away. Large bodies are read in
-a process of their own, see :mod:`.codec`.
+CSV it reads for signatures of columns only, not of tensors. It is made of what the version was loaded with, so that it
+answers while the registry is away. Large bodies are read in a process of their own, see :mod:`.codec`.
 """
 
 from __future__ import annotations

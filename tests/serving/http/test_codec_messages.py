@@ -68,3 +68,38 @@ def test_a_request_is_put_together_again():
     assert (again.binary, again.timeout) == (True, 0.5)
     for name, array in inputs.items():
         np.testing.assert_array_equal(again.inputs[name], array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        np.arange(6, dtype=">i4"),
+        np.array(1.5, np.float16),
+        np.zeros((0, 3), np.float64),
+        np.array([[True], [False]]),
+        np.array([b"a", b"", "é".encode()], object),
+    ],
+    ids=["transposed", "big-endian", "scalar", "empty", "bool", "bytes"],
+)
+def test_any_array_is_put_together_again(array):
+    heads, buffers = codec_messages.pack({"x": array, "y": np.ones(1)})
+    found = codec_messages.unpack(heads, [memoryview(bytes(buffer)) for buffer in buffers])
+    assert list(found) == ["x", "y"]
+    assert found["x"].shape == array.shape
+    np.testing.assert_array_equal(found["x"], array)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 20, -1])
+def test_a_frame_that_breaks_off(cut):
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        codec_messages.send(ends[0], codec_messages.EncodedJson(), [bytes(100)])
+        ends[0].shutdown(socket.SHUT_WR)
+        frame = b"".join(iter(lambda: ends[1].recv(1 << 16), b""))
+    ends = socket.socketpair()
+    with ends[1]:
+        with ends[0]:
+            ends[0].sendall(frame[:cut])
+        with pytest.raises(EOFError):
+            codec_messages.receive(ends[1])
