@@ -39,6 +39,15 @@ def test_when_a_server_is_ready(states, exit_on_error, expected):
     assert ready(statuses, exit_on_error) is expected
 
 
+def test_a_model_that_answers_needs_no_further_attempt():
+    assert ready([{"state": "ready", "attempted": False}, {"state": "ready"}], exit_on_error=False)
+
+
+@pytest.mark.parametrize(("exit_on_error", "expected"), [(True, True), (False, False)])
+def test_a_server_of_no_models(exit_on_error, expected):
+    assert ready([], exit_on_error) is expected
+
+
 # --- one model that can't be loaded ---
 
 
