@@ -1,7 +1,6 @@
 """The methods of the protocol's service over gRPC, called by NVIDIA's own client.
 
-A real model answers where its answers matter. ``Echo`` stands in for one of dtypes that no engine has, and an engine
-that waits until it is told stands in for a slow one.
+A real model answers where its answers matter; ``Echo`` stands in for one of dtypes that no engine has.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import asyncio
 import json
 import logging
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,24 +23,11 @@ import pytest
 import mlflow_trt
 from mlflow_trt.errors import BusyError, DeviceError
 from mlflow_trt.serving.config import LoadOptions
-from mlflow_trt.serving.metrics import Metrics
 from mlflow_trt.serving.protocol import protobuf
 from mlflow_trt.serving.versions.served import Model
 
 from .. import echo
-from .calling import (
-    Slow,
-    aio_module,
-    calling,
-    client_module,
-    eventually,
-    number,
-    raw_call,
-    refused,
-    rows,
-    serving,
-    tensor,
-)
+from .calling import aio_module, calling, client_module, raw_call, refused, rows, serving, tensor
 
 
 @pytest.fixture(scope="module")
@@ -311,78 +295,6 @@ def test_a_model_that_is_not_ready(tmp_path: Path) -> None:
         assert "is being loaded" in refused(lambda: client.get_model_metadata("m"), "UNAVAILABLE")
         assert "is being loaded" in refused(lambda: client.infer("m", [tensor("x", rows(1))]), "UNAVAILABLE")
     model.close()
-
-
-# --- time ---
-
-
-def test_the_clients_timeout_parameter(slow: Slow) -> None:
-    with serving({"slow": slow}) as address, calling(address) as client:
-        text = refused(lambda: client.infer("slow", [number(1)], timeout=50_000), "DEADLINE_EXCEEDED")
-        assert "The request's time was over" in text  # the server's word, not the client's own
-        eventually(lambda: slow.batcher.depth == 0)
-
-
-def test_the_servers_timeout(slow: Slow) -> None:
-    with serving({"slow": slow}, timeout=0.05) as address, calling(address) as client:
-        text = refused(lambda: client.infer("slow", [number(1)], timeout=50_000_000), "DEADLINE_EXCEEDED")
-        assert "The request's time was over" in text
-
-
-def test_work_whose_client_ran_out_of_time_is_dropped(slow: Slow) -> None:
-    with serving({"slow": slow}) as address, calling(address) as client:
-        refused(lambda: client.infer("slow", [number(1)], client_timeout=0.1), "DEADLINE_EXCEEDED")
-        eventually(lambda: slow.batcher.depth == 0)
-        slow.gate.open.set()
-        assert client.infer("slow", [number(2)]).as_numpy("x").tolist() == [2]
-    assert slow.gate.seen == [0, 2]
-
-
-def test_cancelled_work_is_dropped(slow: Slow) -> None:
-    models = {"slow": slow}
-    metrics = Metrics({})
-    ended: list[Any] = []
-    with serving(models, metrics=metrics) as address, calling(address) as client:
-        call = client.async_infer("slow", [number(1)], lambda result, error: ended.append(error))
-        eventually(lambda: slow.batcher.depth == 1)
-        call.cancel()
-        eventually(lambda: slow.batcher.depth == 0)
-        eventually(lambda: ended)
-        assert ended[0].status() == "StatusCode.CANCELLED"
-        slow.gate.open.set()
-        assert client.infer("slow", [number(2)]).as_numpy("x").tolist() == [2]
-    assert slow.gate.seen == [0, 2]
-    text = metrics.text().decode()
-    assert 'mlflow_trt_requests_total{model="slow",protocol="grpc",status="CANCELLED"} 1.0' in text
-    assert 'mlflow_trt_requests_total{model="slow",protocol="grpc",status="OK"} 1.0' in text
-
-
-def test_a_cancelled_task_of_the_asyncio_client(slow: Slow) -> None:
-    async def call(address: str) -> None:
-        async with aio_module.InferenceServerClient(address) as client:
-            task = asyncio.create_task(client.infer("slow", [number(1)]))
-            await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 1)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await asyncio.to_thread(eventually, lambda: slow.batcher.depth == 0)
-
-    with serving({"slow": slow}) as address:
-        asyncio.run(call(address))
-
-
-def test_a_client_that_goes_away(slow: Slow) -> None:
-    code = (
-        "import sys, numpy, tritonclient.grpc as t; x = t.InferInput('x', [1], 'FP32');"
-        "x.set_data_from_numpy(numpy.float32([1])); t.InferenceServerClient(sys.argv[1]).infer('slow', [x])"
-    )
-    with serving({"slow": slow}) as address:
-        process = subprocess.Popen([sys.executable, "-c", code, address])
-        try:
-            eventually(lambda: slow.batcher.depth == 1)
-        finally:
-            process.kill()
-            process.wait()
-        eventually(lambda: slow.batcher.depth == 0)
 
 
 # --- who may ---
