@@ -154,6 +154,18 @@ def test_while_no_version_answers_it_is_busy():
     assert face.counts.requests == [("m", "mlflow", 503, True)]
 
 
+def test_a_model_without_an_mlmodel_file_has_none_of_mlflow_s_routes_and_whatever_else_is_not_found(caplog):
+    face = Face()
+    for path in ("/", "/favicon.ico", "/docs"):
+        found = face.ask("GET", path)
+        assert (found.status, found.json()) == (404, {"error": "There is no such route."})
+    assert face.counts.others == [("unknown_route", "http", 404)] * 3
+    assert not caplog.records
+    for method, path in (("POST", "/invocations"), ("GET", "/version")):
+        found = face.ask(method, path)
+        assert (found.status, "has no MLmodel file" in found.json()["error"]) == (500, True)
+
+
 # --- an ASGI application is called ---
 
 
