@@ -49,13 +49,13 @@ oldest_tests := $(addprefix tests/,test_installs.py test_store.py plan/test_mani
   cli/test_main.py conversion/test_convert.py conversion/test_settings.py \
   engine/test_reference.py engine/test_load.py engine/test_trt.py plan/test_signature.py plan/test_host.py \
   registry/test_promotion.py registry/test_gates.py \
-  serving/test_server.py serving/test_promotion_served.py serving/test_protobuf.py serving/test_mlflow_serve.py)
+  serving/test_server.py serving/test_promotion_served.py serving/test_mlflow_serve.py serving/protocol/test_protobuf.py)
 # A plan is built, described, kept and offered.
 next_tests := $(addprefix tests/,conversion/test_convert.py $(saving) plan/test_files.py plan/test_host.py \
   engine/test_load.py engine/test_trt.py)
 # Without torch and without MLflow's server.
 light_tests := $(addprefix tests/,plan engine test_cache.py test_inputs.py test_errors.py cli/test_parsing.py test_installs.py \
-  serving/test_protobuf.py serving/test_shared_memory.py serving/test_ipc.py \
+  serving/protocol/test_protobuf.py serving/workers/test_shared_memory.py serving/workers/test_ipc.py \
   registry/test_contract.py registry/test_sizes.py registry/test_alias_history.py)
 
 .PHONY: demo python-oldest test test-oldest test-next test-light test-all benchmark docs wheel clean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .limits import RANGES, Limits, check_number, check_secret
+from .limits import RANGES, Limits, check_number, check_secret, check_token
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ServerConfig:
     """How a server serves; what each setting means to a caller is said in :func:`.server.serve`.
 
     Raises:
-        SettingError: A number is out of its range, or a secret is empty.
+        SettingError: A number is out of its range, or a secret is empty or can't be sent.
     """
 
     host: str = "127.0.0.1"
@@ -70,5 +70,5 @@ class ServerConfig:
         settings = {**vars(self), **vars(self.options)}
         for name in RANGES.keys() & settings.keys():
             check_number(name, settings[name])
-        check_secret("The bearer token", self.token)
+        check_token(self.token)
         check_secret("The webhook's secret", self.webhook_secret)

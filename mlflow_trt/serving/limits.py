@@ -96,3 +96,22 @@ def check_secret(what: str, secret: str | None) -> None:
         "a secret in one line",
         "write one there, or don't ask for one at all",
     )
+
+
+def check_token(token: str | None) -> None:
+    """Checks that a bearer token is none, or one that clients can send.
+
+    Raises:
+        SettingError: It is no secret, see :func:`check_secret`, or does not arrive as it is sent: a header carries no
+            spaces at its ends, and characters beyond ASCII in as many encodings as there are clients.
+    """
+    check_secret("The bearer token", token)
+    if token is None or (token.isascii() and token == token.strip()):
+        return
+    from ..errors import SettingError
+
+    raise SettingError(
+        f"The bearer token has {'spaces at its ends' if token.isascii() else 'characters beyond ASCII'}.",
+        "printable ASCII, as every client can send it in a header",
+        "make another token",
+    )

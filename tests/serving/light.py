@@ -2,7 +2,8 @@
 
 What is tested with it is how requests come in and answers go out; loading PyTorch would take most of the time.
 As a program it takes the arguments of ``mlflow-trt serve``; a model is ``NAME=/light/MILLISECONDS/WIDTH``: each answer
-takes that long and has so many numbers for each row of the input ``x``, all of them the row's sum.
+takes that long and has so many numbers for each row of the input ``x``, all of them the row's sum. It needs Python's
+``-P``: the folders ``http`` and ``grpc`` beside it are not the modules of these names.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def light(
         options.append("--model=m=/light/0/1")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*through, sys.executable, __file__, "serve", "--backend", "reference", *options, *arguments],
+            [*through, sys.executable, "-P", __file__, "serve", "--backend", "reference", *options, *arguments],
             stdout=output,
             stderr=output,
             env={**os.environ, **env},

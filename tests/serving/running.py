@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 import servers
 
 READY_SECONDS = 90
+TOKEN = "a secret"
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @dataclass
@@ -104,3 +108,19 @@ def request(x: Any, **more: Any) -> dict[str, Any]:
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [len(x), 4], "data": [v for row in x for v in row]}],
         **more,
     }
+
+
+def counted(server: Served, **arguments: Any) -> dict[str, float]:
+    """What Prometheus reads, by name and labels."""
+    lines = [line for line in server.get("/metrics", **arguments).text.splitlines() if line[0] != "#"]
+    return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def lines_of(server: Served, identifier: str) -> list[dict[str, Any]]:
+    """What the access log has of a request."""
+    return [line for line in map(json.loads, server.lines()) if line.get("request_id") == identifier]
+
+
+def whole(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test of a real server beside tests of parts: it is slow, and shares the server with others."""
+    return pytest.mark.slow(pytest.mark.xdist_group("serve")(test))

@@ -1,6 +1,6 @@
 """A Spark job that scores a table with a model: ``spark_job.py MASTER MODEL ROWS OUT``; prints what is refused.
 
-Started as a program, as jobs are, so that its JVM ends with it.
+Started as a program, as jobs are, so that its JVM ends with it; with Python's ``-P``, as ``light.py`` is.
 """
 
 from __future__ import annotations

@@ -27,7 +27,15 @@ def job(tmp_path_factory, mixed_folder):
     env = {"PYSPARK_PYTHON": sys.executable}
     with servers.spark_cluster(folder, env) as cluster:
         done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("spark_job.py"), cluster.uri, mixed_folder, str(ROWS), "out"],
+            [
+                sys.executable,
+                "-P",
+                Path(__file__).with_name("spark_job.py"),
+                cluster.uri,
+                mixed_folder,
+                str(ROWS),
+                "out",
+            ],
             env={**os.environ, **cluster.env, **env},
             cwd=folder,
             capture_output=True,

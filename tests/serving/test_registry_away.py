@@ -8,15 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-from mlflow_trt.errors import PlanError, StoreError
-from mlflow_trt.serving.readiness import ready
-from mlflow_trt.serving.versions import last_served
-
+from .light import until
 from .registered import Registry, proxy, registry, rows
-from .running import Served, request, served
+from .running import Served, counted, request, served
 
 __all__ = ["registry"]
 
@@ -89,78 +84,3 @@ def asks_nobody(server: Served) -> None:
     ask(*asks[0])  # imports MLflow's application
     with ThreadPoolExecutor(8) as threads:
         assert max(threads.map(lambda one: ask(*one), asks * 4)) < 3
-
-
-def counted(server: Served) -> dict[str, float]:
-    lines = server.get("/metrics").text.splitlines()
-    return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not become true"
-        time.sleep(0.05)
-
-
-# --- the decisions ---
-
-
-@pytest.mark.parametrize(
-    ("cause", "expected"),
-    [
-        (MlflowException("no such alias", error_code=RESOURCE_DOES_NOT_EXIST), True),
-        (MlflowException("API request failed with exception"), False),
-        (FileNotFoundError("there is no file"), True),
-        (ConnectionError("refused"), False),
-        (TimeoutError(), False),
-        (None, False),
-    ],
-)
-def test_what_counts_as_an_answer(cause, expected):
-    error = StoreError("It can't be read.")
-    error.__cause__ = cause
-    assert last_served.answered(error) is expected
-
-
-def test_what_is_remembered_is_of_one_registry(monkeypatch, tmp_path):
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRT_CACHE", str(tmp_path))
-    last_served.remember("models:/m@champion", version="models:/m/3")
-    assert last_served.recall("models:/m@champion")["version"] == "models:/m/3"
-    assert last_served.recall("models:/m@other") == {}
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")
-    assert last_served.recall("models:/m@champion") == {}
-
-
-def test_a_cache_that_was_altered_is_not_served(monkeypatch, tmp_path):
-    from mlflow_trt import store
-
-    monkeypatch.setenv("MLFLOW_TRT_CACHE", str(tmp_path))
-    folder = tmp_path / "models" / ("0" * 64)
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("{}")
-    with pytest.raises(PlanError, match="was altered"):
-        store.open_cached("models:/m/3", "0" * 64)
-    with pytest.raises(StoreError, match="can't be read"):
-        store.open_cached("models:/m/3", "1" * 64)
-
-
-@pytest.mark.parametrize(
-    ("states", "exit_on_error", "expected"),
-    [
-        ("ready ready", True, True),
-        ("ready failed", True, False),
-        ("ready failed", False, True),
-        ("ready loading", False, False),
-        ("ready again", False, True),
-        ("failed failed", False, False),
-    ],
-)
-def test_when_a_server_is_ready(states, exit_on_error, expected):
-    """``again``: it failed, and is being loaded once more."""
-    statuses = [
-        {"state": "loading" if state == "again" else state, "attempted": state != "loading"} for state in states.split()
-    ]
-    assert ready(statuses, exit_on_error) is expected

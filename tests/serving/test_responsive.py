@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 
 import mlflow_trt
-from mlflow_trt.serving.protocol import json_body
-from mlflow_trt.serving.protocol.inference_request import RequestedOutput
 
 from .registered import answer, plan, rows
 from .running import Served, request, served
@@ -234,22 +232,6 @@ def test_raw_data_behind_large_json(server):
     status, found = post(server, "/v2/models/m/infer", text + x.tobytes(), **length)
     assert status == 200, found
     assert json.loads(found)["outputs"][0]["data"] == answer(x, 1).ravel().tolist()
-
-
-def test_binary_and_large_json_in_one_answer():
-    """The parts of an answer, put together from data that was made JSON elsewhere."""
-    from .bodies import asking, client_result, interface, tensor
-
-    outputs = {"a": np.arange(6, dtype=np.float32), "b": np.arange(4, dtype=np.int32)}
-    wanted = (RequestedOutput("a", False), RequestedOutput("b", True))
-    described = interface(outputs=[tensor("a", "float32"), tensor("b", "int32")])
-    arguments = {"model": "m", "version": "7"}
-    texts = {"a": json.dumps(outputs["a"].tolist()).encode()}
-    found = client_result(json_body.encode(asking(wanted, id="i"), outputs, described, texts=texts, **arguments))
-    expected = client_result(json_body.encode(asking(wanted, id="i"), outputs, described, **arguments))
-    assert found.get_response() == expected.get_response()
-    for name, array in outputs.items():
-        np.testing.assert_array_equal(found.as_numpy(name), array)
 
 
 def test_the_process_beside_is_started_again(server):

@@ -22,13 +22,12 @@ import requests
 
 import mlflow_trt
 
+from .light import until
 from .registered import answer, plan, rows
-from .running import Served, request, served
+from .running import AUTHORIZED, TOKEN, Served, counted, request, served
 
 pytest.importorskip("torch", reason="the reference backend runs the program with PyTorch")
 pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.slow]
-
-TOKEN = "a secret"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,6 @@ def guarded(folder) -> Iterator[Served]:
         yield found
 
 
-AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
 ONE = rows(1)["x"].tolist()
 
@@ -160,11 +158,6 @@ def test_metrics_count_what_happened(server):
         assert after[key] == before.get(key, 0) + 1
     assert after['mlflow_trt_model_ready{model="other"}'] == 1
     assert after['mlflow_trt_batch_rows_sum{model="m"}'] > before.get('mlflow_trt_batch_rows_sum{model="m"}', 0)
-
-
-def counted(server, **arguments):
-    lines = server.get("/metrics", **arguments).text.splitlines()
-    return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 def test_concurrent_callers_get_their_own_rows(server):
@@ -306,13 +299,6 @@ def workers(server):
     tasks = Path(f"/proc/{server.process.pid}/task")
     found = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
     return [pid for pid in found if b"serving.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not become true"
-        time.sleep(0.05)
 
 
 def connections(server):

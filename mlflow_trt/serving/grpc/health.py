@@ -75,13 +75,14 @@ class Health:
         self._seen("Watch", grpc.StatusCode.OK)
         told: Status | None = None
         while True:
+            ending = self._ending()  # looked at first: what it means for the status is told before the watch ends
             status = self._status(request.service)
             if status is None:
                 status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             if status != told:
                 yield health_pb2.HealthCheckResponse(status=status)
                 told = status
-            if self._ending():
+            if ending:
                 return
             await asyncio.sleep(_LOOK)
 

@@ -1,6 +1,6 @@
 """The server's gRPC face, in the event loop of the HTTP server: how it starts, and how it ends.
 
-Beside the protocol's own service (:mod:`.rpc_methods`) stand the standard health service and reflection
+Beside the protocol's own service (:mod:`.methods`) stand the standard health service and reflection
 (:mod:`.health`).
 
 A message may have ``max_body`` bytes, before and after decompression. gRPC sees to that; releases before grpcio 1.84

@@ -23,25 +23,8 @@ from .. import logs
 from ..error_parts import ErrorParts
 from ..protocol.inference_request import InferenceRequest
 from ..served_model import ServedVersion
-from .codec_messages import (
-    Arrays,
-    Buffer,
-    CodecFailed,
-    CodecMessage,
-    DecodedRequest,
-    DecodeJson,
-    DecodeProtobuf,
-    EncodedJson,
-    EncodeJson,
-    Invoke,
-    Invoked,
-    Predict,
-    Predicted,
-    pack,
-    receive,
-    send,
-    unpack,
-)
+from . import codec_messages as messages
+from .codec_messages import Arrays, Buffer, pack, receive, send, unpack
 from .request import Response
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +58,7 @@ class Codec:
         """Does :func:`.json_body.decode`'s work."""
 
         def read() -> InferenceRequest:
-            decoded, buffers = self._ask(DecodedRequest, DecodeJson(header_length), [body])
+            decoded, buffers = self._ask(messages.DecodedRequest, messages.DecodeJson(header_length), [body])
             return decoded.request(buffers)
 
         return await self._run(read)
@@ -88,7 +71,7 @@ class Codec:
         """
 
         def read() -> tuple[str, str, InferenceRequest]:
-            decoded, buffers = self._ask(DecodedRequest, DecodeProtobuf(), [data])
+            decoded, buffers = self._ask(messages.DecodedRequest, messages.DecodeProtobuf(), [data])
             return decoded.model, decoded.version, decoded.request(buffers)
 
         return await self._run(read)
@@ -106,7 +89,7 @@ class Codec:
 
         def write() -> dict[str, Buffer]:
             heads, buffers = pack(arrays)
-            _, texts = self._ask(EncodedJson, EncodeJson(heads, dict(types)), buffers)
+            _, texts = self._ask(messages.EncodedJson, messages.EncodeJson(heads, dict(types)), buffers)
             return dict(zip(arrays, texts))
 
         return await self._run(write)
@@ -124,7 +107,7 @@ class Codec:
         """
 
         def answer() -> Response:
-            invoked, parts = self._ask(Invoked, Invoke(version, scope), [body], predict)
+            invoked, parts = self._ask(messages.Invoked, messages.Invoke(version, scope), [body], predict)
             return Response(invoked.status, parts, invoked.headers, invoked.media)
 
         return await self._run(answer)
@@ -150,7 +133,7 @@ class Codec:
     def _ask(
         self,
         kind: type[_Message],
-        message: CodecMessage,
+        message: messages.CodecMessage,
         buffers: Sequence[Buffer],
         predict: Callable[[Arrays], Arrays] | None = None,
     ) -> tuple[_Message, list[memoryview]]:
@@ -169,7 +152,7 @@ class Codec:
         except BaseException:
             self._kill()  # it waits for what will not come
             raise
-        if isinstance(answer, CodecFailed):
+        if isinstance(answer, messages.CodecFailed):
             raise answer.error.error()
         if not isinstance(answer, kind):
             raise TypeError(f"The process that reads and writes large JSON sent {type(answer).__name__}")
@@ -178,22 +161,22 @@ class Codec:
     def _exchange(
         self,
         end: socket.socket,
-        message: CodecMessage,
+        message: messages.CodecMessage,
         buffers: Sequence[Buffer],
         predict: Callable[[Arrays], Arrays] | None,
-    ) -> tuple[CodecMessage, list[memoryview]]:
+    ) -> tuple[messages.CodecMessage, list[memoryview]]:
         deadline = time.monotonic() + self._timeout
         while True:
             end.settimeout(max(deadline - time.monotonic(), 0.001))
             send(end, message, buffers)
             answer, received = receive(end)
-            if not isinstance(answer, Predict) or predict is None:
+            if not isinstance(answer, messages.Predict) or predict is None:
                 return answer, received
             try:
                 heads, buffers = pack(predict(unpack(answer.arrays, received)))
-                message = Predicted(heads)
+                message = messages.Predicted(heads)
             except TrtError as error:
-                message, buffers = CodecFailed(ErrorParts.of(error)), []
+                message, buffers = messages.CodecFailed(ErrorParts.of(error)), []
 
     def _open(self) -> socket.socket:
         if self._end is not None and self._process is not None and self._process.poll() is None:

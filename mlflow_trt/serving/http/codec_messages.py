@@ -187,11 +187,12 @@ def pack(arrays: Arrays) -> tuple[list[ArrayHead], list[Buffer]]:
     heads: list[ArrayHead] = []
     buffers: list[Buffer] = []
     for name, array in arrays.items():
-        datatype = "BYTES" if array.dtype == object else ""
         heads.append((name, array.dtype.name, array.shape))
-        buffers.append(
-            datatypes.to_raw(array, datatype) if datatype else np.ascontiguousarray(array).reshape(-1).view("u1").data
-        )
+        if array.dtype == object:
+            buffers.append(datatypes.to_raw(array, "BYTES"))
+        else:
+            native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))  # a dtype's name has no byte order
+            buffers.append(native.reshape(-1).view("u1").data)
     return heads, buffers
 
 

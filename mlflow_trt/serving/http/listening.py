@@ -73,13 +73,15 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
-    except OSError as error:
+        with contextlib.ExitStack() as on_failure:
+            listening = on_failure.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+            on_failure.pop_all()
+    except (OSError, UnicodeError) as error:  # the second: a name that no DNS could have
         raise StoreError(
-            f"{host}:{port} can't be listened on: {error.strerror or error}.",
+            f"{host}:{port} can't be listened on: {getattr(error, 'strerror', None) or error}.",
             "a free port and an address of this machine",
             "choose another --port or --host, or end what listens there",
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ _PIECE = 1 << 20
 """Bytes that are decompressed at once."""
 _QUICK = 64 << 10
 """Bytes: compressing more takes longer than a millisecond."""
+_NOT_TAKEN = re.compile(r"\s*q=0(\.0*)?\s*", re.IGNORECASE)
+"""The weight of an encoding that a client refuses."""
 
 
 class HttpError(Exception):
@@ -180,9 +183,12 @@ def encoding_of(response: Response, accepted: str) -> str | None:
     without a thought; they get compressed text, but tensors as they are: compressing floats takes far longer than
     sending them.
     """
-    wanted = [part.partition(";")[0].strip().lower() for part in accepted.split(",")]
+    if response.length < _SMALL:
+        return None
+    offers = [part.partition(";") for part in accepted.split(",")]
+    wanted = [name.strip().lower() for name, _, weight in offers if not _NOT_TAKEN.fullmatch(weight)]
     encoding = next((name for name in wanted if name in _ENCODINGS), None)
-    if encoding is None or response.length < _SMALL or (len(wanted) > 1 and response.media != "application/json"):
+    if encoding is None or (len(wanted) > 1 and response.media != "application/json"):
         return None
     return encoding
 

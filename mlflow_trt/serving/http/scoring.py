@@ -1,7 +1,7 @@
-"""MLflow's own scoring application before a served model: ``/invocations`` with JSON, CSV and parquet, ``/version``.
+"""MLflow's own scoring application before a served model: ``/invocations`` with JSON and parquet, ``/version``.
 
-It is made of what the version was loaded with, so that it answers while the registry is away. Large bodies are read in
-a process of their own, see :mod:`.codec`.
+CSV it reads for signatures of columns only, not of tensors. It is made of what the version was loaded with, so that it
+answers while the registry is away. Large bodies are read in a process of their own, see :mod:`.codec`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...plan.signature import CallSignature
 from ..protocol.datatypes import elements_of
 from .codec import LARGE, MANY, Codec
 from .codec_messages import Arrays
-from .request import Body, Message, Response, Scope
+from .request import Body, HttpError, Message, Response, Scope
 
 if TYPE_CHECKING:
     from ..served_model import ServedModel, ServedVersion
@@ -29,6 +29,8 @@ _DROPPED = frozenset({b"content-encoding", b"content-length", b"transfer-encodin
 """Request headers that no longer hold for the decoded body; response headers that are written anew."""
 _TOLD = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path")
 """What of a request another process is told, beside its headers."""
+_ROUTES = frozenset({"/invocations", "/version"})
+"""What clients ask MLflow's application for."""
 
 
 class Scoring:
@@ -59,8 +61,11 @@ class Scoring:
         Raises:
             BusyError: No version is loaded yet.
             ManifestError: The model has no MLmodel file.
+            HttpError: It has none, and would have no such route with one either.
         """
         current = self._model.current
+        if current.mlmodel is None and scope["path"] not in _ROUTES:
+            raise HttpError(404, "There is no such route.")
         if self._version is not current:
             async with self._making:
                 if self._version is not current:

@@ -4,9 +4,7 @@ Two threads belong to a watched model: the :class:`~.alias_watcher.AliasWatcher`
 the loader, which makes that version ready, swaps it in, and closes the old one once it has answered what waits. So at
 most two versions are on a GPU, and what needs so much memory that two are too many keeps the old one serving.
 
-A version that could not be made ready is tried again when the alias comes back to it and when :meth:`Model.refresh` is
-called. Where the fault may pass by itself (a store that is away, a GPU whose memory is full) it is also tried again
-after one interval, two, four and so on, up to five minutes. Everything else lies in the version and stays.
+When a version that could not be made ready is tried again is said in :mod:`.failed_load`.
 """
 
 from __future__ import annotations
@@ -17,38 +15,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ... import model_uri
-from ...errors import BusyError, DeviceError, StoreError, TrtError
+from ...errors import BusyError, TrtError
 from ..batching.queue import Answer
 from ..config import LoadOptions
 from ..served_model import ServedVersion
 from . import last_served
 from .alias_watcher import PATIENCE, AliasWatcher, Outcome, resolve, watched_alias
+from .failed_load import FailedLoad
 from .loading import DroppedError, LoadedVersion, load_version
 
 _logger = logging.getLogger("mlflow_trt.serving")
 
-_PASSING = (StoreError, DeviceError)
-_LONGEST_PAUSE = 300.0
 _ENDING = 10.0
 """Seconds that close() waits for a load under way to notice; a download that hangs is left to end by itself."""
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A version that could not be made ready."""
-
-    uri: str
-    error: TrtError
-    when: float
-    attempts: int
-    again_at: float
-    """By ``time.monotonic()``; infinite: not by itself."""
 
 
 class Model:
@@ -82,7 +67,7 @@ class Model:
         self._wanted = None if target else uri
         self._loading: str | None = None
         self._unloading: str | None = None
-        self._failure: _Failure | None = None
+        self._failure: FailedLoad | None = None
         self._away: TrtError | None = None
         self._checked_at: float | None = None
         self._again = False
@@ -172,7 +157,7 @@ class Model:
             self._watcher.refresh()
             return
         with self._changed:
-            self._failure = self._failure and replace(self._failure, again_at=0.0)
+            self._failure = self._failure and self._failure.at_once()
             self._changed.notify_all()
 
     def status(self) -> dict[str, Any]:
@@ -337,24 +322,21 @@ class Model:
         self._log(logging.INFO, "dropped", "A version is not wanted any more and was not served", version=_short(uri))
 
     def _failed(self, uri: str, error: TrtError) -> None:
+        _logger.debug("Why %s could not be made ready", uri, exc_info=error)
         with self._changed:
             unwanted = self._unwanted(uri)
-            attempts = self._failure.attempts + 1 if self._failure and self._failure.uri == uri else 1
-            pause = min(self._interval * 2 ** min(attempts - 1, 30), _LONGEST_PAUSE)
-            again_at = time.monotonic() + (pause if isinstance(error, _PASSING) else math.inf)
+            failed = FailedLoad.after(self._failure, uri, error, self._interval)
             if not unwanted:
-                self._failure = _Failure(uri, error, time.time(), attempts, again_at)
+                self._failure = failed
                 self._failures += 1
             self._loading = None
             current = self._current
             self._changed.notify_all()
-        _logger.debug("Why %s could not be made ready", uri, exc_info=error)
-        _forget_frames(error)
         if unwanted:
             self._dropped(uri)
             return
         text = f"Version {current.info.version} keeps serving: another" if current else "Nothing is served: a version"
-        again = f"; tried again in {pause:.0f} s" if again_at < math.inf else ""
+        again = f"; tried again in {failed.pause:.0f} s" if failed.pause < math.inf else ""
         self._log(
             logging.ERROR,
             "failed",
@@ -362,7 +344,7 @@ class Model:
             version=_short(uri),
             error=str(error.message),
             error_type=type(error).__name__,
-            attempts=attempts,
+            attempts=failed.attempts,
         )
 
     def _not_ready(self) -> BusyError:
@@ -378,13 +360,6 @@ class Model:
         shown = ", ".join(f"{key} {value}" for key, value in fields.items() if key in ("version", "before", "error"))
         extra = {"event": event, "model": self.name, "uri": self.uri, **fields}
         _logger.log(level, "%s: %s%s", self.name, text, f" ({shown})" if shown else "", extra=extra)
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Lets go of what the frames of an error hold, such as half an engine: the error itself is kept, maybe for days."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 def _short(uri: str) -> str:

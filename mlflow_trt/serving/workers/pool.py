@@ -30,29 +30,8 @@ from ..error_parts import ErrorParts
 from ..http.listening import refuse_new
 from ..metrics import Metrics
 from ..served_model import ServedModel, ServedVersion
-from . import shared_memory
+from . import messages, shared_memory
 from .ipc import IpcConnection
-from .messages import (
-    KNOWN_VERSIONS,
-    Cancel,
-    Configure,
-    CutCount,
-    Drain,
-    FreeBlock,
-    Infer,
-    InferenceAnswer,
-    InferenceCount,
-    Message,
-    MetricsQuery,
-    MetricsText,
-    ModelStatus,
-    OtherCount,
-    Refresh,
-    RequestFailed,
-    TensorPlace,
-    VersionLoaded,
-    WorkerLoad,
-)
 from .shared_memory import SharedMemory
 
 _logger = logging.getLogger(__name__)
@@ -183,7 +162,7 @@ class _Worker:
         self._models = models
         self._metrics = metrics
         self.gone = asyncio.Event()
-        self._told: dict[str, ModelStatus] = {}
+        self._told: dict[str, messages.ModelStatus] = {}
         self._known: dict[str, tuple[ServedVersion, ...]] = dict.fromkeys(models, ())
         """The versions of each model that the worker was told of, the last one first."""
         self._introducing = threading.Lock()
@@ -219,7 +198,7 @@ class _Worker:
         self._ipc = await IpcConnection.open(self._end, self._take, self._lost)
         self._page_lock(1)  # its first part, before a model warms up
         self.tell()
-        self._ipc.send(Configure(config))
+        self._ipc.send(messages.Configure(config))
 
     def hand(self, connection: socket.socket) -> bool:
         """Passes a connection on; False: this worker can't take it."""
@@ -235,7 +214,7 @@ class _Worker:
 
     def drain(self) -> None:
         """Has it say that the server is not ready, and that its connections end."""
-        self._send(Drain())
+        self._send(messages.Drain())
 
     def tell(self) -> None:
         """Says how the models stand, where that has changed."""
@@ -250,7 +229,7 @@ class _Worker:
                 current = None
             if current is not None:
                 self._introduce(name, current)
-            message = ModelStatus(name, model.registered_model, status, current.version if current else None)
+            message = messages.ModelStatus(name, model.registered_model, status, current.version if current else None)
             if self._told.get(name) != message:
                 self._told[name] = message
                 self._ipc.send(message)
@@ -260,38 +239,37 @@ class _Worker:
         with self._introducing:
             known = self._known[model]
             if version not in known:
-                self._send(VersionLoaded(model, version))
-                self._known[model] = (version, *known)[:KNOWN_VERSIONS]
+                self._send(messages.VersionLoaded(model, version))
+                self._known[model] = (version, *known)[: messages.KNOWN_VERSIONS]
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: messages.Message) -> None:
         match message:
-            case Infer():
+            case messages.Infer():
                 self._infer(message)
-            case Cancel():
+            case messages.Cancel():
                 future = self._running.get(message.id)
                 if future is not None:
                     future.cancel()
-            case FreeBlock():
+            case messages.FreeBlock():
                 self._answers.free(message.offset, message.nbytes)
-            case WorkerLoad():
+            case messages.WorkerLoad():
                 self._serves = True
                 self.connections = self._handed - message.closed
                 self.running = message.running
-            case InferenceCount():
+            case messages.InferenceCount():
                 self._metrics.request(*message)
-            case OtherCount():
+            case messages.OtherCount():
                 self._metrics.other(*message)
-            case CutCount():
+            case messages.CutCount():
                 self._metrics.cut(message.limit)
-            case Refresh():
+            case messages.Refresh():
                 self._models[message.model].refresh()
-            case MetricsQuery():
-                text = np.frombuffer(self._metrics.text(), np.uint8)
-                self._send(MetricsText(message.id, *self._put({"text": text})))
+            case messages.MetricsQuery():
+                self._tell_figures(message.id)
             case _:
                 raise TypeError(f"A worker sent {type(message).__name__}")
 
-    def _infer(self, message: Infer) -> None:
+    def _infer(self, message: messages.Infer) -> None:
         number = message.id
         model = self._models[message.model]
         inputs = {}
@@ -305,6 +283,16 @@ class _Worker:
             return
         self._running[number] = future
         future.add_done_callback(partial(self._done, number, message.model))
+
+    def _tell_figures(self, number: int) -> None:
+        """Answers what Prometheus reads."""
+        try:
+            places = self._put({"text": np.frombuffer(self._metrics.text(), np.uint8)})
+        except TrtError:  # the memory for answers is full: a moment later it may not be
+            if not self.gone.is_set():
+                self._loop.call_later(_STATE, self._tell_figures, number)
+            return
+        self._send(messages.MetricsText(number, *places))
 
     def _page_lock(self, end: int) -> None:
         if self._device is not None and not self._requests.page_lock(end, self._device):
@@ -328,22 +316,25 @@ class _Worker:
                 self._loop.call_soon_threadsafe(self.tell)  # first: which version answers now travels with the answer
                 self._introduce(model, answer.version)
             figures = (answer.rows, answer.batch, answer.queued, answer.computed)
-            self._send(InferenceAnswer(number, answer.version.version, answer.outputs.backend, outputs, *figures))
+            version, backend = answer.version.version, answer.outputs.backend
+            self._send(messages.InferenceAnswer(number, version, backend, outputs, *figures))
 
-    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[TensorPlace]:
-        places: list[TensorPlace] = []
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> list[messages.TensorPlace]:
+        places: list[messages.TensorPlace] = []
         for name, array in arrays.items():
             offset = self._answers.allocate(array.nbytes)
             if offset is None:
+                for (*_, taken), earlier in zip(places, arrays.values()):
+                    self._answers.free(taken, earlier.nbytes)
                 raise TrtError("The memory for answers is full.", "room for its tensors", "try again a little later")
             self._answers.array(offset, array.dtype.name, array.shape)[...] = array
             places.append((name, array.dtype.name, array.shape, offset))
         return places
 
     def _refuse(self, number: int, error: TrtError) -> None:
-        self._send(RequestFailed(number, ErrorParts.of(error)))
+        self._send(messages.RequestFailed(number, ErrorParts.of(error)))
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: messages.Message) -> None:
         if self._ipc is not None:
             self._ipc.send(message)
 

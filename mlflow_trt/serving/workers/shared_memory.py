@@ -1,7 +1,8 @@
 """Memory that two processes share, so that tensors pass from one to the other without being sent.
 
 One side allocates and frees blocks, the other is told where they lie. Blocks have sizes of powers of two and are used
-again: a page that was touched once costs nothing any more. And what was page-locked once a GPU fetches by itself.
+again: a page that was touched once costs nothing any more. And what was page-locked once a GPU fetches by itself. Only
+where no block is left are free ones joined and cut anew: a burst of one size must not leave the memory full for others.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class SharedMemory:
             if self._free[power]:
                 return self._free[power].pop()
             if self._top + (1 << power) > self._size:
-                return None
+                return self._allocate_anew(power)
             self._top += 1 << power
             return self._top - (1 << power)
 
@@ -93,6 +94,32 @@ class SharedMemory:
             pinned.unlock(self._address() + begin, device)
             begin = end
         self._locked.clear()
+
+    def _allocate_anew(self, power: int) -> int | None:
+        """Allocates a block of what free ones of other sizes have side by side, and cuts the rest of it anew."""
+        gaps: list[tuple[int, int]] = []
+        for begin, end in sorted((at, at + (1 << size)) for size, blocks in self._free.items() for at in blocks):
+            if gaps and gaps[-1][1] == begin:
+                begin, _ = gaps.pop()
+            gaps.append((begin, end))
+        self._free.clear()
+        if gaps and gaps[-1][1] == self._top:
+            self._top, _ = gaps.pop()
+        offset: int | None = None
+        fitting = [gap for gap in gaps if gap[1] - gap[0] >= 1 << power]
+        if fitting:
+            gap = min(fitting, key=lambda gap: gap[1] - gap[0])
+            offset = gap[0]
+            gaps[gaps.index(gap)] = (offset + (1 << power), gap[1])
+        elif self._top + (1 << power) <= self._size:
+            offset = self._top
+            self._top += 1 << power
+        for begin, end in gaps:
+            while begin < end:
+                largest = (end - begin).bit_length() - 1
+                self._free[largest].append(begin)
+                begin += 1 << largest
+        return offset
 
     def _address(self) -> int:
         address: int = self.array(0, "uint8", (1,)).__array_interface__["data"][0]

@@ -31,28 +31,8 @@ from ..config import ServerConfig
 from ..http.listening import new_loop, settle, tune_process
 from ..served_model import ServedVersion
 from ..shutdown import Shutdown
+from . import messages
 from .ipc import IpcConnection
-from .messages import (
-    KNOWN_VERSIONS,
-    Cancel,
-    Configure,
-    CutCount,
-    Drain,
-    FreeBlock,
-    Infer,
-    InferenceAnswer,
-    InferenceCount,
-    Message,
-    MetricsQuery,
-    MetricsText,
-    ModelStatus,
-    OtherCount,
-    Refresh,
-    RequestFailed,
-    TensorPlace,
-    VersionLoaded,
-    WorkerLoad,
-)
 from .shared_memory import SharedMemory
 
 if TYPE_CHECKING:
@@ -93,7 +73,7 @@ class RemoteModel:
 
     def refresh(self) -> None:
         """Has the registry looked at now."""
-        self._engines.send(Refresh(self.name))
+        self._engines.send(messages.Refresh(self.name))
 
     def submit(
         self, inputs: Mapping[str, np.ndarray], deadline: float | None = None, *, inline: bool = False
@@ -102,7 +82,7 @@ class RemoteModel:
         _ = self.current  # a model that has none is refused here
         return self._engines.submit(self, inputs, deadline)
 
-    def take_status(self, message: ModelStatus) -> None:
+    def take_status(self, message: messages.ModelStatus) -> None:
         """Learns how things stand."""
         self._status = message.status
         self.registered_model = message.registered_model
@@ -112,7 +92,7 @@ class RemoteModel:
         """Learns of a version."""
         self._versions.pop(version.version, None)
         self._versions[version.version] = version
-        for old in list(self._versions)[:-KNOWN_VERSIONS]:
+        for old in list(self._versions)[: -messages.KNOWN_VERSIONS]:
             del self._versions[old]
 
     def version(self, version: str) -> ServedVersion:
@@ -140,7 +120,7 @@ class EngineProcess:
         self._ipc = await IpcConnection.open(end, self._take, self.gone.set)
         return await self.configured
 
-    def send(self, message: Message, *, later: bool = False) -> None:
+    def send(self, message: messages.Message, *, later: bool = False) -> None:
         """Sends a message; later: it need not be there soon."""
         assert self._ipc is not None
         (self._ipc.send_later if later else self._ipc.send)(message)
@@ -150,13 +130,13 @@ class EngineProcess:
         number = next(self._numbers)
         text: Future[bytes] = Future()
         self._texts[number] = text
-        self.send(MetricsQuery(number))
+        self.send(messages.MetricsQuery(number))
         return text
 
     def submit(self, model: RemoteModel, inputs: Mapping[str, np.ndarray], deadline: float | None) -> Future[Answer]:
         """Puts a request's tensors where the other process finds them, and tells it."""
         blocks: list[tuple[int, int]] = []
-        places: list[TensorPlace] = []
+        places: list[messages.TensorPlace] = []
         for name, array in inputs.items():
             offset = self._requests.allocate(array.nbytes)
             if offset is None:
@@ -168,36 +148,36 @@ class EngineProcess:
         number = next(self._numbers)
         pending = self._pending[number] = _PendingRequest(blocks, model)
         pending.future.add_done_callback(partial(self._settled, number))
-        self.send(Infer(number, model.name, places, deadline))
+        self.send(messages.Infer(number, model.name, places, deadline))
         return pending.future
 
     def _settled(self, number: int, future: Future[Answer]) -> None:
         if future.cancelled():
             # The other process may be reading the tensors: their memory is free once it says so.
-            self.send(Cancel(number))
+            self.send(messages.Cancel(number))
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: messages.Message) -> None:
         match message:
-            case InferenceAnswer():
+            case messages.InferenceAnswer():
                 pending = self._finish(message.id)
                 outputs = {place[0]: self._fetch(place) for place in message.outputs}
                 if pending.future.set_running_or_notify_cancel():
                     version = pending.model.version(message.version)
                     figures = (message.rows, message.batch, message.queued, message.computed)
                     pending.future.set_result(Answer(Result(outputs, message.backend), version, *figures))
-            case RequestFailed():
+            case messages.RequestFailed():
                 pending = self._finish(message.id)
                 if pending.future.set_running_or_notify_cancel():
                     pending.future.set_exception(message.error.error())
-            case MetricsText():
+            case messages.MetricsText():
                 self._texts.pop(message.id).set_result(self._fetch(message.text).tobytes())
-            case ModelStatus():
+            case messages.ModelStatus():
                 self._model(message.model).take_status(message)
-            case VersionLoaded():
+            case messages.VersionLoaded():
                 self._model(message.model).take_version(message.version)
-            case Configure():
+            case messages.Configure():
                 self.configured.set_result(message.config)
-            case Drain():
+            case messages.Drain():
                 self.on_drain()
             case _:
                 raise TypeError(f"The engines' process sent {type(message).__name__}")
@@ -210,11 +190,11 @@ class EngineProcess:
         self._free(pending.blocks)
         return pending
 
-    def _fetch(self, place: TensorPlace) -> np.ndarray:
+    def _fetch(self, place: messages.TensorPlace) -> np.ndarray:
         """A copy: the block is given back at once, and the response may wait for a slow client."""
         _, dtype, shape, offset = place
         array = self._answers.array(offset, dtype, shape).copy()
-        self.send(FreeBlock(offset, array.nbytes), later=True)
+        self.send(messages.FreeBlock(offset, array.nbytes), later=True)
         return array
 
     def _free(self, blocks: Sequence[tuple[int, int]]) -> None:
@@ -239,15 +219,15 @@ class RemoteMetrics:
 
     def request(self, model: str, protocol: str, status: int | str, seconds: float | None) -> None:
         """Counts an inference request that ended."""
-        self._engines.send(InferenceCount(model, protocol, status, seconds), later=True)
+        self._engines.send(messages.InferenceCount(model, protocol, status, seconds), later=True)
 
     def cut(self, limit: str) -> None:
         """Counts a connection that was refused or cut off."""
-        self._engines.send(CutCount(limit), later=True)
+        self._engines.send(messages.CutCount(limit), later=True)
 
     def other(self, route: str, protocol: str, status: int | str) -> None:
         """Counts any other one."""
-        self._engines.send(OtherCount(route, protocol, status), later=True)
+        self._engines.send(messages.OtherCount(route, protocol, status), later=True)
 
     def text(self) -> bytes:
         """Returns what Prometheus reads; waits, so not from the event loop."""
@@ -280,10 +260,10 @@ class Connections:
         loop = asyncio.get_running_loop()
         self._passing.setblocking(False)
         loop.add_reader(self._passing.fileno(), self._take)
-        told: WorkerLoad | None = None
+        told: messages.WorkerLoad | None = None
         try:
             while True:
-                load = WorkerLoad(self._taken - len(self._tasks) - self._server.open, self._app.running)
+                load = messages.WorkerLoad(self._taken - len(self._tasks) - self._server.open, self._app.running)
                 if load != told:
                     told = load
                     self._engines.send(load)

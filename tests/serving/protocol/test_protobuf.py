@@ -22,7 +22,7 @@ from mlflow_trt.serving.protocol.inference_request import InferenceRequest, Requ
 from mlflow_trt.serving.protocol.json_body import ProtocolError
 from mlflow_trt.serving.protocol.protobuf import ModelInferRequest, ModelInferResponse
 
-from .echo import interface
+from ..echo import interface
 
 PROTO = Path(protobuf.__file__).with_name("open_inference.proto")
 

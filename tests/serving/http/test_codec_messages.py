@@ -1,24 +1,18 @@
-"""What the server's processes tell each other arrives as it was sent."""
+"""What the server and the process that reads and writes large JSON tell each other arrives as it was sent."""
 
 from __future__ import annotations
 
-import marshal
 import socket
 
 import numpy as np
 import pytest
 from interfaces import interface, tensor
 
-from mlflow_trt.errors import BusyError, TrtError
 from mlflow_trt.plan.manifest import ShapeRange
-from mlflow_trt.serving.config import LoadOptions, ServerConfig
 from mlflow_trt.serving.error_parts import ErrorParts
 from mlflow_trt.serving.http import codec_messages
-from mlflow_trt.serving.limits import Limits
-from mlflow_trt.serving.protocol.datatypes import ProtocolError
 from mlflow_trt.serving.protocol.inference_request import InferenceRequest, RequestedOutput
 from mlflow_trt.serving.served_model import ServedVersion
-from mlflow_trt.serving.workers import messages
 
 VERSION = ServedVersion(
     uri="models:/m/3",
@@ -28,31 +22,12 @@ VERSION = ServedVersion(
     profiles=({"x": ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))},),
     mlmodel="flavors: {}",
 )
+
+
 ERROR = ErrorParts("BusyError", "It is full.", "room", "try again")
-PLACES = [("x", "float32", (8, 3, 224, 224), 4096), ("ids", "int64", (), 0)]
-CONFIG = ServerConfig(
-    grpc_port=8001, options=LoadOptions(devices=(0, 1)), token="secret", limits=Limits(max_connections=7)
-)
-BETWEEN_PROCESSES = [
-    messages.Infer(1, "m", PLACES, 12.5),
-    messages.Infer(2, "m", [], None),
-    messages.Cancel(1),
-    messages.FreeBlock(4096, 100),
-    messages.WorkerLoad(3, 4),
-    messages.InferenceCount("m", "http", 200, 0.1),
-    messages.OtherCount("/v2", "http", 404),
-    messages.CutCount("idle_time"),
-    messages.Refresh("m"),
-    messages.MetricsQuery(5),
-    messages.Configure(CONFIG),
-    messages.Drain(),
-    messages.VersionLoaded("m", VERSION),
-    messages.ModelStatus("m", None, {"state": "ready", "since": 1.5}, "3"),
-    messages.InferenceAnswer(1, "3", "tensorrt", PLACES, 8, 16, 0.1, 0.2),
-    messages.MetricsText(5, PLACES[0]),
-    messages.RequestFailed(1, ERROR),
-]
-WITH_THE_CODEC = [
+
+
+MESSAGES = [
     codec_messages.DecodeJson(12),
     codec_messages.DecodeProtobuf(),
     codec_messages.EncodeJson([("x", "float32", (2, 4))], {"x": "FP32"}),
@@ -67,14 +42,7 @@ WITH_THE_CODEC = [
 ]
 
 
-@pytest.mark.parametrize("message", BETWEEN_PROCESSES, ids=lambda message: type(message).__name__)
-def test_a_worker_s_message_arrives_as_it_was_sent(message):
-    arrived = messages.decode(marshal.loads(marshal.dumps(messages.encode(message))))
-    assert type(arrived) is type(message)
-    assert arrived == message
-
-
-@pytest.mark.parametrize("message", WITH_THE_CODEC, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_codec_s_message_arrives_as_it_was_sent(message):
     ends = socket.socketpair()
     with ends[0], ends[1]:
@@ -86,8 +54,7 @@ def test_a_codec_s_message_arrives_as_it_was_sent(message):
 
 
 def test_every_kind_of_message_is_tried_here():
-    assert {type(message) for message in BETWEEN_PROCESSES} == set(messages._TYPES)
-    assert {type(message) for message in WITH_THE_CODEC} == set(codec_messages._TYPES)
+    assert {type(message) for message in MESSAGES} == set(codec_messages._TYPES)
 
 
 def test_a_request_is_put_together_again():
@@ -103,13 +70,36 @@ def test_a_request_is_put_together_again():
         np.testing.assert_array_equal(again.inputs[name], array)
 
 
-@pytest.mark.parametrize("kind", [BusyError, ProtocolError, TrtError])
-def test_an_error_is_put_together_again(kind):
-    error = ErrorParts.of(kind("It is so.", "else", "do this")).error()
-    assert type(error) is kind
-    assert (error.found, error.expected, error.remedy) == ("It is so.", "else", "do this")
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        np.arange(6, dtype=">i4"),
+        np.array(1.5, np.float16),
+        np.zeros((0, 3), np.float64),
+        np.array([[True], [False]]),
+        np.array([b"a", b"", "é".encode()], object),
+    ],
+    ids=["transposed", "big-endian", "scalar", "empty", "bool", "bytes"],
+)
+def test_any_array_is_put_together_again(array):
+    heads, buffers = codec_messages.pack({"x": array, "y": np.ones(1)})
+    found = codec_messages.unpack(heads, [memoryview(bytes(buffer)) for buffer in buffers])
+    assert list(found) == ["x", "y"]
+    assert found["x"].shape == array.shape
+    np.testing.assert_array_equal(found["x"], array)
 
 
-@pytest.mark.parametrize("name", ["NobodyKnowsIt", "MlflowException", "annotations"])
-def test_an_error_of_another_kind_is_a_plain_one(name):
-    assert type(ErrorParts(name, "It is so.", "", "").error()) is TrtError
+@pytest.mark.parametrize("cut", [0, 1, 4, 20, -1])
+def test_a_frame_that_breaks_off(cut):
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        codec_messages.send(ends[0], codec_messages.EncodedJson(), [bytes(100)])
+        ends[0].shutdown(socket.SHUT_WR)
+        frame = b"".join(iter(lambda: ends[1].recv(1 << 16), b""))
+    ends = socket.socketpair()
+    with ends[1]:
+        with ends[0]:
+            ends[0].sendall(frame[:cut])
+        with pytest.raises(EOFError):
+            codec_messages.receive(ends[1])

@@ -169,3 +169,42 @@ def test_what_answers_now_is_known_with_its_first_answer(cudart, monkeypatch):
         assert metadata.json()["versions"] == ["2"]
 
     run(check, device=None)
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Each area that a worker shares has 1 MiB."""
+    monkeypatch.setattr(worker_pool, "SHARED_MEMORY", 1 << 20)
+
+
+def test_an_answer_that_has_no_room_leaves_none_of_it_behind(cudart, little_memory):
+    async def check(model, url, pool):
+        async def answered(**outputs):
+            response = post(url, np.ones((1, WIDE), np.float32))
+            await until(lambda: model.requests)
+            _, future = model.requests.pop()
+            future.set_result(Answer(Result(outputs, "tensorrt"), Held.current, 1, 1, 0.0, 0.0))
+            return (await response).status_code
+
+        y = np.ones((100_000, 1), np.float32)  # a block of half the memory
+        for _ in range(3):
+            assert await answered(y=y, more=np.ones(1 << 20, np.float32)) == 500
+        assert await answered(y=y) == 200
+
+    run(check, device=None)
+
+
+def test_who_asks_for_figures_while_the_memory_is_full_gets_them_a_little_later(cudart, little_memory):
+    async def check(model, url, pool):
+        await until(lambda: pool._workers and pool._workers[0]._serves)
+        (worker,) = pool._workers
+        taken = list(iter(lambda: worker._answers.allocate(4096), None))
+        asking = asyncio.create_task(asyncio.to_thread(requests.get, url.partition("/v2")[0] + "/metrics", timeout=60))
+        await asyncio.sleep(0.5)
+        assert not asking.done()
+        for offset in taken:
+            worker._answers.free(offset, 4096)
+        assert (await asking).status_code == 200
+        assert pool._workers == [worker], "it was replaced"
+
+    run(check, device=None)

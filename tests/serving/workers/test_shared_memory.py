@@ -7,6 +7,8 @@ import os
 import numpy as np
 import pytest
 import standin
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlflow_trt.engine import pinned
 from mlflow_trt.serving.workers import shared_memory
@@ -90,3 +92,58 @@ def test_a_refusal_is_told(both, cudart):
 def test_the_smallest_block_is_a_page(both):
     writer, _ = both
     assert [writer.allocate(0), writer.allocate(1)] == [0, 1 << shared_memory.SMALLEST]
+
+
+# --- when the memory was used up once ---
+
+
+def fill(writer, nbytes):
+    """All blocks of a size that there is room for."""
+    return list(iter(lambda: writer.allocate(nbytes), None))
+
+
+@pytest.mark.parametrize(("first", "then"), [(8 << 20, 4096), (4096, 8 << 20), (4096, 32 << 20), (1 << 20, 3 << 20)])
+def test_what_was_full_of_one_size_has_room_for_another(both, first, then):
+    writer, _ = both
+    blocks = fill(writer, first)
+    assert writer.allocate(then) is None
+    for offset in blocks:
+        writer.free(offset, first)
+    power = 1 << max((then - 1).bit_length(), shared_memory.SMALLEST)
+    assert len(fill(writer, then)) == SIZE // power
+
+
+def test_a_gap_between_blocks_is_used_by_smaller_ones_alone(both):
+    writer, _ = both
+    blocks = fill(writer, 8 << 20)
+    writer.free(blocks[2], 8 << 20)
+    assert writer.allocate(16 << 20) is None
+    small = fill(writer, 2 << 20)
+    assert sorted(small) == [blocks[2] + (n << 21) for n in range(4)]
+    for offset in small:
+        writer.free(offset, 2 << 20)
+    writer.free(blocks[3], 8 << 20)
+    assert writer.allocate(16 << 20) == blocks[2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30 << 20), st.integers(0, 100)), max_size=60))
+def test_no_two_blocks_ever_overlap(steps):
+    descriptor = create(SIZE)
+    try:
+        writer = SharedMemory(descriptor, SIZE)
+        taken = []
+        for take, nbytes, which in steps:
+            if take or not taken:
+                offset = writer.allocate(nbytes)
+                if offset is not None:
+                    assert 0 <= offset <= SIZE - max(nbytes, 1)
+                    assert all(offset + nbytes <= o or o + n <= offset for o, n in taken)
+                    taken.append((offset, max(nbytes, 1)))
+            else:
+                writer.free(*taken.pop(which % len(taken)))
+        for block in taken:
+            writer.free(*block)
+        assert writer.allocate(SIZE // 2) is not None, "what was freed is lost"
+    finally:
+        os.close(descriptor)

@@ -20,8 +20,8 @@ from mlflow_trt.plan.manifest import Host, ShapeRange
 from mlflow_trt.serving.config import LoadOptions
 from mlflow_trt.serving.versions.loading import DroppedError, load_version, version_of, warm_up_calls
 
-from .registered import REFERENCE, Counter, answer, engines, events, forged, no_threads_left, registry, rows
-from .registered import plan as shifted
+from ..registered import REFERENCE, Counter, answer, engines, events, forged, no_threads_left, registry, rows
+from ..registered import plan as shifted
 
 __all__ = ["engines", "no_threads_left", "registry"]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import requests
 
-from .light import light, until
-from .running import Served
-from .test_connections import LENGTH, connect, head, is_closed, response
+from ..light import light, until
+from ..running import Served
+from .raw_client import LENGTH, connect, head, is_closed, response
 
 pytestmark = pytest.mark.timeout(120)
 

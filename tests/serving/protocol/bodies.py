@@ -71,3 +71,13 @@ def raw_entry(size, **changes):
 def with_raw(raw, *inputs, length=0, **more):
     text = body(*inputs, **more)
     return text + raw, len(text) + length
+
+
+def same(found, expected):
+    """Asserts that two arrays are, bit for bit."""
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    if expected.dtype == object:
+        assert found.tolist() == expected.tolist()
+    else:
+        assert found.tobytes() == expected.tobytes()  # -0.0 and NaN too

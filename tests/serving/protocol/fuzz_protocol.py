@@ -1,7 +1,9 @@
 """Fuzzes the protocol's codec: decode, fit, encode and back, on bytes that libFuzzer makes up (Linux, atheris).
 
-python tests/serving/fuzz_protocol.py -max_total_time=60 NEW tests/serving/corpus      keeps what it finds in NEW
-python tests/serving/fuzz_protocol.py -set_cover_merge=1 -use_counters=0 SMALL NEW     the fewest that reach as much
+In this folder (the first keeps what it finds in NEW, the second the fewest of these that reach as much):
+
+    python fuzz_protocol.py -max_total_time=60 NEW corpus
+    python fuzz_protocol.py -set_cover_merge=1 -use_counters=0 SMALL NEW
 
 A file of the corpus is a byte that picks the interface, four bytes of header length (little-endian, -1: none), and the
 body. Whatever they are, nothing but the codec's own errors may come out; and what is taken must survive the way back.

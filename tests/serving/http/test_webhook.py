@@ -19,7 +19,7 @@ from mlflow_trt.errors import SettingError
 from mlflow_trt.serving.http.webhook import EVENTS, LONGEST, registered_model, verify_webhook
 from mlflow_trt.serving.versions.served import Model
 
-from .registered import REFERENCE, eventually, make_registry
+from ..registered import REFERENCE, eventually, make_registry
 
 pytestmark = pytest.mark.xdist_group("webhooks")  # one worker, one server
 

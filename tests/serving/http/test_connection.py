@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import requests
 
-from .light import light, until
-from .running import Served
+from mlflow_trt.serving.http import connection as connection_module
+
+from ..light import light, until
+from ..running import Served, counted, lines_of
+from .raw_client import ANSWER, BODY, LENGTH, connect, cuts, data, head, is_closed, response
 
 pytestmark = [pytest.mark.xdist_group("connections"), pytest.mark.timeout(180)]
-
-BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
-ANSWER = [10.0]
-LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 SHORT = ("--header-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2", "--write-timeout", "1")
 
 
@@ -36,62 +34,31 @@ def server(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served
         yield found
 
 
-def connect(server: Served) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port))
-    connection.settimeout(20)
-    return connection
+# --- an offer's headers ---
 
 
-def head(*lines: str, path: str = "/v2/models/m/infer", length: int = len(BODY)) -> bytes:
-    return "\r\n".join((f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {length}", *lines, "", "")).encode()
+@pytest.mark.parametrize(
+    ("headers", "lines"),
+    [
+        ([], []),
+        ([(b"host", b"x"), (b"upgrade", b"h2c")], [b"host: x"]),
+        ([(b"connection", b"Upgrade, HTTP2-Settings"), (b"a", b"b")], [b"connection: ", b"a: b"]),
+        ([(b"connection", b"keep-alive, Upgrade"), (b"upgrade", b"websocket")], [b"connection: keep-alive"]),
+        ([(b"connection", b"close,UPGRADE, x")], [b"connection: close, x"]),
+        ([(b"http2-settings", b"AAE")], [b"http2-settings: AAE"]),
+    ],
+)
+def test_of_an_offer_s_headers_all_but_the_offer_stays(headers, lines):
+    assert list(connection_module._lines(headers)) == [line + b"\r\n" for line in lines]
 
 
-def response(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Reads one response, and nothing of the next."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        byte = connection.recv(1)
-        assert byte, f"closed after {head!r}"
-        head += byte
-    status, *lines = head.decode().split("\r\n")[:-2]
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    body = b""
-    while len(body) < int(headers["content-length"]):
-        body += connection.recv(int(headers["content-length"]) - len(body))
-    return int(status.split()[1]), headers, body
-
-
-def data(body: bytes) -> list[float]:
-    return json.loads(body)["outputs"][0]["data"]
-
-
-def is_closed(connection: socket.socket) -> bool:
-    """Whether the server closes the connection, in whatever way."""
-    try:
-        while connection.recv(1 << 16):
-            pass
-    except TimeoutError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def lines_of(server: Served, identifier: str) -> list[dict[str, Any]]:
-    """What the access log has of a request."""
-    return [line for line in map(json.loads, server.lines()) if line.get("request_id") == identifier]
-
-
-def metrics(server: Served) -> dict[str, float]:
-    lines = [line for line in server.get("/metrics").text.splitlines() if line[0] != "#"]
-    return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines)}
-
-
-def cuts(server: Served, limit: str) -> float:
-    return metrics(server)[f'mlflow_trt_cut_connections_total{{limit="{limit}"}}']
+def test_what_a_client_s_system_has_not_confirmed_is_none_where_nothing_tells():
+    transport = SimpleNamespace(get_extra_info=lambda name: None)
+    assert connection_module._in_kernel(transport) == 0
 
 
 # --- offers to switch to HTTP/2 ---
+
 
 OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAA")
 
@@ -233,7 +200,7 @@ def test_large_headers_within_the_limit_and_tiny_chunks_are_answered(server):
 
 def test_what_is_refused_before_it_is_read_has_its_line_and_is_counted(server):
     refused = 'mlflow_trt_other_requests_total{protocol="http",route="refused",status="431"}'
-    before = metrics(server).get(refused, 0)
+    before = counted(server).get(refused, 0)
     with connect(server) as connection:
         connection.sendall(head("X-Request-ID: too-long", "X: " + "a" * (65 << 10)))
         status, headers, _ = response(connection)
@@ -241,24 +208,7 @@ def test_what_is_refused_before_it_is_read_has_its_line_and_is_counted(server):
     (line,) = until(lambda: lines_of(server, headers["x-request-id"]))
     found = [line[key] for key in ("logger", "protocol", "method", "path", "status", "client")]
     assert found == ["mlflow_trt.access", "http", "POST", "/v2/models/m/infer", 431, "127.0.0.1"]
-    until(lambda: metrics(server).get(refused, 0) == before + 1)
-
-
-def test_many_refused_requests_leave_few_lines_and_their_number(server):
-    time.sleep(1.1)  # what other tests did is counted by then
-    before = len(server.lines())
-    for number in range(200):
-        with connect(server) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nX-Request-ID: flood-%d\r\nA: b\r\nBroken\r\n\r\n" % number)
-            assert response(connection)[0] == 400
-
-    def found() -> tuple[int, int]:
-        lines = list(map(json.loads, server.lines()[before:]))
-        shown = sum(line.get("request_id", "").startswith("flood-") for line in lines)
-        return shown, sum(line["count"] for line in lines if line.get("event") == "refusals_not_logged")
-
-    until(lambda: sum(found()) == 200)
-    assert 20 <= found()[0] < 200
+    until(lambda: counted(server).get(refused, 0) == before + 1)
 
 
 def test_an_answer_that_is_under_way_is_given_before_what_follows_is_refused(server):
@@ -299,7 +249,7 @@ def test_a_body_whose_rest_is_broken_is_logged_and_counted_as_it_was_answered(se
         assert connection.recv(1) == b""  # one answer, not two
     (line,) = until(lambda: lines_of(server, identifier))
     assert line["status"] == status
-    assert not any('status="499"' in key for key in metrics(server))
+    assert not any('status="499"' in key for key in counted(server))
 
 
 # --- deadlines ---
@@ -402,51 +352,7 @@ def test_a_client_that_reads_slowly_gets_everything(server):
         assert time.monotonic() - begin > 3
 
 
-# --- counts ---
-
-
-def test_answers_that_nobody_takes_are_bounded_together(tmp_path):
-    models = (f"--model=wide=/light/0/{4 << 20}",)
-    with light(tmp_path, *models, "--max-unsent", "40", "--write-timeout", "60") as server:
-        binary = BODY[:-1] + b',"parameters":{"binary_data_output":true}}'
-        with contextlib.ExitStack() as clients:
-            for _ in range(8):
-                connection = clients.enter_context(connect(server))
-                connection.sendall(head(path="/v2/models/wide/infer", length=len(binary)) + binary)
-            until(lambda: cuts(server, "unsent_bytes") >= 5)
-        assert server.alive()
-
-
-@pytest.mark.parametrize("options", [(), ("--http-processes", "1")], ids=["one process", "HTTP workers"])
-def test_more_connections_than_the_limit_get_a_clear_answer_and_probes_still_theirs(tmp_path, options):
-    with light(tmp_path, "--max-connections", "20", *options) as server, contextlib.ExitStack() as clients:
-        for _ in range(120):
-            clients.enter_context(connect(server))
-        for _ in range(3):
-            found = server.post("/v2/models/m/infer", BODY)
-            assert (found.status_code, found.headers["retry-after"]) == (503, "1")
-            assert "20 connections" in found.json()["error"]
-            probe = server.get("/v2/health/live")
-            assert (probe.status_code, probe.headers["connection"]) == (200, "close")
-            assert server.get("/v2/health/ready").status_code == 200
-        until(lambda: any("connections_cut" in line for line in server.lines()))
-        clients.close()
-        until(lambda: server.post("/v2/models/m/infer", BODY).status_code == 200)
-        assert cuts(server, "connections") >= 3
-
-
-def test_few_descriptors_lower_the_limit(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    script = tmp_path / "few.sh"
-    script.write_text('ulimit -n 200\nexec "$@"\n')
-    with light(tmp_path, through=("sh", str(script))) as server, contextlib.ExitStack() as clients:
-        assert any("few_descriptors" in line for line in server.lines())
-        for _ in range(300):
-            clients.enter_context(connect(server))
-        for _ in range(3):
-            assert server.get("/v2/health/live").status_code == 200
-            assert server.post("/v2/models/m/infer", BODY).status_code == 503
-    assert (soft, hard) == resource.getrlimit(resource.RLIMIT_NOFILE)
+# --- in the end ---
 
 
 def test_requests_over_many_connections_leave_nothing_behind(server):

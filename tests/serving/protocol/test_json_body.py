@@ -1,7 +1,8 @@
+"""Requests in JSON and in binary to arrays, and arrays to answers; against NVIDIA's own client."""
+
 from __future__ import annotations
 
 import json
-import re
 
 import ml_dtypes
 import numpy as np
@@ -11,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mlflow_trt.errors import InputError
-from mlflow_trt.plan.manifest import ShapeRange
+from mlflow_trt.serving.protocol import json_body
 from mlflow_trt.serving.protocol.datatypes import DATATYPES, NAMES
-from mlflow_trt.serving.protocol.inference_request import RequestedOutput, fit
+from mlflow_trt.serving.protocol.inference_request import RequestedOutput
 from mlflow_trt.serving.protocol.json_body import ProtocolError, decode, encode
-from mlflow_trt.serving.protocol.metadata import describe
 
 from .bodies import (
     answered,
@@ -29,6 +28,7 @@ from .bodies import (
     interface,
     raw_entry,
     received,
+    same,
     tensor,
     with_raw,
 )
@@ -52,15 +52,6 @@ SAMPLES = {
 def seen(array):
     """How ``decode`` gives an array that a client sent: it has no bfloat16."""
     return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
-
-
-def same(found, expected):
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
-    if expected.dtype == object:
-        assert found.tolist() == expected.tolist()
-    else:
-        assert found.tobytes() == expected.tobytes()  # -0.0 and NaN too
 
 
 # NVIDIA's client
@@ -142,6 +133,20 @@ def test_any_array_is_written(array, binary):
     found = received(answered({"y": array}, asking(binary=binary)), "y")
     assert found.shape == array.shape
     assert np.array_equal(found, array)
+
+
+def test_binary_and_large_json_in_one_answer():
+    """The parts of an answer, put together from data that was made JSON elsewhere."""
+    outputs = {"a": np.arange(6, dtype=np.float32), "b": np.arange(4, dtype=np.int32)}
+    wanted = (RequestedOutput("a", False), RequestedOutput("b", True))
+    described = interface(outputs=[tensor("a", "float32"), tensor("b", "int32")])
+    arguments = {"model": "m", "version": "7"}
+    texts = {"a": json.dumps(outputs["a"].tolist()).encode()}
+    found = client_result(json_body.encode(asking(wanted, id="i"), outputs, described, texts=texts, **arguments))
+    expected = client_result(json_body.encode(asking(wanted, id="i"), outputs, described, **arguments))
+    assert found.get_response() == expected.get_response()
+    for name, array in outputs.items():
+        np.testing.assert_array_equal(found.as_numpy(name), array)
 
 
 # In and out without a copy
@@ -262,93 +267,16 @@ def test_bytes_that_are_no_text_are_sent_as_binary():
     same(received(answered({"y": words}, asking()), "y"), words)
 
 
-# Against the model
-
-
-MODEL = interface(
-    [tensor("x"), tensor("half", binding_dtype="float16"), tensor("brain", binding_dtype="bfloat16")], [tensor("y")]
-)
-
-
-def request_for_model(x="FP32", half="FP32", brain="FP32", outputs=None, **more):
-    inputs = {"x": x, "half": half, "brain": brain, **more}
-    entries = [entry(name=name, datatype=datatype) for name, datatype in inputs.items() if datatype]
-    return decode(body(*entries, **({"outputs": outputs} if outputs else {})), None)
-
-
-@pytest.mark.parametrize(("half", "brain"), [("FP32", "FP32"), ("FP16", "BF16"), ("FP16", "FP32")])
-def test_inputs_fit_in_their_datatype_or_in_the_engines(half, brain):
-    inputs = fit(request_for_model(half=half, brain=brain), MODEL)
-    assert list(inputs) == ["x", "half", "brain"]
-    for array in inputs.values():
-        same(array, np.array([1, 2], np.float32))
-
-
-@pytest.mark.parametrize(
-    ("changes", "found", "expected"),
-    [
-        ({"x": "FP16"}, "Input 'x' is sent as FP16", "FP32"),
-        ({"x": "BF16"}, "Input 'x' is sent as BF16", "FP32"),
-        ({"x": "FP64"}, "Input 'x' is sent as FP64", "FP32"),
-        ({"x": "INT32"}, "Input 'x' is sent as INT32", "FP32"),
-        ({"half": "BF16"}, "Input 'half' is sent as BF16", "FP32"),
-        ({"brain": "FP16"}, "Input 'brain' is sent as FP16", "FP32"),
-        ({"x": None}, "missing: x", "exactly x, half, brain"),
-        ({"x": None, "X": "FP32"}, "missing: x; not known: 'X'", "exactly x, half, brain"),
-        ({"z": "FP32"}, "not known: 'z'", "exactly x, half, brain"),
-        ({f"z{n}": "FP32" for n in range(9)}, "'z3', 'z4', …", "exactly x, half, brain"),
-    ],
-)
-def test_inputs_that_do_not_fit(changes, found, expected):
-    with pytest.raises(InputError) as caught:
-        fit(request_for_model(**changes), MODEL)
-    assert re.search(found, caught.value.found), caught.value.found
-    assert re.search(expected, caught.value.expected)
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("dtype", "binding_dtype", "sent"),
-    [("float16", "float16", "BF16"), ("float16", "float16", "FP32"), ("float64", "float16", "FP16")],
-)
-def test_other_floats_are_not_taken_for_inputs_that_are_not_float32(dtype, binding_dtype, sent):
-    with pytest.raises(InputError, match=f"is sent as {sent}"):
-        fit(decode(body(entry(datatype=sent)), None), interface([tensor("x", dtype, binding_dtype)]))
-
-
-def test_an_unknown_output_is_refused_before_anything_runs():
-    with pytest.raises(ProtocolError, match="The output 'z' is asked for"):
-        fit(request_for_model(outputs=[{"name": "y"}, {"name": "z"}]), MODEL)
-
-
-def test_metadata():
-    image = tensor("image", "float32", "bfloat16", shape=("batch", 3, "height", 224))
-    profile = {"image": ShapeRange(min=(1, 3, 8, 224), opt=(4, 3, 16, 224), max=(8, 3, 32, 224))}
-    found = describe(
-        interface([image], [tensor("scores", "float16", shape=("batch", 10)), tensor("loss", "float64", shape=())]),
-        model="m",
-        versions=["3"],
-        platform="tensorrt_rtx",
-        profiles=[profile],
-    )
-    assert json.loads(json.dumps(found)) == {
-        "name": "m",
-        "versions": ["3"],
-        "platform": "tensorrt_rtx",
-        "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, -1, 224]}],
-        "outputs": [
-            {"name": "scores", "datatype": "FP16", "shape": [-1, 10]},
-            {"name": "loss", "datatype": "FP64", "shape": []},
-        ],
-        "profiles": [{"image": {"min": [1, 3, 8, 224], "opt": [4, 3, 16, 224], "max": [8, 3, 32, 224]}}],
-    }
-
-
 # Properties
 
+
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
 UNHURRIED = settings(deadline=None)
 """A deadline that a busy machine misses says nothing about the codec."""
+
+
 shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 

@@ -12,7 +12,7 @@ from servers import Server
 from mlflow_trt.errors import StoreError
 from mlflow_trt.serving.versions.alias_watcher import AliasWatcher, WatchedAlias, resolve, watched_alias
 
-from .registered import eventually, no_threads_left
+from ..registered import eventually, no_threads_left
 
 __all__ = ["no_threads_left"]
 
