@@ -40,6 +40,7 @@ MAXIMA = {
     "max": lambda v: torch.max(v, torch.zeros(4, 1, 1)),
     "softsign": F.softsign,
     "another view": lambda v: F.relu(v.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "a cast between": lambda v: torch.relu(v.type_as(2 * v).ravel()).reshape(v.shape),
     "a minimum between": lambda v: torch.minimum(v, torch.ones(1)).clamp_min(0),
     "twice": lambda v: 0.3 - torch.relu(0.3 - torch.relu(v)),
 }
