@@ -176,6 +176,8 @@ def joined(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[
         start, end, _ = slice(start, end).indices(size)
     elif start < 0 or (end is not None and end < 0):
         return None
+    if end is not None:
+        end = max(start, end)  # nothing is written where it ends before it begins
     parts = [call(node, aten.slice.Tensor, whole, dim, 0, start)] if start > 0 else []
     parts.append(part)
     if end is not None and (type(size) is not int or end < size) and end < 2**62:

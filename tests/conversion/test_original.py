@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from mlflow_trt import Input
+from mlflow_trt.conversion.original import call, undisturbed
 
 from .programs import computed
 
@@ -56,3 +57,59 @@ def test_padding_of_a_transformer():
     tensors = computed(encoder, [Input((BATCH, (2, 6, 9), 16))], None, kwargs)
     assert all(np.isfinite(array).all() for array in tensors.outputs.values())
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_what_a_call_keeps_is_taken_back_though_it_fails():
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            self.extra = nn.Linear(2, 2)
+            self.note = "left behind"
+            raise ValueError("as it should")
+
+    module = Failing()
+    with pytest.raises(ValueError, match="as it should"):
+        call(module, (1,), {})
+    assert module.calls == 0
+    assert not hasattr(module, "extra")
+    assert not hasattr(module, "note")
+
+
+def test_mode_and_random_numbers_are_as_before_though_it_fails():
+    module = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
+    module[1].eval()
+    state, fused = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
+
+    def work():
+        assert not any(m.training for m in module.modules())
+        assert not torch.backends.mha.get_fastpath_enabled()
+        torch.rand(3)
+        raise ValueError("within")
+
+    with pytest.raises(ValueError, match="within"), undisturbed(module):
+        work()
+    assert [m.training for m in module.modules()] == [True, True, False]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+
+
+def test_a_compiled_part_runs_as_it_is_written():
+    ran = []
+
+    @torch.compile
+    def part(x):
+        ran.append(torch.compiler.is_compiling())
+        return x + 1
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return part(x)
+
+    module = Model()
+    with undisturbed(module):
+        assert torch.equal(call(module, (torch.zeros(2),), {}), torch.ones(2))
+    assert ran == [False]

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the conversion extra")
 
+
 from torch import nn
 
 from mlflow_trt import Input, convert
@@ -212,3 +213,25 @@ def test_writes_into_a_part_are_joined(write):
     x = torch.randn(4, 6, 5)
     for actual, expected in zip(run(program.program, x), function(x)):
         torch.testing.assert_close(actual, expected, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x[:, 4:2],  # nothing
+        lambda x: x[:, 9:],
+        lambda x: x[:, :0],
+        lambda x: x[:, -2:],
+        lambda x: x[:, 2:99],
+        lambda x: x[2:1],
+    ],
+)
+def test_a_part_that_is_empty_or_ends_beyond_the_tensor(write):
+    def function(x):
+        y = x.clone()
+        write(y).add_(3)
+        return y
+
+    _, program = prepared(Function(function), [Input(((2, 3, 4), 6))], None)
+    x = torch.randn(4, 6)
+    assert torch.equal(run(program.program, x)[0], function(x))

@@ -11,8 +11,10 @@ import numpy as np
 from torch import nn
 
 from mlflow_trt import Input
+from mlflow_trt.conversion.roles import Role, roles
 
-from .programs import computed
+from .models import Function, Two
+from .programs import computed, exported
 
 BATCH = (1, 4, 8)
 
@@ -56,3 +58,66 @@ def test_a_table_that_is_not_to_be_seen():
             return self.large(ids) + self.small(ids * 2)
 
     assert computed(Hidden(), [Input((BATCH,), "int64")]).inputs["0.max/ids"].max() == 1
+
+
+TABLE = torch.arange(40.0).view(10, 4)
+
+
+@pytest.mark.parametrize(
+    ("read", "rows"),
+    [
+        (lambda ids: nn.functional.embedding(ids, TABLE), 10),
+        (lambda ids: TABLE[ids], 10),
+        (lambda ids: TABLE.index_select(0, ids.view(-1)), 10),
+        (lambda ids: TABLE.index_select(1, ids.view(-1)), 4),
+        (lambda ids: TABLE.index_select(-1, ids.view(-1)), 4),
+        (lambda ids: TABLE.gather(1, ids[:, :1]), 4),
+        (lambda ids: nn.functional.one_hot(ids, 7), 7),
+        (lambda ids: TABLE[ids + 3], 7),
+        (lambda ids: TABLE[ids - 3], 13),
+        (lambda ids: TABLE[ids.flatten().unsqueeze(0).int()], 10),
+        (lambda ids: TABLE[torch.cat([ids, ids + 2])], 8),
+        (lambda ids: TABLE[ids].sum() + TABLE[:6][ids].sum(), 6),  # the smaller table counts
+    ],
+)
+def test_rows_of_the_table_that_is_read(read, rows):
+    program, specs = exported(Function(read), [Input((2, 3), "int64")])
+    assert roles(program, specs) == {"x": Role("indices", rows)}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda ids: TABLE[ids * 2],  # arithmetic that is not followed
+        lambda ids: ids.float(),
+        lambda ids: TABLE[:, :2] * ids[:1, :1],
+        lambda ids: TABLE[: ids.shape[0]],
+    ],
+)
+def test_what_reads_no_table_has_no_role(read):
+    program, specs = exported(Function(read), [Input((2, 3), "int64")])
+    assert roles(program, specs) == {}
+
+
+class Named(nn.Module):
+    """An input of each kind of name."""
+
+    def forward(self, attention_mask, key_padding_mask, pos, position_ids, masked_lm_labels, opposite):
+        return attention_mask.sum() + key_padding_mask.sum() + pos.sum() + position_ids + masked_lm_labels + opposite
+
+
+def test_names_that_say_what_they_are():
+    program, specs = exported(Named(), [Input((2, 3), "int64")] * 6)
+    assert {name: role.kind for name, role in roles(program, specs).items()} == {
+        "attention_mask": "mask",
+        "key_padding_mask": "padding",
+        "pos": "positions",
+        "position_ids": "positions",
+    }
+
+
+@pytest.mark.parametrize(("dtype", "known"), [("int64", True), ("bool", True), ("float32", False)])
+def test_a_companion_of_indices_with_their_shape_is_a_mask(dtype, known):
+    companion = Two(lambda a, b: (TABLE[a] * b[..., None]).sum())
+    program, specs = exported(companion, [Input((2, 3), "int64"), Input((2, 3), dtype)])
+    assert roles(program, specs) == {"a": Role("indices", 10), **({"b": Role("mask")} if known else {})}
