@@ -109,7 +109,7 @@ def test_a_precision_that_it_has_not(precision, dtypes, options, words):
 
 @pytest.mark.parametrize("given", [0, -1, float("nan"), {"rel": 0.1}, {"rel_l2": "much"}, {"cosine": 2}])
 def test_a_tolerance_that_is_none(given):
-    with pytest.raises(SettingError, match="The tolerance .* is not valid"):
+    with pytest.raises(SettingError, match=r"The tolerance .* is not valid"):
         core._tolerance(given, "fp16")
 
 
