@@ -10,8 +10,9 @@ from interfaces import interface, tensor
 from manifests import host
 from standin import Binding, Engine
 
+from mlflow_trt.engine import bound_contexts
 from mlflow_trt.engine.engine import TensorRTEngine
-from mlflow_trt.errors import InputError
+from mlflow_trt.errors import DeviceError, InputError
 from mlflow_trt.plan import casts
 
 
@@ -121,3 +122,83 @@ def test_rows_of_several_calls_are_put_together_where_the_gpu_reads_them(tmp_pat
             np.testing.assert_array_equal(found["y"], whole * 2 + 1)
         with pytest.raises(InputError, match="above the maximum"):
             engine.predict_stacked([[rows(1)]], 99)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0, 256), (1, 256), (256, 256), (257, 512), (1000, 1024)])
+def test_blocks_begin_where_tensorrt_wants_them(size, expected):
+    assert bound_contexts.aligned(size) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "expected"),
+    [("f4", (2, 3), 24), ("u1", (), 1), ("i8", (4, 0), 0), ("f4", (1 << 20,) * 2, 1 << 42)],
+)
+def test_bytes_of_an_array(dtype, shape, expected):
+    assert bound_contexts.nbytes(np.dtype(dtype), shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "declared", "expected"),
+    [
+        ((1,), (), ()),  # TensorRT gives a scalar as (1,)
+        ((), (1,), (1,)),
+        ((), ("n", 1), (1, 1)),
+        ((1,), ("n",), (1,)),
+        ((2,), (), (2,)),  # not a scalar at all: as it is
+        ((2, 3), ("n", 3), (2, 3)),
+    ],
+)
+def test_an_answer_has_the_rank_that_the_manifest_says(given, declared, expected):
+    assert bound_contexts.as_declared(np.zeros(given), tensor("y", declared)).shape == expected
+
+
+def test_what_can_not_be_captured_is_enqueued_for_good(engine, module, monkeypatch):
+    """The first call runs, the second tries to record it, all later ones do without."""
+    tried = []
+
+    def refuse(stream, work):
+        tried.append(stream)
+        raise DeviceError("found", "expected", "remedy")
+
+    monkeypatch.setattr("mlflow_trt.engine.cuda.capture", refuse)
+    for _ in range(4):
+        np.testing.assert_array_equal(engine.predict({"x": rows(2)})["y"], rows(2) * 2 + 1)
+    assert module.cudart.launches == 0
+    bound = _bound(engine)
+    assert bound.graph == "enqueue"
+    assert len(tried) <= 2, "once for each context"
+
+
+def _bound(engine):
+    """The bound context that served the last call."""
+    (slot,) = [slot for slot in engine._pool._slots if slot.contexts]
+    return list(slot.contexts.values())[-1].bound
+
+
+def test_it_tells_how_it_runs_and_what_it_holds(engine):
+    for _ in range(3):
+        engine.predict({"x": rows(2)})
+    bound = _bound(engine)
+    assert bound.graph == "graph"
+    assert (bound.in_bytes, bound.out_bytes) == (256, 512)  # x; y and z
+    assert bound.nbytes == bound.context_bytes + 768
+    bound.clear_first()
+    assert bound.graph == "enqueue", "a graph that was recorded does not clear"
+    np.testing.assert_array_equal(engine.predict({"x": rows(2)})["y"], rows(2) * 2 + 1)
+
+
+def test_an_output_whose_shape_nobody_told_is_an_error(tmp_path, monkeypatch):
+    def silent(trt):
+        return Engine(
+            trt,
+            [Binding("x", "FLOAT", (-1,), True), Binding("output0", "FLOAT", (-1,), False)],
+            [{"x": ((1,), (4,), (8,))}],
+            lambda given: {"output0": None},
+            lambda shapes: {"output0": (-1,)},
+        )
+
+    standin.install(monkeypatch, silent)
+    face = interface([tensor("x", ("n",))], [tensor("v", ("m",), binding="output0")])
+    told = pytest.raises(DeviceError, match="did not tell the shape of the output 'output0'")
+    with TensorRTEngine(tmp_path, write_plan(tmp_path), face, host=host()) as engine, told:
+        engine.predict({"x": np.ones(3, np.float32)})

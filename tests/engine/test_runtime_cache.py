@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import standin
 from affine import AFFINE, rows, write_plan
 from interfaces import interface, tensor
 from manifests import host
 
 from mlflow_trt.engine import kernel_files, runtime_cache
 from mlflow_trt.engine.engine import TensorRTEngine
-from mlflow_trt.engine.runtime_cache import network_of
+from mlflow_trt.engine.runtime_cache import Kernels, network_of
 from mlflow_trt.plan.manifest import File
 
 
@@ -163,3 +164,88 @@ def test_a_refused_cache_is_as_if_it_were_not_there(tmp_path, module, monkeypatc
         assert engine.runtime_cache() is None
         engine.predict({"x": rows(1)})
         assert set(runtime_cache.unpacked(engine.runtime_cache())) == {False, True}
+
+
+class Loaded:
+    """As much of a deserialized engine as kernels ask for: caches, and a log."""
+
+    def __init__(self):
+        self.engine = SimpleNamespace(create_runtime_config=standin.Config)
+        self.log = SimpleNamespace(text=lambda: "of another driver")
+
+
+def attached(kernels, shapes, specialized=True):
+    return kernels.attach(Loaded(), standin.Config(), shapes, specialized)
+
+
+def test_the_first_content_that_is_taken_is_enough():
+    asked = []
+
+    def contents():
+        for content in (b"damaged", b"kernels one", b"kernels two"):
+            asked.append(content)
+            yield content
+
+    kernels = Kernels()
+    kernels.begin(Loaded(), contents())
+    assert asked == [b"damaged", b"kernels one"]
+    assert runtime_cache.unpacked(kernels.serialize()) == {True: b"kernels one"}
+
+
+def test_a_content_is_tried_once():
+    loaded, kernels = Loaded(), Kernels()
+    tried = []
+    make = loaded.engine.create_runtime_config
+    loaded.engine.create_runtime_config = lambda: tried.append(1) or make()
+    for _ in range(3):
+        kernels.begin(loaded, [b"damaged", b"kernels one"])
+    assert len(tried) == 2
+
+
+@pytest.mark.parametrize("saved", [iter(lambda: 1 / 0, None), [None]])
+def test_contents_that_can_not_be_read_are_none(saved):
+    kernels = Kernels()
+    kernels.begin(Loaded(), saved)
+    assert kernels.serialize() is None
+
+
+def test_what_one_shape_learned_is_there_for_the_next():
+    kernels = Kernels()
+    first = attached(kernels, "one")
+    first.raw.compile({"x": (1, 3)}, specialized=True)
+    kernels.learn(first)
+    second = attached(kernels, "two")
+    assert second is not first
+    assert b"(1, 3)" in second.raw.content
+    assert attached(kernels, "one") is first, "who has the same shape shares it"
+    plain = attached(kernels, "one, for all shapes", specialized=False)
+    assert plain.raw.content == b"", "these must find no specialized kernels"
+
+
+def test_a_shape_is_learned_once():
+    kernels = Kernels()
+    cache = attached(kernels, "one")
+    cache.raw.compile({"x": (1, 3)}, specialized=True)
+    kernels.learn(cache)
+    cache.raw.compile({"x": (9, 9)}, specialized=True)
+    kernels.learn(cache)
+    assert b"(9, 9)" not in kernels.serialize()
+
+
+def test_where_objects_are_not_shared_each_context_has_its_own():
+    kernels = Kernels(shared=False)
+    assert attached(kernels, "one") is not attached(kernels, "one")
+
+
+def test_a_context_does_without_a_cache_that_can_not_be_made(monkeypatch):
+    monkeypatch.setattr(standin.Config, "set_runtime_cache", lambda self, cache: False)
+    assert attached(Kernels(), "one") is None
+    monkeypatch.setattr(standin.Config, "create_runtime_cache", lambda self: 1 / 0)
+    assert attached(Kernels(), "one") is None
+
+
+@pytest.mark.parametrize("cut", range(0, 40, 3))
+def test_a_file_that_was_cut_short_is_no_error(cut):
+    whole = runtime_cache.packed({False: b"plain", True: b"special"})
+    for part in runtime_cache.unpacked(whole[:cut]).values():
+        assert part in whole
