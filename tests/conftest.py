@@ -17,7 +17,7 @@ from servers import BUCKET, Server
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // _workers, 1)))
 
-pytest_plugins = ["classifier"]
+pytest_plugins = ["classifier", "registries"]
 
 SERVER_FIXTURES = {"tracking_server", "s3_server", "tracking_server_s3_proxied", "tracking_server_s3_direct"}
 
