@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import migrated
@@ -82,26 +82,36 @@ def _migrated_databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _warm_builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, Path], list[str]]]:
-    """Children of this process that build start warm; yields the command line of those that do not.
+def _warm_builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[warm.Builders | None]:
+    """Children of this process that build start warm; None: they do not.
 
     Where there is a GPU hardly any do, and what CUDA starts at import does not survive a fork.
     """
     from mlflow_trt.conversion import child_process
 
-    fresh = child_process._command
     if _no_gpu() is None:
-        yield fresh
+        yield None
         return
-    with warm.builders(tmp_path_factory.mktemp("warm"), fresh) as command, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child_process, "_command", command)
-        yield fresh
+    builders = warm.Builders(tmp_path_factory.mktemp("warm"), child_process._command)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(child_process, "_command", builders.command)
+            yield builders
+    finally:
+        builders.close()
 
 
 @pytest.fixture
-def fresh_builders(_warm_builders: Callable[[str, Path], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh_builders(_warm_builders: warm.Builders | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building children import for themselves, as a user's do."""
-    monkeypatch.setattr("mlflow_trt.conversion.child_process._command", _warm_builders)
+    if _warm_builders is not None:
+        monkeypatch.setattr("mlflow_trt.conversion.child_process._command", _warm_builders.fresh)
+
+
+@pytest.fixture
+def warm_programs(_warm_builders: warm.Builders | None) -> Mapping[str, str]:
+    """Environment variables with which building children of a program that the test starts are warm too."""
+    return {} if _warm_builders is None else _warm_builders.environment()
 
 
 @pytest.fixture(autouse=True)

@@ -273,13 +273,15 @@ def test_a_program_becomes_an_engine_and_the_engine_a_registered_version(program
 
 
 @pytest.mark.slow
-def test_a_module_is_logged_with_its_program(tmp_path):
+def test_a_module_is_logged_with_its_program(tmp_path, warm_programs):
     pytest.importorskip("torch", reason="needs the conversion extra")
     Path("mine.py").write_text(
         "import torch\ndef make():\n    print('building')\n    return torch.nn.Linear(4, 3).eval()\n"
     )
 
-    logged = command("log", "mine:make", "--input", "input=float32[1:2:8,4]", env={**os.environ, "COLUMNS": "80"})
+    logged = command(
+        "log", "mine:make", "--input", "input=float32[1:2:8,4]", env={**os.environ, **warm_programs, "COLUMNS": "80"}
+    )
 
     assert logged.returncode == 0, logged.stderr
     assert "1:2:8, 4" in logged.stdout
