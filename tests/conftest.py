@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import migrated
@@ -112,6 +114,20 @@ def fresh_builders(_warm_builders: warm.Builders | None, monkeypatch: pytest.Mon
 def warm_programs(_warm_builders: warm.Builders | None) -> Mapping[str, str]:
     """Environment variables with which building children of a program that the test starts are warm too."""
     return {} if _warm_builders is None else _warm_builders.environment()
+
+
+@pytest.fixture(scope="session")
+def run_module(_warm_builders: warm.Builders | None) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a module of the tests, which builds in its own process as if there were no GPU, and says what it printed."""
+
+    def run(module: str) -> subprocess.CompletedProcess[str]:
+        fresh = [sys.executable, "-m", module]
+        path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
+        command = fresh if _warm_builders is None else _warm_builders.run(module)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -53,6 +53,10 @@ class Builders:
         path = [str(AT_START), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {"PYTHONPATH": os.pathsep.join(path), ADDRESS: str(self._started())}
 
+    def run(self, module: str) -> list[str]:
+        """The command line of a module of the tests that builds in its own process, forked off the warm one."""
+        return [sys.executable, "-I", "-S", __file__, str(self._started()), module, ""]
+
     def close(self) -> None:
         """Ends the warm process."""
         if self._process is not None:
@@ -167,6 +171,7 @@ def _become(request: dict, streams: list[int]) -> NoReturn:
     """Is the building child, as ``python -m`` would have started it."""
     import runpy
     import tempfile
+    import traceback
 
     os.setsid()
     for number, stream in enumerate(streams):
@@ -179,13 +184,16 @@ def _become(request: dict, streams: list[int]) -> NoReturn:
     sys.argv = [request["module"], request["job"]]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
-    del sys.modules[request["module"]]
+    sys.modules.pop(request["module"], None)
+    sys.path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in sys.path]
     status = 1
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

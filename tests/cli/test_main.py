@@ -265,11 +265,11 @@ def test_a_program_becomes_an_engine_and_the_engine_a_registered_version(program
     assert content["manifest"]["plans"][0]["file"]["sha256"] == record["file"]["sha256"]
 
     for uri in ("models:/net/1", "models:/net@champion", content["model_uri"]):
-        shown = command("inspect", uri, "--json")
+        shown = run("inspect", uri, "--json")
         assert json.loads(shown.stdout) == content["manifest"], shown.stderr
     release = record["release"]
-    assert command("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_86").returncode == 0
-    assert command("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_89").returncode == 1
+    assert run("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_86").exit_code == 0
+    assert run("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_89").exit_code == 1
 
 
 @pytest.mark.slow
