@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import migrated
@@ -17,7 +19,7 @@ from servers import BUCKET, Server
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // _workers, 1)))
 
-pytest_plugins = ["classifier"]
+pytest_plugins = ["classifier", "registries"]
 
 SERVER_FIXTURES = {"tracking_server", "s3_server", "tracking_server_s3_proxied", "tracking_server_s3_direct"}
 
@@ -82,26 +84,50 @@ def _migrated_databases(tmp_path_factory: pytest.TempPathFactory, worker_id: str
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _warm_builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, Path], list[str]]]:
-    """Children of this process that build start warm; yields the command line of those that do not.
+def _warm_builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[warm.Builders | None]:
+    """Children of this process that build start warm; None: they do not.
 
     Where there is a GPU hardly any do, and what CUDA starts at import does not survive a fork.
     """
     from mlflow_trt.conversion import child_process
 
-    fresh = child_process._command
     if _no_gpu() is None:
-        yield fresh
+        yield None
         return
-    with warm.builders(tmp_path_factory.mktemp("warm"), fresh) as command, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child_process, "_command", command)
-        yield fresh
+    builders = warm.Builders(tmp_path_factory.mktemp("warm"), child_process._command)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(child_process, "_command", builders.command)
+            yield builders
+    finally:
+        builders.close()
 
 
 @pytest.fixture
-def fresh_builders(_warm_builders: Callable[[str, Path], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh_builders(_warm_builders: warm.Builders | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building children import for themselves, as a user's do."""
-    monkeypatch.setattr("mlflow_trt.conversion.child_process._command", _warm_builders)
+    if _warm_builders is not None:
+        monkeypatch.setattr("mlflow_trt.conversion.child_process._command", _warm_builders.fresh)
+
+
+@pytest.fixture
+def warm_programs(_warm_builders: warm.Builders | None) -> Mapping[str, str]:
+    """Environment variables with which building children of a program that the test starts are warm too."""
+    return {} if _warm_builders is None else _warm_builders.environment()
+
+
+@pytest.fixture(scope="session")
+def run_module(_warm_builders: warm.Builders | None) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a module of the tests, which builds in its own process as if there were no GPU, and says what it printed."""
+
+    def run(module: str) -> subprocess.CompletedProcess[str]:
+        fresh = [sys.executable, "-m", module]
+        path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
+        command = fresh if _warm_builders is None else _warm_builders.run(module)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

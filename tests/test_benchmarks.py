@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic, verdicts and files, and that a quick run on this machine's CPU gives real numbers."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -120,9 +121,14 @@ def test_the_suite_is_whole():
         assert len({goal.name for goal in benchmark.goals}) == len(benchmark.goals)
 
 
-def run(*arguments):
+def run(*arguments, **variables):
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -133,8 +139,8 @@ def test_an_unknown_name_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_quick_run(tmp_path):
-    done = run("--quick", "--out", str(tmp_path), "imports", "wrapper", "threads")
+def test_quick_run(tmp_path, warm_programs):
+    done = run("--quick", "--out", str(tmp_path), "imports", "wrapper", "threads", **warm_programs)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("*-quick.json")
     entries = {entry["name"]: entry for entry in json.loads(path.read_text())["benchmarks"]}

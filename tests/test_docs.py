@@ -159,8 +159,9 @@ def _unknown(words: list[str]) -> list[str]:
 class Session:
     """The blocks of one page, run in order in one folder: Python here, everything else in one shell."""
 
-    def __init__(self, folder: Path, page: Path) -> None:
+    def __init__(self, folder: Path, page: Path, variables: Mapping[str, str]) -> None:
         self.page = page
+        self._variables = variables
         self._names: dict[str, object] = {"__name__": "__main__"}
         self._ports = {port: str(_free_port()) for port in PORTS}
         self._folder = folder / "blocks"
@@ -259,9 +260,10 @@ class Session:
         python = bin_folder / "python"
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, **self._variables}
+        path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         return {
-            **os.environ,
+            **environment,
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": path,
             "COLUMNS": "110",
@@ -289,9 +291,9 @@ def comparable(output: str) -> list[str]:
     return re.sub("─+", " ", text).split()
 
 
-def run_page(page: Path, folder: Path) -> int:
-    """Runs all blocks of a page that are to be run; answers how many."""
-    with Session(folder, page) as session:
+def run_page(page: Path, folder: Path, variables: Mapping[str, str] = {}) -> int:
+    """Runs all blocks of a page that are to be run, with these variables in its shell; answers how many."""
+    with Session(folder, page, variables) as session:
         wanted = [b for b in blocks(page.read_text(encoding="utf-8")) if b.language in RUN and b.reason is None]
         for block in wanted:
             session.run(block)
@@ -416,7 +418,7 @@ STARTS: Mapping[str, Callable[[Path], None]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", runnable(), ids=lambda page: "-".join(page.relative_to(ROOT).parts[-2:]))
-def test_page(page, tmp_path, request, monkeypatch):
+def test_page(page, tmp_path, request, monkeypatch, warm_programs):
     """All blocks of a page run in order.
 
     The short name is part of the folder's, of which pytest takes 30 characters: MLflow keeps its connection to a
@@ -430,7 +432,7 @@ def test_page(page, tmp_path, request, monkeypatch):
     mlflow.search_experiments()  # makes the database here, where that takes no time; a command would migrate a new one
     for start in STARTS_FROM.findall(page.read_text(encoding="utf-8")):
         STARTS[start](request.getfixturevalue("classifier_folder"))
-    assert run_page(page, tmp_path) > 0
+    assert run_page(page, tmp_path, warm_programs) > 0
 
 
 def test_most_pages_run_something():

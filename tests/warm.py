@@ -16,41 +16,65 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 BUILDER = "mlflow_trt.conversion.build_child"
+ADDRESS = "MLFLOW_TRT_TESTS_BUILDERS"
+"""Environment variable: where the warm process listens, for programs that a test starts."""
+AT_START = Path(__file__).with_name("at_start")
+"""Holds ``sitecustomize``, which has such a program use it."""
 _MESSAGE = 1 << 20
 
 Command = Callable[[str, Path], list[str]]
 
 
-@contextlib.contextmanager
-def builders(folder: Path, fresh: Command) -> Iterator[Command]:
-    """The command line of a child, which the first building child starts the warm process for.
+class Builders:
+    """Building children that start warm, of this process and of programs that it starts.
 
     Args:
         folder: For the socket and for what Torch-TensorRT writes at import.
         fresh: The command line of a child that imports for itself: it stays that of all other children, and of building
             children that must import more.
     """
-    address = folder / "builders"
-    process: subprocess.Popen[bytes] | None = None
 
-    def command(module: str, job: Path) -> list[str]:
-        nonlocal process
-        if module != BUILDER or json.loads((job / "job.json").read_text())["imports"]:
-            return fresh(module, job)
-        if process is None:
-            process = _start(address)
-        return [sys.executable, "-I", "-S", __file__, str(address), module, str(job)]
+    def __init__(self, folder: Path, fresh: Command) -> None:
+        self.fresh = fresh
+        self._address = folder / "builders"
+        self._process: subprocess.Popen[bytes] | None = None
 
-    yield command
-    if process is not None:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+    def command(self, module: str, job: Path) -> list[str]:
+        """The command line of a child; the first building one starts the warm process."""
+        return command(self._started, self.fresh, module, job)
+
+    def environment(self) -> dict[str, str]:
+        """Variables with which a program's building children start warm too."""
+        path = [str(AT_START), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"PYTHONPATH": os.pathsep.join(path), ADDRESS: str(self._started())}
+
+    def run(self, module: str) -> list[str]:
+        """The command line of a module of the tests that builds in its own process, forked off the warm one."""
+        return [sys.executable, "-I", "-S", __file__, str(self._started()), module, ""]
+
+    def close(self) -> None:
+        """Ends the warm process."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+
+    def _started(self) -> Path:
+        if self._process is None:
+            self._process = _start(self._address)
+        return self._address
+
+
+def command(address: Callable[[], Path], fresh: Command, module: str, job: Path) -> list[str]:
+    """The command line of a child: what starts it warm, if that is possible."""
+    if module != BUILDER or json.loads((job / "job.json").read_text())["imports"]:
+        return fresh(module, job)
+    return [sys.executable, "-I", "-S", __file__, str(address()), module, str(job)]
 
 
 def _start(address: Path) -> subprocess.Popen[bytes]:
@@ -147,6 +171,7 @@ def _become(request: dict, streams: list[int]) -> NoReturn:
     """Is the building child, as ``python -m`` would have started it."""
     import runpy
     import tempfile
+    import traceback
 
     os.setsid()
     for number, stream in enumerate(streams):
@@ -159,13 +184,16 @@ def _become(request: dict, streams: list[int]) -> NoReturn:
     sys.argv = [request["module"], request["job"]]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
-    del sys.modules[request["module"]]
+    sys.modules.pop(request["module"], None)
+    sys.path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in sys.path]
     status = 1
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

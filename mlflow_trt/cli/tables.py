@@ -84,7 +84,7 @@ def size(count: int) -> str:
         if amount < 999.5:
             return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.3g} {unit}"
         amount /= 1000
-    return f"{amount:,.3g} GB"
+    return f"{amount:.3g} GB" if amount < 999.5 else f"{amount:,.0f} GB"
 
 
 def range_text(shape: ShapeRange) -> str:

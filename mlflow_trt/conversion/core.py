@@ -250,6 +250,8 @@ def _tolerance(given: Tolerance | Mapping[str, float] | float | None, precision:
         return given
     changes = dict(given) if isinstance(given, Mapping) else {"rel_l2": given}
     try:
+        if unknown := set(changes) - set(Tolerance.model_fields):
+            raise ValueError(f"it has no {' and no '.join(sorted(unknown))}")
         return Tolerance.model_validate({**default.model_dump(), **changes})
     except (ValueError, TypeError) as error:
         raise SettingError(

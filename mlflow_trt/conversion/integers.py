@@ -21,24 +21,16 @@ HELD: dict[torch.dtype, torch.dtype] = dict.fromkeys((torch.uint8, torch.int8, t
 
 MOVES = (
     *VIEWS,
-    *("_unsafe_view", "chunk", "diagonal", "expand_as", "movedim", "narrow", "numpy_T", "rot90", "split"),
-    *("split_with_sizes", "swapaxes", "tensor_split", "unbind", "unflatten", "unfold", "unsafe_split", "view_as"),
+    *("chunk", "expand_as", "reshape_as", "rot90", "split", "split_with_sizes", "tensor_split", "unbind", "unfold"),
+    *("unsafe_split", "view_as"),
     *("cat", "concat", "stack", "hstack", "vstack", "flip", "fliplr", "flipud", "roll", "repeat", "tile"),
     *("repeat_interleave", "index_select", "index", "gather", "take_along_dim", "embedding", "tril", "triu"),
-    *("slice_scatter", "select_scatter", "scatter", "index_put", "index_copy", "copy", "clone", "contiguous"),
-    *(
-        "lift_fresh_copy",
-        "reshape_as",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "sort",
-        "topk",
-        "argsort",
-    ),
+    *("slice_scatter", "select_scatter", "scatter", "index_put", "index_copy", "copy"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "sort", "topk", "argsort"),
     *("max", "min", "amax", "amin", "zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "empty"),
 )
-"""Operators of aten whose results are values that they were given, or 0 and 1."""
+"""Operators of aten whose results are values that they were given, or 0 and 1: more than views, for nothing is computed
+in joining, choosing and sorting either."""
 
 FLOATS = (
     *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "upsample_nearest1d"),

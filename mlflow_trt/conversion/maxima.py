@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .operators import operator_name
+from .operators import CASTS, VIEWS, operator_name
 from .rewrites import CallFunction
 
 aten = torch.ops.aten
@@ -22,12 +22,9 @@ aten = torch.ops.aten
 NAMES = ("relu", "relu6", "hardtanh", "clamp", "clamp_min", "abs", "maximum", "max")
 """Operations that are, or begin with, a maximum."""
 
-_PASSED = (
-    *NAMES, "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
-    "unsqueeze", "expand", "slice", "select", "clone", "contiguous", "alias", "detach", "dropout", "_to_copy", "to",
-    "neg", "minimum", "min", "clamp_max",
-)  # fmt: skip
-"""What may stand between the product and the maximum."""
+_PASSED = (*NAMES, *VIEWS, *CASTS, "dropout", "neg", "minimum", "min", "clamp_max")
+"""What may stand between the product and the maximum: what moves numbers, and what TensorRT folds into one layer with
+it. What joins several tensors (``cat``) ends the search, unlike in :mod:`.roles`."""
 
 _PRODUCTS = ("mul", "glu")
 _CONVOLUTIONS = ("convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d")

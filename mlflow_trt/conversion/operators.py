@@ -36,21 +36,23 @@ ARITHMETIC = (
 
 NORMALIZATIONS = ("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm")
 PROMOTING = ("cat", "concat", "stack", "hstack", "vstack", "where", "result_type", "type_as")
+COPIES = ("alias", "clone", "contiguous", "detach", "lift_fresh_copy")
+"""Operators of aten that give back the numbers of one tensor in the same shape."""
+
+REORDERINGS = ("mT", "moveaxis", "movedim", "numpy_T", "permute", "swapaxes", "swapdims", "t", "transpose")
+"""Those that put the dimensions of one tensor in another order."""
+
 VIEWS = (
-    "alias",
-    "detach",
-    "expand",
-    "flatten",
-    "permute",
-    "reshape",
-    "select",
-    "slice",
-    "squeeze",
-    "t",
-    "transpose",
-    "unsqueeze",
-    "view",
+    *COPIES,
+    *REORDERINGS,
+    *("_unsafe_view", "diagonal", "expand", "flatten", "narrow", "ravel", "reshape", "select", "slice", "squeeze"),
+    *("unflatten", "unsqueeze", "view"),
 )
+"""All that only move the numbers of one tensor: into another shape, or a part of them; none is new.
+
+Not those that name the shape by a second tensor (``expand_as``), whose numbers go nowhere.
+"""
+
 CASTS = ("to", "_to_copy", "type_as")
 QUANTIZERS = ("quantize_op", "dynamic_block_quantize_op")
 

@@ -16,16 +16,13 @@ rewritten, node by node, with the types that each node then has, on the symbols 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
-    ExportGraphSignature,
     InputKind,
     InputSpec,
     OutputKind,
@@ -33,9 +30,9 @@ from torch.export.graph_signature import (
     SymIntArgument,
     TensorArgument,
 )
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Node
 
-from .._torch import FakeTensor, HigherOrderOperator, OpOverload, enable_python_dispatcher, pytree
+from .._torch import HigherOrderOperator, OpOverload, pytree
 from ..errors import ConversionError
 from . import maxima, rewrites
 from .integers import FLOATS, held, narrow, public_dtype, wrap_limits
@@ -48,7 +45,6 @@ from .operators import (
     dtypes_of,
     is_floating,
     keeps_dtypes,
-    may_overflow,
     no_double,
     operands,
     operator_name,
@@ -57,6 +53,7 @@ from .operators import (
 )
 from .regions import written_out
 from .structure import Output, output_node
+from .typed_graph import TypedGraph
 from .weights import Weights
 
 _WRITTEN_OUT = {
@@ -124,19 +121,11 @@ class _Rewriter:
         self.outputs = outputs
         self.dtype = dtype
         self.fed = fed
-        self.graph = Graph()
+        self.typed = TypedGraph(program)
+        self.graph = self.typed.graph
         self.nodes: dict[Node, Node] = {}
         self.kept: list[str] = []
         self.weights = Weights(program)
-        self.fake_mode = next(
-            (
-                value.fake_mode
-                for node in program.graph.nodes
-                for value in pytree.tree_leaves(node.meta.get("val"))
-                if isinstance(value, FakeTensor)
-            ),
-            None,
-        )
 
     def run(self) -> Prepared:
         specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
@@ -158,20 +147,21 @@ class _Rewriter:
             wanted = self._entry_dtype(node, value.dtype)
             if user:
                 names.append(node.name)
-                new.meta["val"] = self._as(value, self.fed[node.name])
+                new.meta["val"] = self.typed.in_dtype(value, self.fed[node.name])
                 if self.fed[node.name] != wanted:
                     casts.append((node, wanted))
             elif wanted != value.dtype:
                 self.weights.cast(spec, wanted)
-                new.meta["val"] = self._as(value, wanted)
+                new.meta["val"] = self.typed.in_dtype(value, wanted)
         for node, wanted in casts:  # after the last placeholder, as a program requires
-            self.nodes[node] = self._cast(self.nodes[node], wanted)
+            self.nodes[node] = self.typed.cast(self.nodes[node], wanted)
         for node in self.program.graph.nodes:
             if node.op not in ("placeholder", "output"):
                 self._copy(node)
         out_specs = self._outputs()
         uint8 = tuple(i for i, output in enumerate(self.outputs) if self._is_uint8(output))
-        return Prepared(self._program(kept_specs, out_specs, names), tuple(names), tuple(self.kept), uint8)
+        made = self.typed.program(kept_specs, out_specs, names, self.weights)
+        return Prepared(made, tuple(names), tuple(self.kept), uint8)
 
     def _is_uint8(self, output: Output) -> bool:
         return any(n.name == output.node and torch.uint8 in dtypes_of(n.meta.get("val")) for n in self.nodes)
@@ -200,7 +190,7 @@ class _Rewriter:
         named = (args, kwargs) != (node.args, node.kwargs)
         doubles = any(no_double(dtype) != dtype for dtype in dtypes_of(node.meta.get("val")))
         if name == "batch_norm":
-            mapped_args = rewrites.affine(self._call, mapped_args)
+            mapped_args = rewrites.affine(self.typed.call, mapped_args)
         written = maxima.rewritten if maxima.of_product(node) else _WRITTEN_OUT.get(name)
         if not changed and not doubles and not named and written is None:
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
@@ -212,7 +202,7 @@ class _Rewriter:
             originals: dict[Node, Any] = {self.nodes[n]: n.meta.get("val") for n in read}
             mapped_args, mapped_kwargs = torch.fx.node.map_arg(
                 (mapped_args, mapped_kwargs),
-                lambda n: self._cast(n, originals[n].dtype) if is_floating(originals.get(n)) else n,
+                lambda n: self.typed.cast(n, originals[n].dtype) if is_floating(originals.get(n)) else n,
             )
             new = self.nodes[node] = self.graph.node_copy(node, self._mapped)
             new.args, new.kwargs = mapped_args, mapped_kwargs
@@ -227,13 +217,13 @@ class _Rewriter:
             mapped_args, mapped_kwargs = self._unify(node, name, mapped_args, mapped_kwargs)
         mapped_args, mapped_kwargs = self._clamped(mapped_args, mapped_kwargs)
         if written is not None:
-            replaced = written(self._call, node, mapped_args, mapped_kwargs)
+            replaced = written(self.typed.call, node, mapped_args, mapped_kwargs)
             if replaced is not None:
                 self.nodes[node] = replaced
                 self._note_kept(node, name, mapped_args)
                 return
         try:
-            value = self._evaluate(node.target, mapped_args, mapped_kwargs)
+            value = self.typed.evaluate(node.target, mapped_args, mapped_kwargs)
         except Exception:  # PyTorch has it for the model's own dtypes only
             mapped_args, mapped_kwargs = self._restored(args, kwargs)
             value = self._last_try(node, mapped_args, mapped_kwargs)
@@ -242,9 +232,9 @@ class _Rewriter:
         new.meta["val"] = value
         new.meta.pop("tensor_meta", None)
         if back is not None:
-            self.nodes[node] = self._cast(new, back)
+            self.nodes[node] = self.typed.cast(new, back)
         if wrapped is not None:
-            self.nodes[node] = rewrites.wrapped(self._call, new, *wrapped)
+            self.nodes[node] = rewrites.wrapped(self.typed.call, new, *wrapped)
         self._note_kept(node, name, mapped_args)
 
     def _dtype_argument(self, value: Any) -> Any:
@@ -261,19 +251,19 @@ class _Rewriter:
             own: Any = node.meta.get("val")
             if not is_floating(own) or (dtype := no_double(own.dtype)) == new.meta["val"].dtype:
                 return new
-            return self._cast(new, dtype)
+            return self.typed.cast(new, dtype)
 
         return torch.fx.node.map_arg((args, kwargs), restore)
 
     def _in_float(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         def cast(node: Node) -> Node:
-            return self._cast(node, torch.float32) if torch.int32 in dtypes_of(node.meta.get("val")) else node
+            return self.typed.cast(node, torch.float32) if torch.int32 in dtypes_of(node.meta.get("val")) else node
 
         return torch.fx.node.map_arg((args, kwargs), cast)
 
     def _last_try(self, node: Node, args: Any, kwargs: Any) -> Any:
         try:
-            return self._evaluate(node.target, args, kwargs)
+            return self.typed.evaluate(node.target, args, kwargs)
         except Exception as error:
             raise ConversionError(
                 f"{node.name} ({node.target}) can't be computed in the dtypes that TensorRT has: "
@@ -281,13 +271,6 @@ class _Rewriter:
                 "operators that PyTorch computes in float32 too",
                 "cast its operands in the model, or leave the operator out of it",
             ) from error
-
-    def _call(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """A new operation, told to be at the place of another."""
-        new = self.graph.call_function(target, args, kwargs)
-        new.meta = {**like.meta, "val": self._evaluate(target, args, kwargs)}
-        new.meta.pop("tensor_meta", None)
-        return new
 
     def _unify(self, node: Node, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Brings the floating operands of an operation to one dtype, where it needs that."""
@@ -308,7 +291,7 @@ class _Rewriter:
 
         def cast(n: Node) -> Node:
             differs = is_floating(n.meta.get("val")) and n.meta["val"].dtype != wanted and n not in written
-            return self._cast(n, wanted) if differs else n
+            return self.typed.cast(n, wanted) if differs else n
 
         return torch.fx.node.map_arg((args, kwargs), cast)
 
@@ -343,7 +326,7 @@ class _Rewriter:
             if isinstance(value, torch.Tensor):
                 public = public_dtype(value.dtype)
                 wanted = torch.float32 if public == torch.uint8 else public
-                new = new if new.meta["val"].dtype == wanted else self._cast(new, wanted)
+                new = new if new.meta["val"].dtype == wanted else self.typed.cast(new, wanted)
             results.append(new)
         node = self.graph.output(tuple(results))
         node.meta.update(output_node(self.program).meta)
@@ -357,57 +340,5 @@ class _Rewriter:
             for n in results
         ]
 
-    def _program(self, inputs: list[InputSpec], outputs: list[OutputSpec], names: list[str]) -> ExportedProgram:
-        in_spec = pytree.tree_flatten(((0,) * len(names), {}))[1]
-        out_spec = pytree.tree_flatten((0,) * len(outputs))[1]
-        signature = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)
-        if hasattr(signature, "forward_arg_names"):
-            signature.forward_arg_names = names
-        module = GraphModule(self.program.graph_module, self.graph)
-        return ExportedProgram(
-            root=module,
-            graph=self.graph,
-            graph_signature=ExportGraphSignature(inputs, outputs),
-            state_dict=self.weights.state,
-            range_constraints=dict(self.program.range_constraints),
-            module_call_graph=[ModuleCallEntry(fqn="", signature=signature)],
-            example_inputs=None,
-            constants=self.weights.constants,
-            verifiers=list(self.program.verifiers),
-        )
-
     def _mapped(self, node: Node) -> Node:
         return self.nodes[node]
-
-    def _cast(self, node: Node, dtype: torch.dtype) -> Node:
-        if node.meta["val"].dtype == torch.uint8 and dtype == torch.int32:
-            node = self._cast(node, torch.float32)  # uint8's way into a network
-        new = self.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": dtype})
-        new.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")}
-        new.meta["val"] = self._as(node.meta["val"], dtype)
-        narrowing = dtype in (torch.float16, torch.bfloat16) and node.meta["val"].dtype == torch.float32
-        if narrowing and may_overflow(node):
-            limit = torch.finfo(dtype).max
-            # An additive mask of float32's minimum would become -inf, and the softmax of a row of these NaN.
-            clamped = self.graph.create_node(
-                "call_function", torch.ops.aten.clamp.default, (node, -limit, limit), name=f"{node.name}_finite"
-            )
-            clamped.meta = {**new.meta, "val": node.meta["val"]}
-            new.prepend(clamped)
-            new.args = (clamped,)
-        return new
-
-    def _as(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if value.dtype == dtype or self.fake_mode is None:
-            return value
-        with self.fake_mode, torch.no_grad():
-            return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
-
-    def _evaluate(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The value of a node: shapes, with the export's symbols, and the new dtypes."""
-        real_args, real_kwargs = torch.fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-        if self.fake_mode is None or target is operator.getitem:
-            return target(*real_args, **real_kwargs)
-        # The Python dispatcher, as in the export itself: without it some operators (baddbmm) take no symbolic sizes.
-        with self.fake_mode, enable_python_dispatcher(), torch.no_grad():
-            return target(*real_args, **real_kwargs)

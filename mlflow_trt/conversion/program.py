@@ -203,7 +203,7 @@ def evaluation(module: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _quantizers_exportable() -> Iterator[None]:
     """Weights quantized with modelopt: its quantizers become operators that Torch-TensorRT converts."""
-    if "modelopt" not in sys.modules:
+    if sys.modules.get("modelopt") is None:  # None: something keeps it from being imported
         yield
         return
     from modelopt.torch.quantization.utils import export_torch_mode  # type: ignore[import-not-found,import-untyped,unused-ignore]

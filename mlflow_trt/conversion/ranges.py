@@ -18,21 +18,15 @@ from torch.fx import Interpreter, Node
 from .._torch import pytree
 from ..plan.files import GoldenTensors
 from ..plan.manifest import Interface
-from .operators import operator_name
+from .operators import CASTS, VIEWS, operator_name
 from .precision import prepare
 from .program import module_of, placeholder_values
 from .structure import computed_outputs, user_inputs
 
 _LARGEST = torch.finfo(torch.float16).max
 _SMALLEST = 2.0**-24
-# fmt: off
-_VIEWS = frozenset(
-    {
-        "view", "reshape", "unsqueeze", "squeeze", "slice", "select", "expand", "clone", "permute",
-        "transpose", "to", "_to_copy", "cat",
-    }
-)
-# fmt: on
+_MASK_STAYS = frozenset({*VIEWS, *CASTS, "cat"})
+"""Operations beside elementwise ones that make a mask of a mask."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ class _RangeInterpreter(Interpreter):
             )
         ):
             return True
-        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or operator_name(node) in _VIEWS
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or operator_name(node) in _MASK_STAYS
         return pointwise and any(operand in self.masks for operand in node.all_input_nodes)
 
     def _note(self, node: Node, tensor: torch.Tensor) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch.fx import Node
 
+from .operators import REORDERINGS, operator_name
+
 aten = torch.ops.aten
 
 
@@ -127,9 +129,15 @@ def _laid_out(call: CallFunction, node: Node, mixed: Node) -> Node:
 
 
 def _viewed(node: Node) -> bool:
-    """Whether a view of a tensor is read, of another order of its dimensions too."""
-    moved = (aten.transpose.int, aten.permute.default)
-    return any(user.target is aten.view.default or (user.target in moved and _viewed(user)) for user in node.users)
+    """Whether a view of a tensor is read, of another order of its dimensions too.
+
+    No other operator that moves numbers is passed: ``view`` alone depends on how they lie in memory, and what copies
+    them, or takes a part, lays them out anew.
+    """
+    return any(
+        user.target is aten.view.default or (operator_name(user) in REORDERINGS and _viewed(user))
+        for user in node.users
+    )
 
 
 def _number(call: CallFunction, like: Node, number: float) -> Node:
@@ -168,6 +176,8 @@ def joined(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[
         start, end, _ = slice(start, end).indices(size)
     elif start < 0 or (end is not None and end < 0):
         return None
+    if end is not None:
+        end = max(start, end)  # nothing is written where it ends before it begins
     parts = [call(node, aten.slice.Tensor, whole, dim, 0, start)] if start > 0 else []
     parts.append(part)
     if end is not None and (type(size) is not int or end < size) and end < 2**62:

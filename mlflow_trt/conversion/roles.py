@@ -15,24 +15,22 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from .arguments import Spec
-from .operators import operator_name
+from .operators import CASTS, VIEWS, operator_name
 from .program import placeholder_values
 from .shapes import fixed_size
 
 _UNKNOWN_ROWS = 2
 """Of a table whose size changes from call to call: 0 and 1 fit nearly every one."""
 
-# fmt: off
 _HANDED_ON = frozenset(
     {
-        "to", "_to_copy", "type_as", "view", "reshape", "unsqueeze", "squeeze", "slice", "select", "expand",
-        "expand_as", "clone", "contiguous", "permute", "transpose", "t", "alias", "detach", "flatten",
-        "unflatten", "repeat", "cat", "stack", "clamp", "clamp_min", "clamp_max", "where", "masked_fill",
-        "roll", "flip",
+        *(*VIEWS, *CASTS, "expand_as", "flip", "repeat", "roll"),
+        *("cat", "stack", "where", "masked_fill"),
+        *("clamp", "clamp_min", "clamp_max"),
     }
 )
-# fmt: on
-"""Operations whose integers are those of their operands, as far as a table's size goes."""
+"""Operations whose integers are those of their operands, as far as a table's size goes: beside what moves them, what
+joins several tensors or chooses among them, and bounds."""
 
 # Operator: where the table stands among its arguments (None: its rows are given), the index, and the dimension.
 _TABLES: Mapping[str, tuple[int, int, int | None]] = {

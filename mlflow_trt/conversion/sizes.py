@@ -7,6 +7,7 @@ is asked at sizes that break a guard, and with every dynamic size at 1.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def probes(
 
 def between(low: int, opt: int, high: int) -> Iterator[int]:
     """Sizes strictly between, the best first: odd ones of the lower half, where calls are cheap."""
-    sizes = [n for n in range(low + 1, high) if n != opt][:4096]
+    # A range may be of thousands of millions of sizes: only the first are looked at.
+    sizes = list(itertools.islice((n for n in range(low + 1, high) if n != opt), 4096))
     middle = (low + opt) // 2 if opt - low > 1 else (opt + high) // 2
     yield from sorted(sizes, key=lambda n: (n % 2 == 0, abs(n - middle), n))
 

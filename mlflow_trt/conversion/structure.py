@@ -22,7 +22,7 @@ from ..errors import ConversionError, SettingError
 from ..inputs import DTYPES
 from ..plan.manifest import Branch, ConstantLeaf, InputLeaf, Structure, TensorLeaf
 from .integers import public_dtype
-from .operators import written_operands
+from .operators import CASTS, COPIES, written_operands
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,6 @@ def _hollow(spec: pytree.TreeSpec) -> Any:
     return items if kind == "list" else tuple(items)
 
 
-_COPIES = ("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "to", "_to_copy")
-
-
 def _sources(program: ExportedProgram) -> dict[str, str]:
     """For every node the one whose value it has: a copy of an input or output is no computation.
 
@@ -186,7 +183,7 @@ def _sources(program: ExportedProgram) -> dict[str, str]:
         operand = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         same = operand is not None and _dtype(operand) is not None and _dtype(operand) == _dtype(node)
         same = same and node not in written and operand not in written
-        sources[node.name] = sources[operand.name] if same and name in _COPIES else node.name  # type: ignore[union-attr]
+        sources[node.name] = sources[operand.name] if same and name in (*COPIES, *CASTS) else node.name  # type: ignore[union-attr]
     return sources
 
 

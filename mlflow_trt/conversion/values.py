@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def synthesize(
     if not dtype.is_floating_point:
         # Torch-TensorRT's own domain for inputs: as indices, 0 and 1 fit nearly every table.
         low, high = spec.domain or (0, 2)
-        return torch.randint(int(low), max(int(low) + 1, int(high)), tuple(shape), generator=generator).to(dtype)
+        first = math.ceil(low)
+        return torch.randint(first, max(first + 1, math.ceil(high)), tuple(shape), generator=generator).to(dtype)
     if spec.domain is not None:
         low, high = spec.domain
         return (torch.rand(tuple(shape), generator=generator) * (high - low) + low).to(dtype)

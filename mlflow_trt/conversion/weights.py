@@ -19,8 +19,8 @@ class Weights:
     def __init__(self, program: ExportedProgram) -> None:
         self.state: dict[str, Any] = dict(program.state_dict)
         self.constants: dict[str, Any] = dict(program.constants)
-        self._copies: dict[int, torch.Tensor] = {}
-        """By the original's id: weights that share memory go on sharing it."""
+        self._copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+        """By the original's id and the new dtype: weights that share memory go on sharing it."""
 
     def cast(self, spec: InputSpec, dtype: torch.dtype) -> None:
         """Replaces a weight by a copy of another dtype."""
@@ -28,9 +28,10 @@ class Weights:
         for store in (self.state, self.constants):
             if target in store and isinstance(store[target], torch.Tensor):
                 original = store[target]
-                if id(original) not in self._copies:
-                    self._copies[id(original)] = _narrowed(original.detach(), dtype)
-                copy = self._copies[id(original)]
+                key = id(original), dtype
+                if key not in self._copies:
+                    self._copies[key] = _narrowed(original.detach(), dtype)
+                copy = self._copies[key]
                 store[target] = (
                     torch.nn.Parameter(copy, requires_grad=False) if isinstance(original, torch.nn.Parameter) else copy
                 )

@@ -1,7 +1,7 @@
 """What an engine is built for: TensorRT's runtimes, their releases, and compute capabilities, as they are spelled.
 
-A capability is ``"8.9"`` everywhere in this package. NVIDIA's compilers and names of folders say ``sm89``, TensorRT
-``SM89``.
+A capability is ``"8.9"`` everywhere in this package. NVIDIA's compilers say ``sm_89``, names of folders ``sm89``, and
+TensorRT ``SM89``.
 """
 
 from __future__ import annotations
@@ -84,5 +84,10 @@ def parse_capability(value: object) -> str | None:
 
 
 def sm(capability: str) -> str:
-    """Spells a compute capability as NVIDIA's compilers do: ``"sm89"``."""
+    """Spells a compute capability as names of folders do: ``"sm89"``."""
     return "sm" + capability.replace(".", "")
+
+
+def architecture(capability: str) -> str:
+    """Spells a compute capability as NVIDIA's compilers and the text of a host do: ``"sm_89"``."""
+    return sm(capability).replace("sm", "sm_")

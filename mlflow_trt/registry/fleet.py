@@ -21,6 +21,7 @@ from ..plan.compatibility import Report
 from ..plan.files import folder_name
 from ..plan.host import parse_host
 from ..plan.manifest import Host, Manifest, PlanRecord
+from ..plan.targets import architecture
 from .ledger import registry_errors, search_versions
 
 Fleet = Union[str, Path, Mapping[str, Union[Host, str]]]
@@ -200,7 +201,7 @@ def _built_for(manifest: Manifest, runtime: str) -> dict[str, Host]:
                 machine=built_on.machine,
                 runtimes={runtime: record.release},
             )
-            hosts[f"{runtime}=={record.release},sm_{capability.replace('.', '')}"] = host
+            hosts[f"{runtime}=={record.release},{architecture(capability)}"] = host
     return hosts
 
 

@@ -9,87 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forged
 import pytest
-from click.testing import CliRunner
 from manifests import H100, MANIFEST, MEASURED
 
 import mlflow_trt
-from mlflow_trt.cli.main import convert, log, main
+from mlflow_trt.cli.main import convert, log
 from mlflow_trt.flavor import staging
 from mlflow_trt.plan import manifest
 from mlflow_trt.plan.manifest import LatencyRecord, ParityRecord
 
-HERE = "tensorrt_rtx==1.6.1.120,sm_89"
-ELSEWHERE = "tensorrt_rtx==1.4.0.76,sm_75"
-
-
-@pytest.fixture
-def folder(tmp_path) -> str:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "manifest.json").write_text(MANIFEST.to_json())
-    return str(tmp_path / "model")
-
-
-def run(*arguments: str, columns: int = 120):
-    return CliRunner(env={"COLUMNS": str(columns)}).invoke(main, arguments)
+from .commands import ELSEWHERE, HERE, run
 
 
 def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mlflow_trt", *arguments], capture_output=True, text=True, timeout=300, **options
     )
-
-
-def test_inspect_shows_inputs_outputs_plans_measurements_and_files(folder):
-    result = run("inspect", folder)
-
-    assert result.exit_code == 0
-    for text in (
-        "batch, 3, height, 224",
-        "1, 3, 224:224:448, 224",
-        "2:16:64, 3, 224:224:448, 224",
-        "found, 4",
-        "Plan 1 of 2  tensorrt_rtx-1.6.1.120-sm80-sm86-sm89",
-        "fp16; layers: 122 float16, 4 float32, 3 int64; weights: 51.1 MB float16, 4 kB float32; TF32 off",
-        "in 11.2 s on NVIDIA H100 80GB HBM3 (9.0), driver 580.95.05, torch 2.14.1",
-        "passed; at worst rel L2 0.0013 (allowed 0.01), cosine 0.999998, top-1 100.0%",
-        "0.78 ms at batch 1, 2.40 ms at batch 16",
-        "Plan 2 of 2  tensorrt-11.1.0.23-sm90",
-        "not measured: no GPU was there",
-        "golden/inputs.safetensors",
-        MEASURED.file.sha256[:12],
-    ):
-        assert text in result.stdout
-
-
-def test_a_shape_is_not_taken_for_markup(folder):
-    """Rich would swallow [batch] or [1:8] as a style."""
-    tensor = MANIFEST.interface.inputs[1].model_copy(update={"name": "[bold]"})
-    interface = MANIFEST.interface.model_copy(update={"inputs": (tensor,)})
-    Path(folder, "manifest.json").write_text(MANIFEST.model_copy(update={"interface": interface}).to_json())
-
-    assert "[bold]" in run("inspect", folder).stdout
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("arguments", [("inspect",), ("check", "--host", HERE, "--host", ELSEWHERE)])
-def test_no_line_is_longer_than_the_terminal(folder, columns, arguments):
-    lines = run(*arguments, folder, columns=columns).stdout.splitlines()
-
-    assert len(lines) > 10
-    assert max(len(line) for line in lines) <= columns
-
-
-def test_an_unknown_interface_is_said_to_be_unknown(folder):
-    record = MEASURED.model_copy(update={"profiles": None, "built_on": None, "capabilities": None})
-    made = MANIFEST.model_copy(update={"interface": None, "plans": (record,)})
-    Path(folder, "manifest.json").write_text(made.to_json())
-
-    text = run("inspect", folder).stdout
-
-    assert "Inputs and outputs are not known" in text
-    assert "compute capability not known" in text
-    assert "by another program" in text
 
 
 def test_inspect_as_json_is_the_manifest(folder):
@@ -285,21 +221,6 @@ def test_help_names_every_command_and_imports_neither_mlflow_nor_torch():
     assert found.splitlines()[-1] == "[]"
 
 
-def test_what_libraries_write_to_the_descriptor_is_not_in_the_json():
-    code = (
-        "import os, sys\n"
-        "from mlflow_trt.cli import terminal\n"
-        "with terminal.results() as stdout:\n"
-        "    os.write(1, b'from a library\\n'); print('from Python')\n"
-        "    terminal.show_json(stdout, {'a': 1})\n"
-        "print('after')\n"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert found.stdout == '{\n  "a": 1\n}\nafter\n'
-    assert set(found.stderr.split("\n")) >= {"from a library", "from Python"}
-
-
 def test_the_installed_command():
     path = shutil.which("mlflow-trt", path=f"{Path(sys.executable).parent}")
     if path is None:
@@ -344,21 +265,23 @@ def test_a_program_becomes_an_engine_and_the_engine_a_registered_version(program
     assert content["manifest"]["plans"][0]["file"]["sha256"] == record["file"]["sha256"]
 
     for uri in ("models:/net/1", "models:/net@champion", content["model_uri"]):
-        shown = command("inspect", uri, "--json")
+        shown = run("inspect", uri, "--json")
         assert json.loads(shown.stdout) == content["manifest"], shown.stderr
     release = record["release"]
-    assert command("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_86").returncode == 0
-    assert command("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_89").returncode == 1
+    assert run("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_86").exit_code == 0
+    assert run("check", "models:/net@new", "--host", f"tensorrt_rtx=={release},sm_89").exit_code == 1
 
 
 @pytest.mark.slow
-def test_a_module_is_logged_with_its_program(tmp_path):
+def test_a_module_is_logged_with_its_program(tmp_path, warm_programs):
     pytest.importorskip("torch", reason="needs the conversion extra")
     Path("mine.py").write_text(
         "import torch\ndef make():\n    print('building')\n    return torch.nn.Linear(4, 3).eval()\n"
     )
 
-    logged = command("log", "mine:make", "--input", "input=float32[1:2:8,4]", env={**os.environ, "COLUMNS": "80"})
+    logged = command(
+        "log", "mine:make", "--input", "input=float32[1:2:8,4]", env={**os.environ, **warm_programs, "COLUMNS": "80"}
+    )
 
     assert logged.returncode == 0, logged.stderr
     assert "1:2:8, 4" in logged.stdout
@@ -383,3 +306,40 @@ def test_converting_into_a_folder_that_is_not_empty_fails_before_anything_is_bui
     assert result.exit_code == 1
     assert "already exists" in result.stderr
     assert sorted(p.name for p in Path().iterdir()) == ["net.pt2"]
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_check_a_fleet(registry, versions, tmp_path):
+    (tmp_path / "fleet.yaml").write_text(f"edge: {forged.HERE}\nold: tensorrt_rtx=={forged.RELEASE},sm_75\n")
+    mlflow_trt.promote(registry.name, versions[0], gates=[])
+    arguments = ("check", f"models:/{registry.name}@champion", "--fleet", tmp_path / "fleet.yaml")
+
+    shown, parsed = run(*arguments), run(*arguments, "--json")
+
+    assert shown.exit_code == parsed.exit_code == 1
+    assert [line.split()[:2] for line in shown.stdout.splitlines() if line.startswith(("edge", "old"))] == [
+        ["edge", "loads"],
+        ["old", "does"],
+    ]
+    hosts = json.loads(parsed.stdout)["hosts"]
+    assert [bool(h["accepted"]) for h in hosts.values()] == [True, False]
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_check_an_upgrade_over_all_models(registry, versions):
+    mlflow_trt.promote(registry.name, versions[0], gates=[])
+
+    breaks, stays = run("check", "--upgrade", "tensorrt_rtx==1.7"), run("check", "--upgrade", "tensorrt_rtx==1.6")
+
+    assert breaks.exit_code == 1
+    assert registry.name in breaks.stdout
+    assert "breaks" in breaks.stdout
+    mine = [line for line in stays.stdout.splitlines() if line.startswith(registry.name + " ")]
+    assert mine
+    assert all("loads" in line for line in mine)
+
+
+def test_check_wants_a_model_or_an_upgrade():
+    assert run("check").exit_code == 2
+    assert run("check", "m", "--upgrade", "tensorrt_rtx==1.7").exit_code == 2
+    assert run("check", "m", "--host", "sm_89", "--fleet", "f.yaml").exit_code == 2

@@ -1,13 +1,14 @@
-"""Programs that were prepared for conversion, run by PyTorch."""
+"""The steps of a conversion before anything is built, and what PyTorch makes of their programs."""
 
 from __future__ import annotations
 
 import torch
 
-from mlflow_trt.conversion import interface
+from mlflow_trt.conversion import golden, interface
 from mlflow_trt.conversion.arguments import parse
 from mlflow_trt.conversion.precision import prepare
-from mlflow_trt.conversion.program import export, flatten, placeholder_values
+from mlflow_trt.conversion.program import export, flatten, placeholder_values, refuse_mutation
+from mlflow_trt.conversion.shapes import check_shapes
 from mlflow_trt.conversion.structure import computed_outputs
 
 
@@ -36,3 +37,21 @@ def dtypes_of(program, *names):
 
 def relative(actual, expected):
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def exported(model, inputs, kwargs=None):
+    """The first half of a conversion."""
+    given = parse(model, inputs, kwargs)
+    program = model if isinstance(model, torch.export.ExportedProgram) else export(model, given)
+    specs = flatten(program, given)
+    check_shapes(program, specs)
+    refuse_mutation(program)
+    return program, specs
+
+
+def computed(model, inputs, given=None, kwargs=None, **options):
+    """Golden tensors of a module, which its program is compared with."""
+    arguments = parse(model, inputs, kwargs)
+    program = export(model, arguments)
+    specs = flatten(program, arguments)
+    return golden.compute(program, specs, computed_outputs(program, None), given, module=model, **options)

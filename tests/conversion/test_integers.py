@@ -25,6 +25,7 @@ def written(x):
 FUNCTIONS = {
     "normalised": lambda x: (x.permute(0, 3, 1, 2).float() - 123.7) / 58.4,
     "divided": lambda x: x / 255,
+    "in one dimension": lambda x: x.ravel() + x.swapdims(0, 1).mT.moveaxis(0, 1).reshape(-1),
     "flipped": lambda x: x.flip(-1).permute(0, 3, 1, 2).float(),
     "resized": lambda x: functional.interpolate(x.permute(0, 3, 1, 2), (8, 8), mode="nearest"),
     "padded": lambda x: functional.pad(x.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect"),

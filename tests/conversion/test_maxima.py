@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -40,6 +36,7 @@ MAXIMA = {
     "max": lambda v: torch.max(v, torch.zeros(4, 1, 1)),
     "softsign": F.softsign,
     "another view": lambda v: F.relu(v.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "a cast between": lambda v: torch.relu(v.type_as(2 * v).ravel()).reshape(v.shape),
     "a minimum between": lambda v: torch.minimum(v, torch.ones(1)).clamp_min(0),
     "twice": lambda v: 0.3 - torch.relu(0.3 - torch.relu(v)),
 }
@@ -62,48 +59,10 @@ def test_a_maximum_becomes_a_clip_or_a_choice(tail, squeeze):
     assert torch.equal(run(own.program, x)[0], model(x))
 
 
-SCRIPT = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from mlflow_trt.conversion import build_child, core, torch_tensorrt as builder
-build_child._pretend_gpu()
-build_child._without_runtime()
-import tensorrt as trt
-from mlflow_trt import Input, convert
-from conversion.models import Gated
-from conversion.test_maxima import MAXIMA
-
-kinds, look = [], builder.look
-
-def listed(module, net, tf32):
-    for layer in map(net.get_layer, range(net.num_layers)):
-        kind = layer.type.name
-        if kind == "ACTIVATION":
-            layer.__class__ = trt.IActivationLayer
-            kind = layer.type.name
-        elif kind in ("ELEMENTWISE", "UNARY"):
-            layer.__class__ = trt.IElementWiseLayer if kind == "ELEMENTWISE" else trt.IUnaryLayer
-            kind = layer.op.name
-        kinds.append(kind)
-    return look(module, net, tf32)
-
-builder.look = listed
-core.cpu_only.build = lambda program, job, timeout, listener=None: builder.build(program, job, listener)
-found = {{}}
-for name in ("relu6", "abs", "max"):
-    kinds.clear()
-    convert(Gated(MAXIMA[name]).eval(), [Input(((1, 2, 8), 4, 6, 6))], precision="fp32", compute_capabilities=["8.9"])
-    found[name] = kinds[kinds.index("PROD") + 1:]
-print(json.dumps(found))
-"""
-
-
 @pytest.mark.slow
-def test_what_the_network_gets():
+def test_what_the_network_gets(run_module):
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
-    script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, env=environment)
+    done = run_module("conversion.layers_of_maxima")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["relu6"] == ["CLIP"]

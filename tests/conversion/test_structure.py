@@ -42,7 +42,7 @@ def test_single_tensor():
 def test_repeated_handed_through_and_constant():
     def function(x):
         y = x * 2
-        return y, x, y, None, 7, "text", True, x.clone(), y.detach(), y + 1
+        return y, x, y, None, 7, "text", True, x.type_as(y).clone(), y.detach(), y + 1
 
     outputs, result = outputs_of(function)
     assert outputs == [("output0", (0, 2, 8)), ("output9", (9,))]

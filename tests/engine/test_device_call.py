@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import standin
+from affine import AFFINE, affine, write_plan
 from interfaces import interface, tensor
 from manifests import host
 from standin import Binding, Engine
-from test_engine import AFFINE, affine, write_plan
 
 from mlflow_trt.engine import tensors
 from mlflow_trt.engine.engine import TensorRTEngine

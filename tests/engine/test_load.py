@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import standin
+from affine import AFFINE, affine, rows, write_plan
 from manifests import host, manifest, record
-from test_engine import AFFINE, affine, rows, write_plan
 
 from mlflow_trt.engine import load as load_engine
 from mlflow_trt.errors import CompatibilityError, DeviceError, SettingError

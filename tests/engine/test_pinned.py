@@ -7,10 +7,10 @@ import mmap
 import numpy as np
 import pytest
 import standin
+from affine import write_plan
 from interfaces import interface, tensor
 from manifests import host
 from standin import Binding, Engine
-from test_engine import write_plan
 
 from mlflow_trt.engine import pinned
 from mlflow_trt.engine.engine import TensorRTEngine
@@ -131,7 +131,7 @@ def test_what_a_gpu_cannot_fetch_is_copied(engine, cudart, memory, parts):
 
 def test_small_rows_are_copied(monkeypatch, tmp_path, memory):
     """Each would be a call of its own."""
-    from test_engine import AFFINE, affine
+    from affine import AFFINE, affine
 
     cudart = standin.install(monkeypatch, affine).cudart
     lock(memory)

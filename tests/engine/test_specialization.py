@@ -6,8 +6,8 @@ import logging
 import numpy as np
 import pytest
 import standin
+from affine import affine, rows, write_plan
 from manifests import host
-from test_engine import AFFINE, affine, rows, write_plan
 
 from mlflow_trt.engine import specialization
 from mlflow_trt.engine.engine import TensorRTEngine
@@ -21,17 +21,6 @@ def first_row_only(answers):
 
 def nothing(answers):
     return dict.fromkeys(answers)
-
-
-@pytest.fixture
-def module(monkeypatch):
-    return standin.install(monkeypatch, affine)
-
-
-@pytest.fixture
-def engine(tmp_path, module):
-    with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as made:
-        yield made
 
 
 def check(engine, x, calls=4):

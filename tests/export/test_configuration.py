@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import trt_plans
-from hypothesis import given
-from hypothesis import strategies as st
 from trt_plans import CLASSIFIER, GOLDEN, ONE_PROFILE, interface, record, tensor
 
 from mlflow_trt.errors import CompatibilityError, SettingError
@@ -277,30 +275,3 @@ def test_points_of_another_plan_s_profile_are_left_out():
 def test_options_that_can_not_be_are_refused(options, found):
     with pytest.raises(SettingError, match=found):
         configured(**options)
-
-
-@given(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.text(st.characters(exclude_categories=["Cs"]))
-)
-def test_any_string_survives_the_text_format(name, binding):
-    text = pbtxt.dumps({"name": name, "input": [{"name": binding, "dims": [1, -1]}], "max_batch_size": 3})
-    config = text_format.Parse(text, pb.ModelConfig())
-
-    assert text.isascii()
-    assert config == pb.ModelConfig(name=name, input=[pb.ModelInput(name=binding, dims=[1, -1])], max_batch_size=3)
-
-
-def test_every_kind_of_value_in_the_text_format():
-    message = {
-        "name": 'a "b"\\\n\x00é',
-        "input": [{"name": "x", "is_shape_tensor": True, "optional": False}],
-        "instance_group": [{"kind": pbtxt.Name("KIND_GPU"), "gpus": [], "profile": ["0", "1"]}],
-        "output": [],
-    }
-
-    assert text_format.Parse(pbtxt.dumps(message), pb.ModelConfig()) == pb.ModelConfig(
-        name='a "b"\\\n\x00é',
-        input=[pb.ModelInput(name="x", is_shape_tensor=True)],
-        instance_group=[pb.ModelInstanceGroup(kind="KIND_GPU", profile=["0", "1"])],
-    )
-    assert pbtxt.dumps(message).splitlines()[1:4] == ["input {", '  name: "x"', "  is_shape_tensor: true"]

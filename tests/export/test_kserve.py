@@ -270,36 +270,6 @@ def run(*arguments: object):
     return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
 
 
-def test_the_command(tmp_path):
-    options = ("--image", IMAGE, "--env", "A=b=c", "--secret", "mlflow", "--node-selector", "zone=1", "--gpus", 2)
-    printed = run(URI, *options, "--replicas", 1, 4, "--argument=--batching", "--protocol", "grpc")
-    expected = export_kserve(
-        URI,
-        IMAGE,
-        env={"A": "b=c"},
-        secrets=["mlflow"],
-        node_selector={"zone": "1"},
-        gpus=2,
-        replicas=(1, 4),
-        arguments=["--batching"],
-        protocol="grpc",
-    )
-
-    assert printed.exit_code == 0
-    assert printed.stdout == expected
-    written = run(URI, "--image", IMAGE, "-o", tmp_path / "service.yaml")
-    assert (written.exit_code, written.stdout) == (0, "")
-    assert (tmp_path / "service.yaml").read_text() == export_kserve(URI, IMAGE)
-
-
-@pytest.mark.parametrize("pair", ["A", "=b"])
-def test_an_environment_variable_without_a_value(pair):
-    result = run(URI, "--image", IMAGE, "--env", pair)
-
-    assert result.exit_code == 2
-    assert f"--env {pair} is not NAME=VALUE" in result.stderr
-
-
 def test_nothing_heavy_is_imported():
     """Exporting needs no torch, and importing this package no export."""
     script = "import sys, mlflow_trt, mlflow_trt.export; print({'torch', 'tritonclient', 'grpc'} & set(sys.modules))"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -340,38 +339,6 @@ def test_the_reader_of_the_repository_may_be_another_user(model, repository):
 
 def run(*arguments: object):
     return CliRunner(env={"COLUMNS": "300"}).invoke(command, [str(a) for a in arguments], catch_exceptions=False)
-
-
-def test_the_command(model, repository):
-    result = run(
-        *(model, repository, "--name", "resnet", "--version", 3, "--tensorrt", "10.15.1", "--delay", 2.5),
-        *("--preferred-batch-size", 4, "--preferred-batch-size", 8, "--instances", 2, "--gpu", 0, "--gpu", 1),
-        *("--keep-versions", 0),
-    )
-
-    assert result.exit_code == 0
-    assert result.stdout.splitlines() == [
-        f"Written to {repository / 'resnet'}: version 3, model.plan",
-        "Needs a Triton that links TensorRT 10.15.1.29",
-    ]
-    written = config(repository / "resnet")
-    assert list(written.dynamic_batching.preferred_batch_size) == [4, 8]
-    assert written.dynamic_batching.max_queue_delay_microseconds == 2500
-    assert (written.instance_group[0].count, list(written.instance_group[0].gpus)) == (2, [0, 1])
-    assert written.version_policy.HasField("all")
-
-
-def test_the_command_as_json(model, repository):
-    result = run(model, repository, "--no-batching", "--json")
-
-    assert json.loads(result.stdout) == {
-        "path": str(repository / "classifier"),
-        "version": 1,
-        "files": ["model.plan"],
-        "tensorrt": "10.15.1.29",
-        "notes": [],
-    }
-    assert not config(repository / "classifier").HasField("dynamic_batching")
 
 
 def test_a_model_of_this_package_s_own_making_is_refused(classifier_folder, repository):

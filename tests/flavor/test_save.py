@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import mlflow
-import numpy as np
 import pytest
 from classifier import Classifier
 from mlflow.models import infer_signature
@@ -16,21 +15,7 @@ from mlflow_trt.evidence import recorded
 from mlflow_trt.plan.files import read_header
 from mlflow_trt.plan.manifest import ParityRecord
 
-X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
-
-
-def torch_answer(x=X):
-    import torch
-
-    with torch.no_grad():
-        return {name: value.numpy() for name, value in Classifier.module()(torch.from_numpy(x)).items()}
-
-
-def assert_answers(result):
-    expected = torch_answer()
-    assert set(result) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_allclose(result[name], value, rtol=1e-5, atol=1e-6)
+from .answers import X, assert_answers, torch_answer
 
 
 def test_a_module_becomes_a_registered_version_that_predicts():
@@ -107,24 +92,6 @@ def test_the_program_can_be_left_out(classifier_plan, tmp_path):
     assert not (tmp_path / "saved/program").exists()
     with pytest.raises(TrtError, match="program"):
         mlflow_trt.load_model(tmp_path / "saved", backend="reference")
-
-
-def test_pyfunc_takes_arrays_frames_and_its_raw_model_is_the_engine(classifier_folder):
-    loaded = mlflow.pyfunc.load_model(str(classifier_folder), model_config={"backend": "reference"})
-
-    assert_answers(loaded.predict({"x": X}))
-    import pandas as pd
-
-    assert_answers(loaded.predict(pd.DataFrame({"x": list(X)})))
-    engine = loaded.get_raw_model()
-    assert engine.backend == "reference"
-    np.testing.assert_allclose(engine(X)["scores"], torch_answer()["scores"], rtol=1e-5, atol=1e-6)
-
-
-def test_results_say_which_backend_answered(classifier_folder):
-    loaded = mlflow.pyfunc.load_model(str(classifier_folder), model_config={"backend": "reference"})
-
-    assert loaded.predict({"x": X}).backend == "reference"
 
 
 def test_several_plans_of_one_model_make_one_version(classifier_plan, tmp_path):

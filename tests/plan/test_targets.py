@@ -10,6 +10,7 @@ import pytest
 
 import mlflow_trt
 from mlflow_trt.plan import targets
+from mlflow_trt.plan.host import parse_host
 
 PACKAGE = Path(mlflow_trt.__file__).parent
 
@@ -28,6 +29,12 @@ def test_what_is_none(value):
 def test_a_capability_comes_back(capability):
     assert targets.parse_capability(targets.sm(capability)) == capability
     assert targets.parse_capability(targets.sm(capability).upper()) == capability
+    assert targets.parse_capability(targets.architecture(capability)) == capability
+    assert parse_host(targets.architecture(capability)).capability == capability
+
+
+def test_each_place_has_its_spelling():
+    assert (targets.sm("12.0"), targets.architecture("12.0")) == ("sm120", "sm_120")
 
 
 def test_what_tensorrt_rtx_names():
@@ -52,3 +59,4 @@ def test_versions_are_taken_apart_nowhere_else(path):
         texts = [[e.value for e in each if isinstance(e, ast.Constant) and isinstance(e.value, str)] for each in held]
         assert not any(sum(bool(re.fullmatch(r"\d{1,2}\.\d", t)) for t in each) > 2 for each in texts)
         assert not re.search(r"int\(\w+\) for \w+ in \w+\.split\(\"\.\"\)", path.read_text())
+        assert not re.search(r"""sm_?\{|replace\(['"]\.['"], ['"]{2}\)""", path.read_text()), "a capability is spelled"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import forged
 import numpy as np
 import pytest
-from conftest import crown, judged
+from registries import crown, judged
 
 from mlflow_trt.registry import gates
 from mlflow_trt.registry.accuracy import judge

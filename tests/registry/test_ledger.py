@@ -11,9 +11,9 @@ import time
 import mlflow
 import movers
 import pytest
-from conftest import on_both
 from mlflow.tracking._tracking_service import utils
 from proxy import proxy
+from registries import on_both
 
 import mlflow_trt
 from mlflow_trt import StoreError

@@ -8,7 +8,7 @@ import re
 import forged
 import mlflow
 import pytest
-from conftest import on_both
+from registries import on_both
 
 import mlflow_trt
 from mlflow_trt import PromotionError, SettingError

@@ -1,20 +1,17 @@
-"""``mlflow-trt promote | rollback | history | check``: what they print, and their exit status."""
+"""``mlflow-trt promote | rollback | history``: what they print, and their exit status."""
 
 from __future__ import annotations
 
 import json
 
 import forged
-from click.testing import CliRunner
+import pytest
 
-import mlflow_trt
-from mlflow_trt.cli.main import main
+from .commands import run
+
+pytestmark = pytest.mark.usefixtures("without_gpu")
 
 ALLOWED = ("--allow-not-measured", "parity", "--allow-not-measured", "latency")
-
-
-def run(*arguments, columns=160):
-    return CliRunner(env={"COLUMNS": str(columns)}).invoke(main, [str(a) for a in arguments])
 
 
 def test_promote_refuse_roll_back_and_look_at_the_history(registry, tmp_path):
@@ -64,38 +61,3 @@ def test_a_dry_run_and_a_target(registry, versions):
 
 def test_allowing_a_gate_that_does_not_exist_is_wrong_usage(registry, versions):
     assert run("promote", registry.name, versions[0], "--allow-not-measured", "paritty").exit_code == 2
-
-
-def test_check_a_fleet(registry, versions, tmp_path):
-    (tmp_path / "fleet.yaml").write_text(f"edge: {forged.HERE}\nold: tensorrt_rtx=={forged.RELEASE},sm_75\n")
-    mlflow_trt.promote(registry.name, versions[0], gates=[])
-    arguments = ("check", f"models:/{registry.name}@champion", "--fleet", tmp_path / "fleet.yaml")
-
-    shown, parsed = run(*arguments), run(*arguments, "--json")
-
-    assert shown.exit_code == parsed.exit_code == 1
-    assert [line.split()[:2] for line in shown.stdout.splitlines() if line.startswith(("edge", "old"))] == [
-        ["edge", "loads"],
-        ["old", "does"],
-    ]
-    hosts = json.loads(parsed.stdout)["hosts"]
-    assert [bool(h["accepted"]) for h in hosts.values()] == [True, False]
-
-
-def test_check_an_upgrade_over_all_models(registry, versions):
-    mlflow_trt.promote(registry.name, versions[0], gates=[])
-
-    breaks, stays = run("check", "--upgrade", "tensorrt_rtx==1.7"), run("check", "--upgrade", "tensorrt_rtx==1.6")
-
-    assert breaks.exit_code == 1
-    assert registry.name in breaks.stdout
-    assert "breaks" in breaks.stdout
-    mine = [line for line in stays.stdout.splitlines() if line.startswith(registry.name + " ")]
-    assert mine
-    assert all("loads" in line for line in mine)
-
-
-def test_check_wants_a_model_or_an_upgrade():
-    assert run("check").exit_code == 2
-    assert run("check", "m", "--upgrade", "tensorrt_rtx==1.7").exit_code == 2
-    assert run("check", "m", "--host", "sm_89", "--fleet", "f.yaml").exit_code == 2
