@@ -120,7 +120,12 @@ class WorkerPool:
     async def _keep(self) -> None:
         while not self._ending:
             begin = time.monotonic()
-            worker = _Worker(self._models, self._metrics, self._device)
+            try:
+                worker = _Worker(self._models, self._metrics, self._device)
+            except OSError as error:  # there are too many processes or descriptors now, or too little memory
+                _logger.error("No HTTP worker can be started: %s", error, extra={"event": "http_worker_not_started"})
+                await asyncio.sleep(_QUICKLY)
+                continue
             self._workers.append(worker)
             await worker.open(self._config)
             if self._draining:
@@ -183,14 +188,15 @@ class _Worker:
         self._passing.setblocking(False)
         descriptors = [its_end.detach(), its_passing.detach(), *descriptors]
         # Their own session: Ctrl-C in a terminal reaches this process, which then ends them in order.
-        self.process = subprocess.Popen(
-            [sys.executable, *logs.QUIET, "-m", __package__ + ".worker", *map(str, descriptors), str(SHARED_MEMORY)],
-            pass_fds=descriptors,
-            start_new_session=True,
-            stderr=logs.descriptor(),
-        )
-        for descriptor in descriptors:
-            os.close(descriptor)
+        command = [sys.executable, *logs.QUIET, "-m", __package__ + ".worker"]
+        command += [*map(str, descriptors), str(SHARED_MEMORY)]
+        try:
+            self.process = subprocess.Popen(
+                command, pass_fds=descriptors, start_new_session=True, stderr=logs.descriptor()
+            )
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         self._ipc: IpcConnection | None = None
 
     async def open(self, config: ServerConfig) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import errno
+import gc
+import os
 import socket
+import subprocess
 from concurrent.futures import Future
 
 import numpy as np
@@ -208,3 +213,42 @@ def test_who_asks_for_figures_while_the_memory_is_full_gets_them_a_little_later(
         assert pool._workers == [worker], "it was replaced"
 
     run(check, device=None)
+
+
+def test_a_worker_that_the_system_can_t_start_now_is_started_later(cudart, monkeypatch, caplog):
+    started = subprocess.Popen
+    refusals = [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), OSError(errno.ENOMEM, "No memory")]
+
+    def popen(*arguments, **options):
+        if refusals:
+            raise refusals.pop(0)
+        return started(*arguments, **options)
+
+    monkeypatch.setattr(worker_pool.subprocess, "Popen", popen)
+    monkeypatch.setattr(worker_pool, "_QUICKLY", 0.05)
+
+    async def check(model, url, pool):
+        response = post(url, np.ones((1, WIDE), np.float32))
+        await until(lambda: model.requests)
+        given, future = model.requests.pop()
+        answer(future, given)
+        assert (await response).status_code == 200
+
+    run(check, device=None)
+    assert [record.event for record in caplog.records if hasattr(record, "event")] == ["http_worker_not_started"] * 2
+
+
+def test_one_that_can_t_be_started_leaves_nothing_open(monkeypatch):
+    def popen(*arguments, **options):
+        raise OSError(errno.ENOMEM, "No memory")
+
+    async def main():
+        gc.collect()
+        before = os.listdir("/proc/self/fd")
+        with contextlib.suppress(OSError):
+            worker_pool._Worker({}, Metrics({}), None)
+        gc.collect()
+        assert os.listdir("/proc/self/fd") == before
+
+    monkeypatch.setattr(worker_pool.subprocess, "Popen", popen)
+    asyncio.run(main())
