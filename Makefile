@@ -43,12 +43,13 @@ has = $(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") is
 workers := -n auto --maxprocesses 8 --dist loadgroup
 pytest = $(1)/bin/python tests/releases.py && $(1)/bin/python -m pytest $(2) $(workers)
 
-saving := $(addprefix flavor/,test_save.py test_staging.py test_mlmodel.py test_imported.py test_cleanup.py)
+saving := $(addprefix flavor/,test_save.py test_load.py test_staging.py test_mlmodel.py test_imported.py \
+  test_cleanup.py)
 # The main job from conversion to serving, and what touches MLflow, Torch-TensorRT and TensorRT itself.
 oldest_tests := $(addprefix tests/,test_installs.py test_store.py plan/test_manifest.py plan/test_files.py $(saving) \
-  cli/test_main.py conversion/test_convert.py conversion/test_settings.py \
+  cli/test_main.py conversion/test_convert.py conversion/test_core.py conversion/test_settings.py \
   engine/test_reference.py engine/test_load.py engine/test_trt.py plan/test_signature.py plan/test_host.py \
-  registry/test_promotion.py registry/test_gates.py \
+  registry/test_promotion.py registry/test_gates.py registry/test_parity.py \
   serving/test_server.py serving/test_promotion_served.py serving/test_mlflow_serve.py serving/protocol/test_protobuf.py)
 # A plan is built, described, kept and offered.
 next_tests := $(addprefix tests/,conversion/test_convert.py $(saving) plan/test_files.py plan/test_host.py \

@@ -12,15 +12,14 @@ TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "mlflow_trt"
 MOST = 20
 
-NOT_MIRRORED = ("serving",)
-"""Packages whose tests are not cut by modules."""
-
 NO_NAMESAKE = {
     "__init__.py": "public names, which test_api.py resolves",
     "conversion/__init__.py": "says what to install where torch is missing: cli/test_main.py",
     "plan/__init__.py": "names of its modules, in all tests of plans",
     "engine/__init__.py": "load: engine/test_load.py",
     "engine/cuda.py": "an edge, in all tests of the engine on the stand-in, and in engine/test_on_a_gpu.py",
+    "serving/http/codec_process.py": "a process of its own: serving/http/test_codec.py asks it",
+    "serving/http/server.py": "an edge: serving/http/test_connection.py and serving/test_shutdown.py",
     "_mlflow.py": "an edge: flavor/test_save.py and test_mlmodel.py look at what it writes",
 }
 """Modules that decide something and have no test of their name, and where they are tested instead."""
@@ -41,7 +40,7 @@ def namesake(module: Path) -> Path:
 
 
 MODULES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
-DECIDING = [module for module in MODULES if module.parts[0] not in NOT_MIRRORED and decides(PACKAGE / module)]
+DECIDING = [module for module in MODULES if decides(PACKAGE / module)]
 
 
 @pytest.mark.parametrize(

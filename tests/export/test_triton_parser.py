@@ -208,7 +208,7 @@ def server(exported) -> Iterator[triton.Triton]:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
-    with triton.running(next(iter(exported.values())).parent) as running:
+    with triton.running(next(iter(exported.values())).parent, "--exit-timeout-secs", "0") as running:
         yield running
 
 

@@ -57,7 +57,7 @@ def test_another_dtype_becomes_numbers_that_an_engine_looks_at_one_by_one(dtype)
 
 
 def test_what_is_no_array_or_no_input_is_left_to_the_engine_to_refuse():
-    number = np.float64(3)
+    number = np.array(3.0)  # of no dimension, and so no list
     given = {"image": [[1, 2]], "scale": number, "unknown": SCALE.astype(np.float64)}
     assert load.as_inputs(given, FACE) == given
     assert isinstance(load.as_inputs(given, FACE)["unknown"], np.ndarray)

@@ -332,7 +332,7 @@ class _Worker:
             if offset is None:
                 for (*_, taken), earlier in zip(places, arrays.values()):
                     self._answers.free(taken, earlier.nbytes)
-                raise TrtError("The memory for answers is full.", "room for its tensors", "try again a little later")
+                raise BusyError("The memory for answers is full.", "room for its tensors", "try again a little later")
             self._answers.array(offset, array.dtype.name, array.shape)[...] = array
             places.append((name, array.dtype.name, array.shape, offset))
         return places

@@ -193,7 +193,7 @@ def test_an_answer_that_has_no_room_leaves_none_of_it_behind(cudart, little_memo
 
         y = np.ones((100_000, 1), np.float32)  # a block of half the memory
         for _ in range(3):
-            assert await answered(y=y, more=np.ones(1 << 20, np.float32)) == 500
+            assert await answered(y=y, more=np.ones(1 << 20, np.float32)) == 503
         assert await answered(y=y) == 200
 
     run(check, device=None)

@@ -17,7 +17,7 @@ pytest.importorskip("torch", reason="the reference backend runs with it")
 from mlflow_trt.errors import DeviceError, StoreError
 from mlflow_trt.serving.versions import served
 
-from .registered import (
+from ..registered import (
     SOON,
     ask,
     engines,

@@ -21,7 +21,7 @@ from mlflow_trt.serving.config import LoadOptions
 from mlflow_trt.serving.versions import served
 from mlflow_trt.serving.versions.served import Model
 
-from .registered import (
+from ..registered import (
     NEVER,
     REFERENCE,
     SOON,
