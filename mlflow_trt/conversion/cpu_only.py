@@ -6,19 +6,21 @@ left alone. The program travels as a file in a temporary folder (TMPDIR says whe
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import json
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from ..errors import ConversionError, SettingError, TrtError
+from ..errors import ConversionError, ConverterError, SettingError, TrtError
 from ..plan.targets import numbers, parse_capability
 from . import build_child, child_process
 from .build_child import JOB, PLAN, PROGRAM
@@ -117,11 +119,14 @@ def _spelled(value: object) -> str:
     return capability
 
 
-def build(program: ExportedProgram, job: Job, timeout: float | None, listener: ProgressListener | None = None) -> Built:
+def build(
+    write: Callable[[Path], list[str]], job: Job, timeout: float | None, listener: ProgressListener | None = None
+) -> Built:
     """Builds an engine in a child process.
 
     Args:
-        program: A prepared program.
+        write: Writes what the job's converter reads into a folder, and returns the modules that the child has to import
+            for it: :func:`write_program`, or ONNX's.
         job: The rest; its settings must be plain values.
         timeout: Seconds the child may take; None: any time.
         listener: Is told of the build's progress.
@@ -142,38 +147,54 @@ def build(program: ExportedProgram, job: Job, timeout: float | None, listener: P
             ) from None
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
         folder = Path(name)
-        try:
-            _write(program, job, folder)
-        except TrtError:
-            raise
-        except Exception as error:
-            # torch's own writer turns a full disk into a RuntimeError.
-            if isinstance(error, OSError) or (
-                type(error) is RuntimeError and any(word in str(error) for word in _WRITERS)
-            ):
-                raise _unwritable(folder, str(error)) from error
-            raise ConversionError(
-                f"PyTorch can't write the program for the building process: {type(error).__name__}: "
-                f"{str(error).strip()[:400]}",
-                "a program that torch.export.save takes",
-                "replace what it names, or convert on a GPU without compute_capabilities",
-            ) from error
+        with writing(folder):
+            # Operators that a package registers at import must be there when the program is read.
+            imports = write(folder)
+            content = {"job": job.to_json(), "imports": imports, "path": sys.path if imports else []}
+            (folder / JOB).write_text(json.dumps(content))
         result = _run(folder, timeout, listener)
         network = Network(**result["network"])
         network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
         return Built((folder / PLAN).read_bytes(), network, result["seconds"])
 
 
+def write_program(program: ExportedProgram, folder: Path) -> list[str]:
+    """Writes a prepared program for the building child, and returns the modules that register its operators.
+
+    Raises:
+        UnsupportedOperatorError: No module that the child could import registers one of them.
+    """
+    imports = modules_of(program)
+    torch.export.save(program, folder / PROGRAM)
+    return imports
+
+
 _WRITERS = ("PytorchStreamWriter", "inline_container")
 """Words of torch's own writer, by which a full disk is told from a program that can't be written."""
 
 
-def _write(program: ExportedProgram, job: Job, folder: Path) -> None:
-    # Operators that a package registers at import must be there when the program is read.
-    imports = modules_of(program)
-    content = {"job": job.to_json(), "imports": imports, "path": sys.path if imports else []}
-    (folder / JOB).write_text(json.dumps(content))
-    torch.export.save(program, folder / PROGRAM)
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Makes one kind of error of what fails while a model is written into a temporary folder.
+
+    Raises:
+        ConversionError: The disk is full.
+        ConverterError: The model itself can't be written.
+    """
+    try:
+        yield
+    except (TrtError, MemoryError):
+        raise
+    except Exception as error:
+        # torch's own writer turns a full disk into a RuntimeError.
+        if isinstance(error, OSError) or (type(error) is RuntimeError and any(w in str(error) for w in _WRITERS)):
+            raise _unwritable(folder, str(error)) from error
+        raise ConverterError(
+            f"PyTorch can't write the program for the building process: {type(error).__name__}: "
+            f"{str(error).strip()[:400]}",
+            "a program that torch.export.save takes",
+            "replace what it names, or convert on a GPU without compute_capabilities",
+        ) from error
 
 
 def _unwritable(folder: Path, reason: str) -> ConversionError:

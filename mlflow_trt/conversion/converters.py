@@ -1,0 +1,122 @@
+"""Who builds the engine: Torch-TensorRT and, where it can't convert the whole model, TensorRT's parser of ONNX."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import ConversionError, ConverterError, SettingError, UnsupportedOperatorError
+from ..plan.files import GoldenTensors
+from . import cpu_only, progress, refusals
+from . import settings as _settings
+from .build_child import MODEL
+from .job import Built, Job, ProgressListener
+from .precision import Prepared
+
+
+@dataclass(frozen=True)
+class Model:
+    """What both converters are given."""
+
+    prepared: Prepared
+    golden: GoldenTensors
+    """What the model answers."""
+    names: tuple[str, ...]
+    """What its outputs are called there."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """An engine, and who built it."""
+
+    built: Built
+    job: Job
+    """As it was done: its converter, and the settings that it has."""
+    reason: str | None = None
+    """Why it was not the first choice, in a sentence."""
+
+
+def build(
+    model: Model, job: Job, converter: str, timeout: float | None, listener: ProgressListener | None
+) -> Conversion:
+    """Builds an engine, in a child process where the job names compute capabilities.
+
+    Args:
+        model: What is converted.
+        job: What is to be built; with Torch-TensorRT's settings.
+        converter: ``"torch_tensorrt"``, ``"onnx"``, or ``"auto"``: the first and, where that can't, the second.
+        timeout: Seconds that a building child may take; None: any time.
+        listener: Is told of the build's progress.
+
+    Raises:
+        UnsupportedOperatorError: The model has operators that the converter, or neither of them, takes.
+        ConversionError: It could not be built.
+        SettingError: A setting is not the converter's, or its packages are not installed.
+    """
+    if converter == "onnx":
+        return _by_onnx(model, job, timeout, listener)
+    try:
+        return _by_torch_tensorrt(model, job, timeout, listener)
+    except (UnsupportedOperatorError, ConverterError) as error:
+        if converter != "auto":
+            raise
+        first = error
+    try:
+        _check_onnx(job)
+    except SettingError as obstacle:
+        raise refusals.not_tried(first, obstacle) from first
+    reason = _reason(first)
+    progress.note(listener, f"{reason}: ONNX is tried.")
+    try:
+        return replace(_by_onnx(model, job, timeout, listener), reason=reason)
+    except ConversionError as second:
+        raise refusals.neither(first, second) from second
+
+
+def _reason(error: ConversionError) -> str:
+    """Why Torch-TensorRT could not, in one line, without places in files of this machine."""
+    if isinstance(error, UnsupportedOperatorError):
+        return f"Torch-TensorRT has no converter for {', '.join(error.operators)}"
+    return f"Torch-TensorRT failed: {error.found.splitlines()[0][:300]}"
+
+
+def _by_torch_tensorrt(model: Model, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
+    program = model.prepared.program
+    if job.capabilities is not None:
+        write = functools.partial(cpu_only.write_program, program)
+        return Conversion(cpu_only.build(write, job, timeout, listener), job)
+    from .torch_tensorrt import build
+
+    return Conversion(build(program, job, listener), job)
+
+
+def _by_onnx(model: Model, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
+    _check_onnx(job)
+    from . import onnx, onnx_parser
+
+    job = replace(job, converter="onnx", settings=_settings.of_the_builder(job.settings))
+
+    def write(folder: Path) -> list[str]:
+        onnx.write(model.prepared.program, job, model.golden, model.names, folder)
+        return []
+
+    if job.capabilities is not None:
+        return Conversion(cpu_only.build(write, job, timeout, listener), job)
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
+        with cpu_only.writing(Path(name)):
+            write(Path(name))
+        return Conversion(onnx_parser.build(Path(name) / MODEL, job, listener), job)
+
+
+def _check_onnx(job: Job) -> None:
+    """Checks whether ONNX can be tried at all.
+
+    Raises:
+        SettingError: A setting is Torch-TensorRT's alone, or packages are missing.
+    """
+    from . import onnx
+
+    _settings.of_the_builder(job.settings)
+    onnx.check_installed()
