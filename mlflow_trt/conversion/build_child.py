@@ -37,10 +37,7 @@ def _build(folder: Path, say: Say) -> dict[str, Any]:
 def _from_onnx(folder: Path, job: Job, content: dict[str, Any], listener: ProgressListener) -> Built:
     from .onnx_parser import build
 
-    built = build(folder / MODEL, job, listener)
-    for path in folder.glob(f"{MODEL}*"):
-        path.unlink()  # its room may be needed for the plan
-    return built
+    return build(folder / MODEL, job, listener)
 
 
 def _from_program(folder: Path, job: Job, content: dict[str, Any], listener: ProgressListener) -> Built:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..errors import ConversionError, ConverterError, SettingError, UnsupportedOperatorError
 from ..plan.files import GoldenTensors
@@ -84,30 +81,32 @@ def _reason(error: ConversionError) -> str:
 
 def _by_torch_tensorrt(model: Model, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
     program = model.prepared.program
-    if job.capabilities is not None:
-        write = functools.partial(cpu_only.write_program, program)
-        return Conversion(cpu_only.build(write, job, timeout, listener), job)
-    from .torch_tensorrt import build
+    if job.capabilities is None:
+        from .torch_tensorrt import build
 
-    return Conversion(build(program, job, listener), job)
+        return Conversion(build(program, job, listener), job)
+    with cpu_only.scratch() as folder:
+        with cpu_only.writing(folder):
+            imports = cpu_only.write_program(program, folder)
+        return Conversion(cpu_only.build(folder, job, timeout, listener, imports), job)
 
 
 def _by_onnx(model: Model, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
     _check_onnx(job)
-    from . import onnx, onnx_parser
+    from . import onnx, onnx_agreement, onnx_parser
 
+    program = model.prepared.program
     job = replace(job, converter="onnx", settings=_settings.of_the_builder(job.settings))
-
-    def write(folder: Path) -> list[str]:
-        onnx.write(model.prepared.program, job, model.golden, model.names, folder)
-        return []
-
-    if job.capabilities is not None:
-        return Conversion(cpu_only.build(write, job, timeout, listener), job)
-    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
-        with cpu_only.writing(Path(name)):
-            write(Path(name))
-        return Conversion(onnx_parser.build(Path(name) / MODEL, job, listener), job)
+    with cpu_only.scratch() as folder:
+        with cpu_only.writing(folder):
+            onnx.write(program, job, folder)
+        if job.capabilities is None:
+            built = onnx_parser.build(folder / MODEL, job, listener)
+        else:
+            built = cpu_only.build(folder, job, timeout, listener)
+        # After the build, which is quick, and which names what it does not take.
+        onnx_agreement.check(folder / MODEL, program, job, model.golden, model.names)
+    return Conversion(built, job)
 
 
 def _check_onnx(job: Job) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +119,24 @@ def _spelled(value: object) -> str:
     return capability
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Yields a temporary folder for what is handed to a builder; it is removed in any case."""
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
+        yield Path(name)
+
+
 def build(
-    write: Callable[[Path], list[str]], job: Job, timeout: float | None, listener: ProgressListener | None = None
+    folder: Path, job: Job, timeout: float | None, listener: ProgressListener | None = None, imports: Sequence[str] = ()
 ) -> Built:
     """Builds an engine in a child process.
 
     Args:
-        write: Writes what the job's converter reads into a folder, and returns the modules that the child has to import
-            for it: :func:`write_program`, or ONNX's.
+        folder: Holds what the job's converter reads.
         job: The rest; its settings must be plain values.
         timeout: Seconds the child may take; None: any time.
         listener: Is told of the build's progress.
+        imports: Modules that the child imports before it reads the program.
 
     Raises:
         ConversionError: The child failed, was killed or took too long, or the disk is full. What the child itself
@@ -145,21 +152,20 @@ def build(
                 "a number, string, bool or list: the engine is built in a process of its own",
                 f"leave {name} out, or convert on a GPU without compute_capabilities",
             ) from None
-    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
-        folder = Path(name)
-        with writing(folder):
-            # Operators that a package registers at import must be there when the program is read.
-            imports = write(folder)
-            content = {"job": job.to_json(), "imports": imports, "path": sys.path if imports else []}
-            (folder / JOB).write_text(json.dumps(content))
-        result = _run(folder, timeout, listener)
-        network = Network(**result["network"])
-        network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
-        return Built((folder / PLAN).read_bytes(), network, result["seconds"])
+    content = {"job": job.to_json(), "imports": list(imports), "path": sys.path if imports else []}
+    with writing(folder):
+        (folder / JOB).write_text(json.dumps(content))
+    result = _run(folder, timeout, listener)
+    network = Network(**result["network"])
+    network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
+    return Built((folder / PLAN).read_bytes(), network, result["seconds"])
 
 
 def write_program(program: ExportedProgram, folder: Path) -> list[str]:
-    """Writes a prepared program for the building child, and returns the modules that register its operators.
+    """Writes a prepared program for the building child.
+
+    Returns:
+        The modules that register its operators, which must be there when the program is read.
 
     Raises:
         UnsupportedOperatorError: No module that the child could import registers one of them.

@@ -1,7 +1,6 @@
 """The other converter: ``torch.onnx.export`` of the prepared program, and TensorRT's own parser of ONNX.
 
-What is given to the parser is a file with its weights beside it, as a graph of more than 2 GB has to be. ONNX Runtime
-has answered by it before, on the CPU, as the model does.
+What is given to the parser is a file with its weights beside it, as a graph of more than 2 GB has to be.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ..errors import ConversionError, ConverterError, SettingError, UnsupportedOperatorError
-from ..plan.files import GoldenTensors
-from . import onnx_agreement
 from .build_child import MODEL
 from .job import Job
 from .refusals import places
@@ -53,25 +50,22 @@ def check_installed() -> None:
         )
 
 
-def write(program: ExportedProgram, job: Job, golden: GoldenTensors, names: tuple[str, ...], folder: Path) -> None:
-    """Writes a program as an ONNX graph that answers as the model does.
+def write(program: ExportedProgram, job: Job, folder: Path) -> None:
+    """Writes a program as an ONNX graph.
 
     Args:
         program: A prepared program: flat inputs, unique computed outputs.
         job: What its inputs and outputs are called.
-        golden: What the model answers at every profile point.
-        names: What its outputs are called there.
         folder: Where :data:`MODEL` and its weights go.
 
     Raises:
         UnsupportedOperatorError: The program has operators that ONNX has not.
-        ConverterError: The export failed, or the graph answers otherwise than the model.
+        ConverterError: The export failed.
         OSError: The folder can't be written.
     """
     exported = _exported(program)
     _name(exported.model, program, job)
     exported.save(folder / MODEL, external_data=True)
-    onnx_agreement.check(folder / MODEL, program, job, golden, names)
 
 
 def _exported(program: ExportedProgram) -> Any:
