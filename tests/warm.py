@@ -40,7 +40,10 @@ def builders(folder: Path, fresh: Command) -> Iterator[Command]:
 
     def command(module: str, job: Path) -> list[str]:
         nonlocal process
-        if module != BUILDER or json.loads((job / "job.json").read_text())["imports"]:
+        if module != BUILDER:
+            return fresh(module, job)
+        content = json.loads((job / "job.json").read_text())
+        if content["imports"] or content["job"]["converter"] == "onnx":  # which needs no torch
             return fresh(module, job)
         if process is None:
             process = _start(address)
