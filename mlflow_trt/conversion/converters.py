@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import ConversionError, ConverterError, SettingError, UnsupportedOperatorError
 from ..plan.files import GoldenTensors
@@ -35,6 +37,16 @@ class Conversion:
     """Why it was not the first choice, in a sentence."""
 
 
+def check(converter: str, settings: Mapping[str, Any]) -> None:
+    """Checks whether a converter that was named can be tried at all.
+
+    Raises:
+        SettingError: A setting is Torch-TensorRT's alone, or packages are missing.
+    """
+    if converter == "onnx":
+        _check_onnx(settings)
+
+
 def build(
     model: Model, job: Job, converter: str, timeout: float | None, listener: ProgressListener | None
 ) -> Conversion:
@@ -61,7 +73,7 @@ def build(
             raise
         first = error
     try:
-        _check_onnx(job)
+        _check_onnx(job.settings)
     except SettingError as obstacle:
         raise refusals.not_tried(first, obstacle) from first
     reason = _reason(first)
@@ -92,7 +104,6 @@ def _by_torch_tensorrt(model: Model, job: Job, timeout: float | None, listener: 
 
 
 def _by_onnx(model: Model, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
-    _check_onnx(job)
     from . import onnx, onnx_agreement, onnx_parser
 
     program = model.prepared.program
@@ -109,13 +120,8 @@ def _by_onnx(model: Model, job: Job, timeout: float | None, listener: ProgressLi
     return Conversion(built, job)
 
 
-def _check_onnx(job: Job) -> None:
-    """Checks whether ONNX can be tried at all.
-
-    Raises:
-        SettingError: A setting is Torch-TensorRT's alone, or packages are missing.
-    """
+def _check_onnx(settings: Mapping[str, Any]) -> None:
     from . import onnx
 
-    _settings.of_the_builder(job.settings)
+    _settings.of_the_builder(settings)
     onnx.check_installed()

@@ -117,6 +117,7 @@ def convert(
     gpu = torch.cuda.is_available()
     capabilities = None if gpu and compute_capabilities is None else cpu_only.capabilities(compute_capabilities)
     chosen = _settings.complete(settings, precision, gpu=capabilities is None, converter=converter)
+    converters.check(converter, chosen)
     limits = _tolerance(tolerance, precision)
 
     given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)

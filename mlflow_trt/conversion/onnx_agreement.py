@@ -57,7 +57,7 @@ def check(path: Path, program: ExportedProgram, job: Job, golden: GoldenTensors,
         what = _differs(wanted, got, names, rounding(program))
         if what is not None and half:
             # Rounding adds up in some networks: then it is the program itself that says what the graph should answer.
-            what = _differs(_widened(program, list(fed.values())), got, names, _ROUNDING)
+            what = _differs(_answered(program, list(fed.values())), got, names, _ROUNDING)
         if what is not None:
             raise _refused(f"answers otherwise than the model at {where}: {what}")
 
@@ -93,10 +93,9 @@ def _session(path: Path) -> Any:
     options.log_severity_level = 4
     # The graph itself is asked, not what another optimizer makes of it.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    wide = path.with_name("wide.onnx")
-    _widen(path, wide)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        return onnxruntime.InferenceSession(str(wide), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(_widened_graph(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         if type(error).__name__ == "NotImplemented":
             _logger.warning(
@@ -104,20 +103,18 @@ def _session(path: Path) -> Any:
             )
             return None
         raise _refused(f"is not valid: {_words(error)}") from error
-    finally:
-        wide.unlink(missing_ok=True)
 
 
-def _widen(path: Path, wide: Path) -> None:
-    """Writes a graph that computes in float32 where another computes in half precision; both read the same weights."""
+def _widened_graph(path: Path) -> bytes:
+    """A graph that computes in float32 where that of the file does in half precision, from the same weights."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    _widen_graph(model.graph)
-    onnx.save(model, str(wide))
+    _widen(model.graph)
+    return bytes(model.SerializeToString())
 
 
-def _widen_graph(graph: Any) -> None:
+def _widen(graph: Any) -> None:
     """Half precision comes into a graph by inputs, weights, constants and casts."""
     from onnx import NodeProto, TensorProto, helper, numpy_helper
 
@@ -135,7 +132,7 @@ def _widen_graph(graph: Any) -> None:
                 values = numpy_helper.to_array(attribute.t).astype(np.float32)
                 attribute.t.CopyFrom(numpy_helper.from_array(values))
             elif attribute.HasField("g"):
-                _widen_graph(attribute.g)
+                _widen(attribute.g)
         copy = NodeProto()
         copy.CopyFrom(node)
         nodes.append(copy)
@@ -178,7 +175,7 @@ def _wide(value: Any) -> Any:
     return torch.float32 if value in _HALF else value
 
 
-def _widened(program: ExportedProgram, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _answered(program: ExportedProgram, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     module = module_of(program)
     assert isinstance(module, torch.fx.GraphModule)
     with torch.no_grad():
