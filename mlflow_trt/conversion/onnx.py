@@ -85,6 +85,8 @@ def _exported(program: ExportedProgram) -> Any:
             optimizer.fold_constants(exported.model, onnx_shape_inference=True)
             optimizer.remove_unused_nodes(exported.model)
             return exported
+    except (MemoryError, OSError):
+        raise
     except Exception as error:
         raise _not_exported(error, program) from error
     finally:
@@ -96,9 +98,11 @@ def _not_exported(error: Exception, program: ExportedProgram) -> ConversionError
     reasons = list(_causes(error))
     if found := next((match for reason in reasons if (match := _MISSING.search(str(reason)))), None):
         operator = f"torch.ops.{found[1]}.{found[2]}"
+        # As the model has it, or what torch.onnx.export took it apart into: _linalg_svd of linalg_svd.
+        place = next((p for o, p in places(program.graph.nodes).items() if _plain(o) == _plain(operator)), "")
         return UnsupportedOperatorError(
             f"The model has an operator that torch.onnx.export cannot convert:\n"
-            f"  {operator}{places(program.graph.nodes).get(operator, '')}",
+            f"  {operator}{place}",
             "operators that ONNX has",
             "replace this operator, or move it out of the model, before or after the engine",
             (operator,),
@@ -109,6 +113,10 @@ def _not_exported(error: Exception, program: ExportedProgram) -> ConversionError
         "a program that it takes",
         "look at the error that this one was raised from: it names the place in the program",
     )
+
+
+def _plain(operator: str) -> str:
+    return "".join(operator.split(".")[3:4]).strip("_")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -91,7 +91,7 @@ def _session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    # The graph itself is asked, not what an optimizer makes of it; without the basic ones an input of If can be missing.
+    # The graph itself is asked, not an optimizer; without the basic ones an input of If can be missing.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
