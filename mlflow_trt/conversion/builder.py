@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
 from ..plan.targets import sm
 from .job import Job, ProgressListener
+
+TORCH_TENSORRTS_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
+
+
+class Messages(logging.Handler):
+    """Keeps TensorRT's own error messages, as Torch-TensorRT's logger is told them."""
+
+    def __init__(self, kept: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self.kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record.getMessage().strip()[:500])
 
 
 class Watch(Protocol):

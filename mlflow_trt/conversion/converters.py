@@ -16,7 +16,7 @@ from .precision import Prepared
 
 
 @dataclass(frozen=True)
-class Model:
+class Subject:
     """What both converters are given."""
 
     prepared: Prepared
@@ -48,7 +48,7 @@ def check(converter: str, settings: Mapping[str, Any]) -> None:
 
 
 def build(
-    model: Model, job: Job, converter: str, timeout: float | None, listener: ProgressListener | None
+    model: Subject, job: Job, converter: str, timeout: float | None, listener: ProgressListener | None
 ) -> Conversion:
     """Builds an engine, in a child process where the job names compute capabilities.
 
@@ -91,7 +91,9 @@ def _reason(error: ConversionError) -> str:
     return f"Torch-TensorRT failed: {error.found.splitlines()[0][:300]}"
 
 
-def _by_torch_tensorrt(model: Model, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
+def _by_torch_tensorrt(
+    model: Subject, job: Job, timeout: float | None, listener: ProgressListener | None
+) -> Conversion:
     program = model.prepared.program
     if job.capabilities is None:
         from .torch_tensorrt import build
@@ -103,7 +105,7 @@ def _by_torch_tensorrt(model: Model, job: Job, timeout: float | None, listener: 
         return Conversion(cpu_only.build(folder, job, timeout, listener, imports), job)
 
 
-def _by_onnx(model: Model, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
+def _by_onnx(model: Subject, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
     from . import onnx, onnx_agreement, onnx_parser
 
     program = model.prepared.program

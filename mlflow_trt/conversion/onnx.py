@@ -101,8 +101,7 @@ def _not_exported(error: Exception, program: ExportedProgram) -> ConversionError
         # As the model has it, or what torch.onnx.export took it apart into: _linalg_svd of linalg_svd.
         place = next((p for o, p in places(program.graph.nodes).items() if _plain(o) == _plain(operator)), "")
         return UnsupportedOperatorError(
-            f"The model has an operator that torch.onnx.export cannot convert:\n"
-            f"  {operator}{place}",
+            f"The model has an operator that torch.onnx.export cannot convert:\n  {operator}{place}",
             "operators that ONNX has",
             "replace this operator, or move it out of the model, before or after the engine",
             (operator,),

@@ -16,13 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .builder import configure, profiles
+from .builder import TORCH_TENSORRTS_LOGGER, Messages, configure, profiles
 from .job import Built, Job, ProgressListener
 from .network import Network, look
 
 _lock = threading.Lock()
-_TORCH_TENSORRTS_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
-"""TensorRT has one logger in a process, the first: where Torch-TensorRT came before, its own."""
 _logger: Any = None
 
 
@@ -169,24 +167,16 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-class _Messages(logging.Handler):
-    """Keeps what Torch-TensorRT's logger is told by TensorRT."""
-
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__(logging.ERROR)
-        self.watch = watch
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.watch.messages.append(record.getMessage().strip()[:500])
-
-
 @contextlib.contextmanager
 def _captured(trt: Any, watch: _Watch) -> Iterator[None]:
-    """Keeps TensorRT's own error messages, and the user's screen free of them."""
+    """Keeps TensorRT's own error messages, and the user's screen free of them.
+
+    TensorRT has one logger in a process, the first: where Torch-TensorRT came before, its own.
+    """
     global _logger
     if _logger is None:
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
+        class BuildLogger(trt.ILogger):  # type: ignore[misc]
             """Hands errors to the build that runs."""
 
             watch: _Watch | None = None
@@ -198,9 +188,9 @@ def _captured(trt: Any, watch: _Watch) -> Iterator[None]:
                 if self.watch is not None and severity <= trt.ILogger.ERROR:
                     self.watch.messages.append(message.strip()[:500])
 
-        _logger = Logger()
-    other = logging.getLogger(_TORCH_TENSORRTS_LOGGER)
-    handler, propagates = _Messages(watch), other.propagate
+        _logger = BuildLogger()
+    other = logging.getLogger(TORCH_TENSORRTS_LOGGER)
+    handler, propagates = Messages(watch.messages), other.propagate
     other.addHandler(handler)
     other.propagate = False
     _logger.watch = watch

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
-from .builder import configure, profiles
+from .builder import TORCH_TENSORRTS_LOGGER, Messages, configure, profiles
 from .job import BindingSpec, Built, Job, ProgressListener
 from .network import Network, look
 
 if TYPE_CHECKING:
     from ..errors import ConversionError
 
-_TENSORRT_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
 _lock = threading.Lock()
 
 
@@ -106,17 +105,6 @@ class _BuildLog:
         return refusals.not_built(self.error or error, self.node, self.messages)
 
 
-class _Messages(logging.Handler):
-    """Keeps TensorRT's own error messages."""
-
-    def __init__(self, watch: _BuildLog) -> None:
-        super().__init__(logging.ERROR)
-        self.watch = watch
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.watch.messages.append(record.getMessage().strip()[:500])
-
-
 class _Swallowed(logging.Handler):
     """Keeps the exception that 2.11 only logs, to fail with an UnboundLocalError after it."""
 
@@ -132,8 +120,8 @@ class _Swallowed(logging.Handler):
 @contextlib.contextmanager
 def _captured(watch: _BuildLog) -> Iterator[None]:
     """Reads TensorRT's own messages, and keeps upstream's dump of the whole graph off the user's screen."""
-    logger = logging.getLogger(_TENSORRT_LOGGER)
-    handler = _Messages(watch)
+    logger = logging.getLogger(TORCH_TENSORRTS_LOGGER)
+    handler = Messages(watch.messages)
     compiler = logging.getLogger("torch_tensorrt.dynamo._compiler")
     propagates, compiler_propagates = logger.propagate, compiler.propagate
     logger.addHandler(handler)
