@@ -16,7 +16,7 @@ from .precision import Prepared
 
 
 @dataclass(frozen=True)
-class Subject:
+class Source:
     """What both converters are given."""
 
     prepared: Prepared
@@ -48,7 +48,7 @@ def check(converter: str, settings: Mapping[str, Any]) -> None:
 
 
 def build(
-    model: Subject, job: Job, converter: str, timeout: float | None, listener: ProgressListener | None
+    model: Source, job: Job, converter: str, timeout: float | None, listener: ProgressListener | None
 ) -> Conversion:
     """Builds an engine, in a child process where the job names compute capabilities.
 
@@ -92,7 +92,7 @@ def _reason(error: ConversionError) -> str:
 
 
 def _by_torch_tensorrt(
-    model: Subject, job: Job, timeout: float | None, listener: ProgressListener | None
+    model: Source, job: Job, timeout: float | None, listener: ProgressListener | None
 ) -> Conversion:
     program = model.prepared.program
     if job.capabilities is None:
@@ -105,7 +105,7 @@ def _by_torch_tensorrt(
         return Conversion(cpu_only.build(folder, job, timeout, listener, imports), job)
 
 
-def _by_onnx(model: Subject, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
+def _by_onnx(model: Source, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
     from . import onnx, onnx_agreement, onnx_parser
 
     program = model.prepared.program

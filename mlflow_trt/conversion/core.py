@@ -156,7 +156,7 @@ def convert(
         capabilities,
         tuple(bindings[position] for position in prepared.uint8),
     )
-    what = converters.Subject(prepared, golden, tuple(output.name for output in outputs))
+    what = converters.Source(prepared, golden, tuple(output.name for output in outputs))
     with steps.timed("build"), progress.shown() as listener:
         conversion = converters.build(what, job, converter, timeout, listener)
     built, job = conversion.built, conversion.job

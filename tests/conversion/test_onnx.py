@@ -285,7 +285,7 @@ print([name for name in ("torch", "torch_tensorrt", "mlflow", "onnx") if name in
 
 def test_a_note_reaches_who_listens():
     events = []
-    model = converters.Subject(prepared(GATHER, [Input(((1, 2, 4), 3))], None)[1], GoldenTensors({}, {}), ("output0",))
+    model = converters.Source(prepared(GATHER, [Input(((1, 2, 4), 3))], None)[1], GoldenTensors({}, {}), ("output0",))
     spec = BindingSpec("x", interface.plain(torch.float32), (((1, 3), (2, 3), (4, 3)),))
     job = Job((spec,), ("output0",), {"offload_module_to_cpu": True}, (TARGET,))
     conversion = converters.build(model, job, "auto", 300, lambda *event: events.append(event))
