@@ -91,9 +91,7 @@ def _reason(error: ConversionError) -> str:
     return f"Torch-TensorRT failed: {error.found.splitlines()[0][:300]}"
 
 
-def _by_torch_tensorrt(
-    model: Source, job: Job, timeout: float | None, listener: ProgressListener | None
-) -> Conversion:
+def _by_torch_tensorrt(model: Source, job: Job, timeout: float | None, listener: ProgressListener | None) -> Conversion:
     program = model.prepared.program
     if job.capabilities is None:
         from .torch_tensorrt import build

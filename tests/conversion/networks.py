@@ -108,10 +108,9 @@ NETWORKS = {
     "uint8 output": rows(lambda x: (x.sigmoid() * 255).to(torch.uint8)),
     "float64 model": rows(nn.Linear(6, 3).double()),
     "batch norm, no weights": image(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False))),
-    "pool, channels last": image(Pooled(), first=False),
+    "pool, channels last": image(Pooled()),
     "memory format": image(
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=channels_last),
-        first=False,
     ),
     "max pool, ceil": image(nn.MaxPool2d(3, 2, ceil_mode=True), first=False),
     "average pool, ceil": image(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), first=False),
