@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +20,7 @@ from torch import nn
 
 import mlflow_trt
 from mlflow_trt import Input, UnsupportedOperatorError
-from mlflow_trt.conversion import converters, interface, onnx_agreement, onnx_parser
+from mlflow_trt.conversion import converters, interface, onnx_agreement, onnx_parser, settings
 from mlflow_trt.conversion import onnx as onnx_converter
 from mlflow_trt.conversion.build_child import MODEL
 from mlflow_trt.conversion.job import BindingSpec, Job
@@ -291,3 +292,45 @@ def test_a_note_reaches_who_listens():
     conversion = converters.build(model, job, "auto", 300, lambda *event: events.append(event))
     assert conversion.job.converter == "onnx"
     assert [text for kind, text, _ in events if kind == "note"] == [f"{conversion.reason}: ONNX is tried."]
+
+
+SETTINGS = {
+    "disable_tf32": True,
+    "enable_weight_streaming": True,
+    "hardware_compatible": True,
+    "l2_limit_for_tiling": 1 << 20,
+    "max_aux_streams": 1,
+    "num_avg_timing_iters": 2,
+    "optimization_level": 1,
+    "sparse_weights": True,
+    "tiling_optimization_level": "fast",
+    "version_compatible": True,
+    "workspace_size": 1 << 24,
+}
+NEED_A_GPU = {"immutable_weights", "refit_identical_engine_weights", "strip_engine_weights"}
+
+
+def test_settings_of_tensorrts_builder_reach_it(tmp_path):
+    """TensorRT-RTX makes nothing of most, and forgets hardware compatibility at once; both runtimes have them alike."""
+    import tensorrt_rtx as trt
+
+    assert set(SETTINGS) | NEED_A_GPU == set(settings.OF_THE_BUILDER) <= set(settings.known())
+    _, job = written(nn.Linear(6, 3), [(2, 6)], None, tmp_path)
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    before = {name: getattr(config, name) for name in dir(config) if not name.startswith("_")}
+    onnx_parser._set(trt, config, SETTINGS)
+    flags = trt.BuilderFlag
+    assert not config.get_flag(flags.TF32)
+    for flag in (flags.WEIGHT_STREAMING, flags.SPARSE_WEIGHTS, flags.VERSION_COMPATIBLE, flags.EXCLUDE_LEAN_RUNTIME):
+        assert config.get_flag(flag)
+    for name in ("builder_optimization_level", "max_aux_streams", "avg_timing_iterations", "l2_limit_for_tiling"):
+        assert getattr(config, name) != before[name]
+    assert config.tiling_optimization_level == trt.TilingOptimizationLevel.FAST
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 24
+    refittable = {"immutable_weights": False, "refit_identical_engine_weights": True, "strip_engine_weights": True}
+    onnx_parser._set(trt, config, refittable)
+    assert config.get_flag(flags.REFIT_IDENTICAL)
+    assert config.get_flag(flags.STRIP_PLAN)
+    assert not config.get_flag(flags.REFIT)
+    kept = {name: SETTINGS[name] for name in ("optimization_level", "workspace_size", "disable_tf32")}
+    assert not onnx_parser.build(tmp_path / MODEL, replace(job, settings=kept)).network.tf32
