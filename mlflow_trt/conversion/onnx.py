@@ -20,6 +20,7 @@ from torch.fx import Node
 from ..errors import ConversionError, ConverterError, SettingError, UnsupportedOperatorError
 from .build_child import MODEL
 from .job import Job
+from .operators import operator_name
 from .refusals import places
 from .structure import output_node
 
@@ -79,10 +80,17 @@ def _exported(program: ExportedProgram) -> Any:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             # Its optimizer would compute with weights (batch norm into convolutions), in half precision or beyond it.
-            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                optimize=False,
+                custom_translation_table=_quantizers(program),
+            )
             assert exported is not None
             optimizer.inline(exported.model)
-            optimizer.fold_constants(exported.model, onnx_shape_inference=True)
+            optimizer.fold_constants(exported.model, onnx_shape_inference=True, should_fold=_may_fold)
             optimizer.remove_unused_nodes(exported.model)
             return exported
     except (MemoryError, OSError):
@@ -92,6 +100,35 @@ def _exported(program: ExportedProgram) -> Any:
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
+
+
+def _may_fold(node: Any) -> bool | None:
+    """Weights stay quantized."""
+    return False if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
+
+
+def _quantizers(program: ExportedProgram) -> dict[Any, Any]:
+    """What modelopt's quantizers of a program become."""
+    targets = {node.target for node in program.graph.nodes if operator_name(node) == "quantize_op"}
+    return dict.fromkeys(targets, _quantized) if targets else {}
+
+
+def _quantized(x: Any, amax: Any, num_bits: int, exponent_bits: int, unsigned: bool, narrow_range: bool) -> Any:
+    """A tensor rounded to FP8, one scale for all of it, and what that stands for."""
+    from onnx import TensorProto, helper
+    from onnxscript import opset20 as op
+
+    if (num_bits, exponent_bits) != (8, 4):
+        raise NotImplementedError(
+            f"a quantizer of {num_bits} bits, {exponent_bits} of them exponent: FP8 alone is taken"
+        )
+    most = op.Constant(value=helper.make_tensor("", TensorProto.FLOAT, (), [_FP8_MAX]))
+    scale = op.CastLike(op.Div(op.Cast(op.Squeeze(amax), to=TensorProto.FLOAT), most), x)
+    zero = op.Constant(value=helper.make_tensor("", TensorProto.FLOAT8E4M3FN, (), [0.0]))
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
+
+
+_FP8_MAX = float(torch.finfo(torch.float8_e4m3fn).max)
 
 
 def _not_exported(error: Exception, program: ExportedProgram) -> ConversionError:

@@ -20,6 +20,7 @@ from ..errors import ConverterError
 from ..plan.files import GoldenTensors
 from .agreement import differs, rounding
 from .job import Job
+from .operators import QUANTIZERS, operator_name
 from .program import module_of
 
 _logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ _logger = logging.getLogger(__name__)
 _HALF = (torch.float16, torch.bfloat16)
 _ROUNDING = 1e-3
 """Relative L2 error of float32 by other kernels, as between a module and its program."""
+_ROUNDING_OF_FP8 = 5e-2
+"""A value half way between two steps of a quantizer may go to either: a step is a sixteenth."""
 
 
 def check(path: Path, program: ExportedProgram, job: Job, golden: GoldenTensors, names: Sequence[str]) -> None:
@@ -46,6 +49,8 @@ def check(path: Path, program: ExportedProgram, job: Job, golden: GoldenTensors,
     if session is None:
         return
     half = any(t in _HALF for t in _dtypes(program))
+    quantized = any(operator_name(node) in QUANTIZERS for node in program.graph.nodes)
+    least = _ROUNDING_OF_FP8 if quantized else _ROUNDING
     for profile, point, inputs, outputs in golden.points():
         where = f"{point} of profile {profile}"
         fed = {spec.name: inputs[spec.name] for spec in job.inputs}
@@ -54,10 +59,10 @@ def check(path: Path, program: ExportedProgram, job: Job, golden: GoldenTensors,
         except Exception as error:
             raise _refused(f"fails at {where}: {_words(error)}") from error
         wanted = [outputs[name] for name in names]
-        what = _differs(wanted, got, names, rounding(program))
+        what = _differs(wanted, got, names, max(rounding(program), least))
         if what is not None and half:
             # Rounding adds up in some networks: then it is the program itself that says what the graph should answer.
-            what = _differs(_answered(program, list(fed.values())), got, names, _ROUNDING)
+            what = _differs(_answered(program, list(fed.values())), got, names, least)
         if what is not None:
             raise _refused(f"answers otherwise than the model at {where}: {what}")
 

@@ -36,6 +36,8 @@ def convert(model, inputs, kwargs=None, **options):
 @pytest.fixture(params=["torch_tensorrt", "onnx"])
 def converter(request, monkeypatch):
     """Once by each."""
+    if request.param == "onnx":
+        pytest.importorskip("onnxscript", reason="needs onnxscript")
     monkeypatch.setitem(GIVEN, "converter", request.param)
 
 
@@ -307,6 +309,7 @@ def test_tolerance():
     assert _tolerance({"top1": 0.9}, None).top1 == 0.9
 
 
+@both
 def test_fp8_weights_of_modelopt():
     quantization = pytest.importorskip("modelopt.torch.quantization", reason="needs nvidia-modelopt")
     torch.manual_seed(0)

@@ -109,6 +109,8 @@ print(json.dumps(found))
 @pytest.mark.parametrize("converter", ["torch_tensorrt", "onnx"])
 def test_what_the_network_gets(converter):
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
+    if converter == "onnx":
+        pytest.importorskip("onnxscript", reason="needs onnxscript")
     script = SCRIPT.format(tests=str(Path(__file__).parents[1]), converter=converter)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, env=environment)
