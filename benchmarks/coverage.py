@@ -2,6 +2,7 @@
 
     python -m benchmarks.coverage                      all, in fp16 and in their own precision; into benchmarks/results/
     python -m benchmarks.coverage --jobs 8 timm/dla34  some, several at once
+    python -m benchmarks.coverage --converter onnx     by one converter instead of whichever takes it
     python -m benchmarks.coverage --compare            on a GPU: beside torch.compile and Torch-TensorRT's own compile
 
 Each is saved as a user would, in a process of its own: batches of 1 to 8, random inputs. Without a GPU that tells
@@ -43,11 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for each")
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="for all of them")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR")
+    parser.add_argument("--converter", choices=("auto", "torch_tensorrt", "onnx"), default="auto")
     parser.add_argument("--compare", action="store_true", help="on a GPU: beside two other ways to run the module")
     parser.add_argument("--one", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        one(options.names[0], options.one, options.compare)
+        one(options.names[0], options.one, options.converter, options.compare)
     from .architectures import NAMES
 
     names = options.names or list(NAMES)
@@ -59,11 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     report = {"date": date, "machine": machine, "jobs": options.jobs, "rows": rows}
     release = next((machine["versions"][name] for name in RTX if name in machine["versions"]), "none")
-    stem = f"{date}-{label(machine)}-coverage-{release}{'-compared' if options.compare else ''}"
+    by = "" if options.converter == "auto" else f"-{options.converter}"
+    stem = f"{date}-{label(machine)}-coverage-{release}{by}{'-compared' if options.compare else ''}"
     threads = max(1, machine["cores"] // options.jobs)
     options.out.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        jobs = [pool.submit(apart, name, min(options.timeout, 1e6), end, options.compare, threads) for name in names]
+        jobs = [pool.submit(apart, name, options, end, threads) for name in names]
         for job in concurrent.futures.as_completed(jobs):
             for row in job.result():
                 rows.append(row)
@@ -75,24 +78,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(row["outcome"] in ("wrong", "failed") for row in rows))
 
 
-def apart(name: str, timeout: float, end: float, compare: bool, threads: int) -> list[dict[str, Any]]:
+def apart(name: str, options: argparse.Namespace, end: float, threads: int) -> list[dict[str, Any]]:
     """Runs one architecture in a process of its own, PyTorch with so many threads; a row for each precision."""
     begin = time.monotonic()
-    left = min(timeout, end - begin)
+    left = min(options.timeout, 1e6, end - begin)
     if left < 20:
         return [row(name, precision, "not measured", why="no time was left") for precision in PRECISIONS]
     with tempfile.TemporaryDirectory(prefix="mlflow-trt-coverage-") as folder:
         path = Path(folder) / "rows.jsonl"
         path.touch()
         command = [sys.executable, "-m", "benchmarks.coverage", name, "--one", str(path)]
+        command += ["--converter", options.converter, *(["--compare"] if options.compare else [])]
         environment = {
             **os.environ, "MLFLOW_TRT_CACHE": folder, "TMPDIR": folder, "MLFLOW_DISABLE_TELEMETRY": "true",
             "OMP_NUM_THREADS": str(threads),
         }  # fmt: skip
         try:
             done = subprocess.run(
-                [*command, *(["--compare"] if compare else [])],
-                env=environment, cwd=ROOT, timeout=left, capture_output=True, text=True, check=False,
+                command, env=environment, cwd=ROOT, timeout=left, capture_output=True, text=True, check=False,
             )  # fmt: skip
             why = f"its process ended with {done.returncode}: {' '.join(done.stderr.split())[-300:]}"
         except subprocess.TimeoutExpired:
@@ -107,7 +110,7 @@ def row(name: str, precision: str, outcome: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "precision": precision, "outcome": outcome, "why": "", **more}
 
 
-def one(name: str, path: Path, compare: bool) -> None:
+def one(name: str, path: Path, converter: str, compare: bool) -> None:
     """Saves an architecture in each precision, writes what came of it, and ends the process."""
     import warnings
 
@@ -116,7 +119,7 @@ def one(name: str, path: Path, compare: bool) -> None:
 
     for precision in PRECISIONS:
         try:
-            found = save(name, make(name), precision, compare)
+            found = save(name, make(name), precision, converter, compare)
         except ImportError as error:
             found = row(name, precision, "not measured", why=str(error))
         with path.open("a") as file:
@@ -125,7 +128,7 @@ def one(name: str, path: Path, compare: bool) -> None:
     os._exit(0)
 
 
-def save(name: str, architecture: Any, precision: str, compare: bool) -> dict[str, Any]:
+def save(name: str, architecture: Any, precision: str, converter: str, compare: bool) -> dict[str, Any]:
     """Saves an architecture; a row with its outcome, and what was measured."""
     import mlflow_trt
     from mlflow_trt.errors import ParityError, TrtError
@@ -139,7 +142,7 @@ def save(name: str, architecture: Any, precision: str, compare: bool) -> dict[st
         try:
             mlflow_trt.save_model(
                 architecture.module, folder, kwarg_inputs=inputs, precision=None if precision == "own" else precision,
-                program="omit",
+                program="omit", converter=converter,
             )  # fmt: skip
         except ParityError as error:
             return row(name, precision, "wrong", why=words(error, 1500), seconds=time.monotonic() - begin)
@@ -150,7 +153,10 @@ def save(name: str, architecture: Any, precision: str, compare: bool) -> dict[st
             return row(name, precision, "failed", why=why, seconds=time.monotonic() - begin)
         seconds = time.monotonic() - begin
         record = mlflow_trt.inspect(folder).plans[0]
-    found = row(name, precision, "built", seconds=seconds, build_seconds=record.build_seconds)
+    found = row(
+        name, precision, "built", seconds=seconds, build_seconds=record.build_seconds, converter=record.converter,
+        why=record.converter_reason or "",
+    )  # fmt: skip
     if record.parity.status == "passed":
         found["outcome"] = "right"
         found["rel_l2"] = max(o.rel_l2 for point in record.parity.points for o in point.outputs)
@@ -238,14 +244,14 @@ def table(report: Mapping[str, Any]) -> str:
         f"# Coverage, {report['date']}", "",
         f"{machine['gpu'] or 'no GPU'}, {machine['cores']} cores of {machine['cpu']}; {versions}. Printed by"
         f" `python -m benchmarks.coverage`; {at_a_time}.", "", summary(report["rows"]).replace("\n", "\n\n"), "",
-        "| architecture | precision | outcome | seconds to save | relative error | p50 ms | torch.compile ms"
-        " | Torch-TensorRT as documented, relative error | why |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| architecture | precision | outcome | converter | seconds to save | relative error | p50 ms"
+        " | torch.compile ms | Torch-TensorRT as documented, relative error | why |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for found in report["rows"]:
         cells = [
-            found["name"], found["precision"], found["outcome"], number(found.get("seconds"), ".0f"),
-            number(found.get("rel_l2"), ".1e"), number(found.get("p50_ms"), ".2f"),
+            found["name"], found["precision"], found["outcome"], found.get("converter") or "",
+            number(found.get("seconds"), ".0f"), number(found.get("rel_l2"), ".1e"), number(found.get("p50_ms"), ".2f"),
             number(found.get("torch_compile_ms"), ".2f"), str(found.get("torch_tensorrt", ""))[:80], found["why"][:160],
         ]  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -62,8 +62,12 @@ class ConversionError(TrtError):
     error_code_number = INVALID_PARAMETER_VALUE
 
 
+class ConverterError(ConversionError):
+    """A converter, or TensorRT on what it made, failed on this model; another converter may take it."""
+
+
 class UnsupportedOperatorError(ConversionError):
-    """The model holds operators that Torch-TensorRT cannot convert; ``operators`` lists them."""
+    """The model holds operators that no converter takes; ``operators`` lists them."""
 
     def __init__(self, found: str, expected: str = "", remedy: str = "", operators: tuple[str, ...] = ()) -> None:
         self.operators = operators

@@ -72,7 +72,10 @@ class Builders:
 
 def command(address: Callable[[], Path], fresh: Command, module: str, job: Path) -> list[str]:
     """The command line of a child: what starts it warm, if that is possible."""
-    if module != BUILDER or json.loads((job / "job.json").read_text())["imports"]:
+    if module != BUILDER:
+        return fresh(module, job)
+    content = json.loads((job / "job.json").read_text())
+    if content["imports"] or content["job"]["converter"] == "onnx":  # which needs no torch
         return fresh(module, job)
     return [sys.executable, "-I", "-S", __file__, str(address()), module, str(job)]
 

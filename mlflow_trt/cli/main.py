@@ -83,6 +83,13 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--output-name", "output_names", multiple=True, metavar="NAME", help="Names for the outputs."),
         click.option(
+            "--converter",
+            type=click.Choice(["auto", "torch_tensorrt", "onnx"]),
+            default="auto",
+            show_default=True,
+            help="What makes the network. auto: Torch-TensorRT and, where that can't convert the whole model, ONNX.",
+        ),
+        click.option(
             "--setting",
             "settings",
             multiple=True,
@@ -106,6 +113,7 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
         precision: str | None,
         capabilities: tuple[str, ...],
         output_names: tuple[str, ...],
+        converter: str,
         settings: tuple[str, ...],
         **rest: Any,
     ) -> Any:
@@ -116,6 +124,7 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             "precision": precision,
             "compute_capabilities": list(capabilities),
             "output_names": list(output_names),
+            "converter": "" if converter == "auto" else converter,
             **parsing.parse_settings(settings),
         }
         return command(conversion={name: value for name, value in given.items() if value or value is False}, **rest)

@@ -126,6 +126,9 @@ def _plan(record: PlanRecord, common: tuple[Profile, ...] | None) -> RenderableT
         )
     if record.settings:
         rows["settings"] = ", ".join(f"{name}={value!r}" for name, value in record.settings.items())
+    if record.converter:
+        because = f"; {record.converter_reason}" if record.converter_reason else ""
+        rows["converter"] = f"{record.converter}{because}"
     rows["built"] = _built(record)
     rows["parity"] = _parity_line(record.parity)
     rows["latency"] = _latency_line(record.latency)

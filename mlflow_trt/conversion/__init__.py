@@ -4,8 +4,9 @@ The way through, one file each: :mod:`.arguments` (what the caller said of the i
 exported program, what an engine can't hold), :mod:`.shapes` (the sizes that it holds for), :mod:`.structure` (which
 outputs are computed, how they nest), :mod:`.golden` (what PyTorch answers), :mod:`.precision` (the program that goes
 into the network, in a graph of :mod:`.typed_graph`), :mod:`.settings` (Torch-TensorRT's own), :mod:`.job` (what is to
-be built), :mod:`.torch_tensorrt` (the call into Torch-TensorRT), :mod:`.network` (what was built), :mod:`.cpu_only` and
-:mod:`.build_child` (the same in a process of its own, where there is no GPU), :mod:`.interface` (what the manifest says
+be built), :mod:`.converters` (who builds it), :mod:`.torch_tensorrt` (the call into Torch-TensorRT), :mod:`.onnx` and
+:mod:`.onnx_parser` (the other way, by a graph in ONNX), :mod:`.network` (what was built), :mod:`.cpu_only` and
+:mod:`.build_child` (both in a process of their own, where there is no GPU), :mod:`.interface` (what the manifest says
 of it).
 
 Importing this package does not import Torch-TensorRT, which needs a GPU at import.

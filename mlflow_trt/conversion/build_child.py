@@ -1,6 +1,7 @@
 """The building child: a process of its own, in which torch may be told that there is a GPU.
 
-``python -m mlflow_trt.conversion.build_child FOLDER`` reads job.json and program.pt2 there, and writes built.plan.
+``python -m mlflow_trt.conversion.build_child FOLDER`` reads job.json there, and program.pt2 or model.onnx, and writes
+built.plan. From ONNX it builds without torch.
 """
 
 from __future__ import annotations
@@ -8,36 +9,53 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .child_process import Say, serve
 
+if TYPE_CHECKING:
+    from .job import Built, Job, ProgressListener
+
 PLAN = "built.plan"
 PROGRAM = "program.pt2"
+MODEL = "model.onnx"
+"""A graph in ONNX; its weights lie beside it, in a file whose name begins so."""
 JOB = "job.json"
 
 
 def _build(folder: Path, say: Say) -> dict[str, Any]:
+    content = json.loads((folder / JOB).read_text())
+    from .job import Job
+
+    job = Job.from_json(content["job"])
+    build = _from_onnx if job.converter == "onnx" else _from_program
+    built = build(folder, job, content, lambda event, phase, steps: say({"progress": [event, phase, steps]}))
+    (folder / PLAN).write_bytes(built.serialized)
+    return {"network": vars(built.network), "seconds": built.seconds}
+
+
+def _from_onnx(folder: Path, job: Job, content: dict[str, Any], listener: ProgressListener) -> Built:
+    from .onnx_parser import build
+
+    return build(folder / MODEL, job, listener)
+
+
+def _from_program(folder: Path, job: Job, content: dict[str, Any], listener: ProgressListener) -> Built:
     _pretend_gpu()
-    job_content = json.loads((folder / JOB).read_text())
-    if not any(module.startswith("modelopt.") for module in job_content["imports"]):
+    if not any(module.startswith("modelopt.") for module in content["imports"]):
         # Torch-TensorRT imports modelopt, and with it transformers, wherever it is installed: seconds for nothing.
         sys.modules.setdefault("modelopt", None)  # type: ignore[arg-type]
-    sys.path += [entry for entry in job_content["path"] if entry not in sys.path]
-    for module in job_content["imports"]:
+    sys.path += [entry for entry in content["path"] if entry not in sys.path]
+    for module in content["imports"]:
         _import(module)
     import torch
 
-    from .job import Job
     from .torch_tensorrt import build
 
     _without_runtime()
-    job = Job.from_json(job_content["job"])
     program = torch.export.load(folder / PROGRAM)
     (folder / PROGRAM).unlink()  # its room may be needed for the plan
-    built = build(program, job, lambda event, phase, steps: say({"progress": [event, phase, steps]}))
-    (folder / PLAN).write_bytes(built.serialized)
-    return {"network": vars(built.network), "seconds": built.seconds}
+    return build(program, job, listener)
 
 
 def _import(module: str) -> None:

@@ -18,7 +18,7 @@ from ..plan.dtypes import DTYPE_OF
 from ..plan.files import Plan
 from ..plan.manifest import File, Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Tolerance
 from . import arguments as _arguments
-from . import cpu_only, dimensions, interface, progress, ranges
+from . import converters, cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
 from . import settings as _settings
 from .job import BindingSpec, Built, Job
@@ -44,7 +44,7 @@ def _typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
             raise ConversionError(
                 f"The conversion failed at a step that should not fail: {type(error).__name__}: "
                 f"{str(error).strip()[:600] or 'no reason given'}",
-                "a model that torch.export and Torch-TensorRT take",
+                "a model that torch.export and a converter take",
                 "look at the error that this one was raised from: it says where in the model or in which library",
             ) from error
 
@@ -65,6 +65,7 @@ def convert(
     golden_inputs: Sequence[Any] | None = None,
     tolerance: Tolerance | Mapping[str, float] | float | None = None,
     timeout: float | None = 3600.0,
+    converter: str = "auto",
     **settings: Any,
 ) -> Plan:
     """Converts a PyTorch model to a TensorRT engine, described and ready to be logged.
@@ -92,6 +93,8 @@ def convert(
             argument tuples. The profile points take their values from the first.
         tolerance: How far the engine may be from PyTorch; a number is the relative L2 error. Default: by precision.
         timeout: Seconds that the building child may take; None: any time.
+        converter: ``"torch_tensorrt"``; ``"onnx"``: ``torch.onnx.export`` and TensorRT's own parser; ``"auto"``: the
+            first and, where that can't convert the whole model, the second.
         **settings: Torch-TensorRT's own, as of the installed release: ``optimization_level``, ``version_compatible``,
             ``immutable_weights``, … Different from upstream's defaults are ``attn_bias_is_causal=False``,
             ``truncate_double=True`` and ``require_full_compilation=True``.
@@ -101,7 +104,7 @@ def convert(
 
     Raises:
         SettingError: An argument or setting is unknown, contradictory, or needs something that is not here.
-        UnsupportedOperatorError: The model has operators that Torch-TensorRT cannot convert.
+        UnsupportedOperatorError: The model has operators that the converter, or neither of them, takes.
         PrecisionError: The network does not have the precision that was asked for.
         ConversionError: The model can't be exported, does not hold for the shapes, or TensorRT refused it.
     """
@@ -109,10 +112,12 @@ def convert(
     if inputs is not None and arg_inputs is not None:
         raise SettingError("Both inputs and arg_inputs were given.", "one of them: they mean the same", "leave one out")
     precision = _settings.precision_of(precision, enabled_precisions)
-    _settings.check(settings)
+    converter = _settings.converter_of(converter)
+    _settings.check(settings, converter)
     gpu = torch.cuda.is_available()
     capabilities = None if gpu and compute_capabilities is None else cpu_only.capabilities(compute_capabilities)
-    chosen = _settings.complete(settings, precision, gpu=capabilities is None)
+    chosen = _settings.complete(settings, precision, gpu=capabilities is None, converter=converter)
+    converters.check(converter, chosen)
     limits = _tolerance(tolerance, precision)
 
     given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)
@@ -151,8 +156,10 @@ def convert(
         capabilities,
         tuple(bindings[position] for position in prepared.uint8),
     )
-    with steps.timed("build"):
-        built = _build(prepared, job, timeout)
+    what = converters.Source(prepared, golden, tuple(output.name for output in outputs))
+    with steps.timed("build"), progress.shown() as listener:
+        conversion = converters.build(what, job, converter, timeout, listener)
+    built, job = conversion.built, conversion.job
     if precision is not None:
         _check_precision(precision, built, prepared, chosen)
     described = interface.describe(program, specs, outputs, bindings, built.network.outputs, symbols)
@@ -162,6 +169,8 @@ def convert(
         update={
             "profiles": interface.profiles(specs),
             "precision": Precision(requested=precision, census=built.network.census()),
+            "converter": job.converter,
+            "converter_reason": conversion.reason,
             "built_on": host,
             "parity": ParityRecord(
                 status="not_measured", reason="measured when the plan is logged on a GPU", tolerance=limits
@@ -179,15 +188,6 @@ def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTens
     if precision == "fp16":
         for sentence in ranges.sentences(program, ranges.half_nodes(prepared.program), golden):
             _logger.warning("%s", sentence)
-
-
-def _build(prepared: Prepared, job: Job, timeout: float | None) -> Built:
-    with progress.shown() as listener:
-        if job.capabilities is not None:
-            return cpu_only.build(prepared.program, job, timeout, listener)
-        from .torch_tensorrt import build
-
-        return build(prepared.program, job, listener)
 
 
 def _record(built: Built, job: Job, capabilities: tuple[str, ...] | None) -> PlanRecord:

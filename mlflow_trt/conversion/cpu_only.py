@@ -6,19 +6,21 @@ left alone. The program travels as a file in a temporary folder (TMPDIR says whe
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import json
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from ..errors import ConversionError, SettingError, TrtError
+from ..errors import ConversionError, ConverterError, SettingError, TrtError
 from ..plan.targets import numbers, parse_capability
 from . import build_child, child_process
 from .build_child import JOB, PLAN, PROGRAM
@@ -117,14 +119,24 @@ def _spelled(value: object) -> str:
     return capability
 
 
-def build(program: ExportedProgram, job: Job, timeout: float | None, listener: ProgressListener | None = None) -> Built:
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Yields a temporary folder for what is handed to a builder; it is removed in any case."""
+    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
+        yield Path(name)
+
+
+def build(
+    folder: Path, job: Job, timeout: float | None, listener: ProgressListener | None = None, imports: Sequence[str] = ()
+) -> Built:
     """Builds an engine in a child process.
 
     Args:
-        program: A prepared program.
+        folder: Holds what the job's converter reads.
         job: The rest; its settings must be plain values.
         timeout: Seconds the child may take; None: any time.
         listener: Is told of the build's progress.
+        imports: Modules that the child imports before it reads the program.
 
     Raises:
         ConversionError: The child failed, was killed or took too long, or the disk is full. What the child itself
@@ -140,40 +152,55 @@ def build(program: ExportedProgram, job: Job, timeout: float | None, listener: P
                 "a number, string, bool or list: the engine is built in a process of its own",
                 f"leave {name} out, or convert on a GPU without compute_capabilities",
             ) from None
-    with tempfile.TemporaryDirectory(prefix="mlflow-trt-") as name:
-        folder = Path(name)
-        try:
-            _write(program, job, folder)
-        except TrtError:
-            raise
-        except Exception as error:
-            # torch's own writer turns a full disk into a RuntimeError.
-            if isinstance(error, OSError) or (
-                type(error) is RuntimeError and any(word in str(error) for word in _WRITERS)
-            ):
-                raise _unwritable(folder, str(error)) from error
-            raise ConversionError(
-                f"PyTorch can't write the program for the building process: {type(error).__name__}: "
-                f"{str(error).strip()[:400]}",
-                "a program that torch.export.save takes",
-                "replace what it names, or convert on a GPU without compute_capabilities",
-            ) from error
-        result = _run(folder, timeout, listener)
-        network = Network(**result["network"])
-        network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
-        return Built((folder / PLAN).read_bytes(), network, result["seconds"])
+    content = {"job": job.to_json(), "imports": list(imports), "path": sys.path if imports else []}
+    with writing(folder):
+        (folder / JOB).write_text(json.dumps(content))
+    result = _run(folder, timeout, listener)
+    network = Network(**result["network"])
+    network.outputs = [(n, d, list(s)) for n, d, s in network.outputs]
+    return Built((folder / PLAN).read_bytes(), network, result["seconds"])
+
+
+def write_program(program: ExportedProgram, folder: Path) -> list[str]:
+    """Writes a prepared program for the building child.
+
+    Returns:
+        The modules that register its operators, which must be there when the program is read.
+
+    Raises:
+        UnsupportedOperatorError: No module that the child could import registers one of them.
+    """
+    imports = modules_of(program)
+    torch.export.save(program, folder / PROGRAM)
+    return imports
 
 
 _WRITERS = ("PytorchStreamWriter", "inline_container")
 """Words of torch's own writer, by which a full disk is told from a program that can't be written."""
 
 
-def _write(program: ExportedProgram, job: Job, folder: Path) -> None:
-    # Operators that a package registers at import must be there when the program is read.
-    imports = modules_of(program)
-    content = {"job": job.to_json(), "imports": imports, "path": sys.path if imports else []}
-    (folder / JOB).write_text(json.dumps(content))
-    torch.export.save(program, folder / PROGRAM)
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Makes one kind of error of what fails while a model is written into a temporary folder.
+
+    Raises:
+        ConversionError: The disk is full.
+        ConverterError: The model itself can't be written.
+    """
+    try:
+        yield
+    except (TrtError, MemoryError):
+        raise
+    except Exception as error:
+        # torch's own writer turns a full disk into a RuntimeError.
+        if isinstance(error, OSError) or (type(error) is RuntimeError and any(w in str(error) for w in _WRITERS)):
+            raise _unwritable(folder, str(error)) from error
+        raise ConverterError(
+            f"PyTorch can't write the program for the building process: {type(error).__name__}: "
+            f"{str(error).strip()[:400]}",
+            "a program that torch.export.save takes",
+            "replace what it names, or convert on a GPU without compute_capabilities",
+        ) from error
 
 
 def _unwritable(folder: Path, reason: str) -> ConversionError:

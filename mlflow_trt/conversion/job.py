@@ -1,4 +1,4 @@
-"""What Torch-TensorRT is to build, and what it built: plain values, which travel to the building child and back."""
+"""What a converter is to build, and what it built: plain values, which travel to the building child and back."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class Job:
     """TensorRT-RTX: compute capabilities to build for; None: the current GPU."""
     uint8: tuple[str, ...] = ()
     """Outputs that are uint8: TensorRT has it at a network's edge alone, so the program has them in float32."""
+    converter: str = "torch_tensorrt"
+    """Who builds it: ``"torch_tensorrt"`` or ``"onnx"``."""
 
     @property
     def profiles(self) -> int:
@@ -55,6 +57,7 @@ class Job:
             content["settings"],
             tuple(capabilities) if capabilities else None,
             tuple(content["uint8"]),
+            content["converter"],
         )
 
 

@@ -57,6 +57,9 @@ from .typed_graph import TypedGraph
 from .weights import Weights
 
 _WRITTEN_OUT = {
+    "adaptive_avg_pool2d": rewrites.averaged,
+    "as_strided": rewrites.restated,
+    "unfold": rewrites.windows,
     "add": rewrites.biased_linear,
     "addmm": rewrites.biased_linear,
     "baddbmm": rewrites.biased_product,

@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Listener = Callable[[str, str, int], None]
-"""Is told ``("start", phase, steps)``, ``("step", phase, done)`` and ``("finish", phase, 0)``."""
+"""Is told ``("start", phase, steps)``, ``("step", phase, done)``, ``("finish", phase, 0)``, ``("note", text, 0)``."""
 
 
 class Steps:
@@ -52,8 +52,17 @@ def shown() -> Iterator[Listener | None]:
                 bars.update(tasks[phase], completed=steps)
             elif event == "finish" and phase in tasks:
                 bars.remove_task(tasks.pop(phase))
+            elif event == "note":
+                bars.console.print(phase, markup=False, highlight=False)
 
         yield listen
+
+
+def note(listener: Listener | None, text: str) -> None:
+    """Says something in the log and, where there is a terminal, on it."""
+    _logger.info("%s", text)
+    if listener is not None:
+        listener("note", text, 0)
 
 
 def counted(listener: Listener | None, phase: str, items: Sequence[T]) -> Iterator[T]:

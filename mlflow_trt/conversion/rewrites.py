@@ -183,3 +183,63 @@ def joined(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[
     if end is not None and (type(size) is not int or end < size) and end < 2**62:
         parts.append(call(node, aten.slice.Tensor, whole, dim, end, 2**63 - 1))
     return call(node, aten.cat.default, parts, dim) if len(parts) > 1 else call(node, aten.clone.default, part)
+
+
+def averaged(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+    """An average over the whole image as a mean.
+
+    PyTorch does the same and then restates the layout of what it answers, where channels lie last (ConvNeXt, Swin);
+    Torch-TensorRT has no converter of that.
+
+    Returns:
+        None for an average over parts: the operation then stays as it is.
+    """
+    return call(node, aten.mean.dim, args[0], [-2, -1], True) if list(args[1]) == [1, 1] else None
+
+
+def restated(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+    """``as_strided`` that answers its operand, value for value.
+
+    Returns:
+        None where it moves or repeats values: the operation then stays as it is.
+    """
+    before, after = node.all_input_nodes[0].meta["val"], node.meta["val"]
+    if before.dim() != after.dim() or before.storage_offset() != after.storage_offset():
+        return None
+    for size, other, stride, restated in zip(before.shape, after.shape, before.stride(), after.stride()):
+        if not _same(size, other) or not (_same(size, 1) or _same(stride, restated)):
+            return None
+    return call(node, aten.clone.default, args[0])
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two sizes are equal whatever the call, without a guard on it."""
+    first, second = (getattr(getattr(n, "node", None), "expr", n) for n in (one, other))
+    return bool(first == second)
+
+
+def windows(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Node | None:
+    """Sliding windows as slices side by side: PyTorch's own are another look at the same memory (PatchTST).
+
+    Returns:
+        None where their number is not known beforehand, or large: the operation then stays as it is.
+    """
+    x, dim, size, step = args[:4]
+    value = x.meta["val"]
+    if not value.dim():
+        return None
+    dim %= value.dim()
+    if not all(type(n) is int for n in (value.shape[dim], size, step)):
+        return None
+    count = (value.shape[dim] - size) // step + 1
+    if min(count, size) > _MANY:
+        return None
+    if count <= size:  # one slice for each window
+        last = call(node, aten.permute.default, x, [*(d for d in range(value.dim()) if d != dim), dim])
+        parts = [call(node, aten.slice.Tensor, last, -1, i * step, i * step + size) for i in range(count)]
+        return call(node, aten.stack.default, parts, dim)
+    parts = [call(node, aten.slice.Tensor, x, dim, i, i + step * (count - 1) + 1, step) for i in range(size)]
+    return call(node, aten.stack.default, parts, -1)
+
+
+_MANY = 64

@@ -29,6 +29,15 @@ SAFE: dict[str, Any] = {
 }
 """What is set unless the caller says otherwise, where upstream's default gives wrong numbers or none."""
 
+OF_THE_BUILDER = (
+    "disable_tf32", "enable_weight_streaming", "hardware_compatible", "immutable_weights", "l2_limit_for_tiling",
+    "max_aux_streams", "num_avg_timing_iters", "optimization_level", "refit_identical_engine_weights",
+    "sparse_weights", "strip_engine_weights", "tiling_optimization_level", "version_compatible", "workspace_size",
+)  # fmt: skip
+"""Torch-TensorRT's settings that it hands to TensorRT's builder: they mean the same whoever makes the network."""
+
+CONVERTERS = ("auto", "torch_tensorrt", "onnx")
+
 _OURS = {
     "exported_program": "it is the model that convert is given",
     "inputs": "pass it to convert itself",
@@ -71,13 +80,13 @@ def known() -> tuple[str, ...]:
     )
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Checks settings by name against the installed Torch-TensorRT.
+def check(settings: Mapping[str, Any], converter: str = "torch_tensorrt") -> None:
+    """Checks settings by name against the installed Torch-TensorRT; for ONNX, which needs none, against its own.
 
     Raises:
         SettingError: One is unknown (Torch-TensorRT itself would ignore it without a word), or can't be honoured.
     """
-    names = [name for name in known() if name not in _OURS]
+    names = [name for name in _names(converter) if name not in _OURS]
     for name, value in settings.items():
         if name in _OURS:
             raise SettingError(f"{name} is no setting.", "Torch-TensorRT's own settings", _OURS[name])
@@ -85,7 +94,8 @@ def check(settings: Mapping[str, Any]) -> None:
             ours = [p for p in inspect.signature(_public()).parameters if p != "settings"]
             near = difflib.get_close_matches(name, [*names, *ours], n=1, cutoff=0.5)
             raise SettingError(
-                f"The setting {name!r} is unknown to the installed Torch-TensorRT.",
+                f"The setting {name!r} is unknown to "
+                f"{'the converter onnx' if converter == 'onnx' else 'the installed Torch-TensorRT'}.",
                 f"{near[0]!r}?" if near else f"one of {', '.join(names)}",
                 "correct the name, or leave it out",
             )
@@ -94,19 +104,62 @@ def check(settings: Mapping[str, Any]) -> None:
                 raise SettingError(f"{name}={value} can't be honoured here.", f"{name}={not value}", remedy)
 
 
+def _names(converter: str) -> tuple[str, ...]:
+    return (*OF_THE_BUILDER, *SAFE) if converter == "onnx" else known()
+
+
+def of_the_builder(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that hold for an engine that is built from ONNX.
+
+    Raises:
+        SettingError: One is Torch-TensorRT's alone.
+    """
+    foreign = [n for n, v in settings.items() if n not in (*OF_THE_BUILDER, *_NO_MATTER) and SAFE.get(n, _NONE) != v]
+    if foreign:
+        raise SettingError(
+            f"An engine that is built from ONNX has no setting {', '.join(foreign)}: it is Torch-TensorRT's own.",
+            f"those of TensorRT's builder: {', '.join(OF_THE_BUILDER)}",
+            "leave it out, or choose converter='torch_tensorrt'",
+        )
+    return {name: value for name, value in settings.items() if name in OF_THE_BUILDER}
+
+
+_NONE = object()
+_NO_MATTER = ("offload_module_to_cpu",)
+"""Says only how Torch-TensorRT goes about it."""
+
+
+def converter_of(name: str) -> str:
+    """Checks the name of a converter.
+
+    Raises:
+        SettingError: There is none of this name.
+    """
+    if name not in CONVERTERS:
+        near = difflib.get_close_matches(str(name).lower().replace("-", "_"), CONVERTERS, n=1, cutoff=0.3)
+        raise SettingError(
+            f"The converter {name!r} is unknown.",
+            f"one of {', '.join(CONVERTERS)}",
+            f"write converter={near[0]!r}" if near else "choose one of these",
+        )
+    return name
+
+
 def _public() -> Any:
     from .core import convert
 
     return convert
 
 
-def complete(settings: Mapping[str, Any], precision: str | None, gpu: bool) -> dict[str, Any]:
+def complete(
+    settings: Mapping[str, Any], precision: str | None, gpu: bool, converter: str = "torch_tensorrt"
+) -> dict[str, Any]:
     """The settings that the build gets: the caller's over the safe ones.
 
     Raises:
         SettingError: The caller's TF32 setting contradicts the precision, or a setting needs a GPU.
     """
-    names = known()
+    names = _names(converter)
     chosen = {name: value for name, value in SAFE.items() if name in names}
     if not gpu:
         # With False upstream asks the driver for the GPU's free memory.

@@ -10,19 +10,18 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
-from ..plan.targets import sm
+from .builder import TORCH_TENSORRTS_LOGGER, Messages, configure, profiles
 from .job import BindingSpec, Built, Job, ProgressListener
 from .network import Network, look
 
 if TYPE_CHECKING:
     from ..errors import ConversionError
 
-_TENSORRT_LOGGER = "torch_tensorrt [TensorRT Conversion Context]"
 _lock = threading.Lock()
 
 
@@ -88,8 +87,8 @@ class _BuildLog:
         self.network = Network()
         self.messages: list[str] = []
         self.missing: tuple[str, ...] = ()
-        self.places: dict[str, str] = {}
-        """Where in the model the first of each of them is."""
+        self.nodes: Sequence[Any] = ()
+        """Those of the graph that holds them."""
         self.static_only: tuple[str, ...] = ()
         """Those of them whose converter is only not declared for dynamic sizes."""
         self.error: BaseException | None = None
@@ -102,19 +101,8 @@ class _BuildLog:
         from . import refusals
 
         if self.missing:
-            return refusals.unsupported(self.missing, self.places, self.static_only)
+            return refusals.unsupported(self.missing, refusals.places(self.nodes), self.static_only)
         return refusals.not_built(self.error or error, self.node, self.messages)
-
-
-class _Messages(logging.Handler):
-    """Keeps TensorRT's own error messages."""
-
-    def __init__(self, watch: _BuildLog) -> None:
-        super().__init__(logging.ERROR)
-        self.watch = watch
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.watch.messages.append(record.getMessage().strip()[:500])
 
 
 class _Swallowed(logging.Handler):
@@ -132,8 +120,8 @@ class _Swallowed(logging.Handler):
 @contextlib.contextmanager
 def _captured(watch: _BuildLog) -> Iterator[None]:
     """Reads TensorRT's own messages, and keeps upstream's dump of the whole graph off the user's screen."""
-    logger = logging.getLogger(_TENSORRT_LOGGER)
-    handler = _Messages(watch)
+    logger = logging.getLogger(TORCH_TENSORRTS_LOGGER)
+    handler = Messages(watch.messages)
     compiler = logging.getLogger("torch_tensorrt.dynamo._compiler")
     propagates, compiler_propagates = logger.propagate, compiler.propagate
     logger.addHandler(handler)
@@ -203,7 +191,7 @@ def _interpreter(base: Any, watch: _BuildLog) -> Any:
                     super().__init__(*args, **kwargs)
                 watch.missing = _named(self.validate_conversion())
                 if watch.missing:
-                    watch.places = _places(self.module.graph.nodes)
+                    watch.nodes = list(self.module.graph.nodes)
                     self.compilation_settings.assume_dynamic_shape_support = True
                     still = _named(self.validate_conversion())
                     watch.static_only = tuple(operator for operator in watch.missing if operator not in still)
@@ -250,16 +238,9 @@ def _interpreter(base: Any, watch: _BuildLog) -> Any:
 
         def _populate_trt_builder_config(self, *args: Any, **kwargs: Any) -> Any:
             if getattr(self, "optimization_profiles", None):
-                self.optimization_profiles: list[Any] = _profiles(self.builder, job)
+                self.optimization_profiles: list[Any] = profiles(self.builder, job)
             config = super()._populate_trt_builder_config(*args, **kwargs)
-            # The engine inspector names dtypes and tactics only if the builder wrote them down.
-            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-            config.progress_monitor = _monitor(trt, watch)
-            if job.capabilities:
-                config.num_compute_capabilities = len(job.capabilities)
-                for i, capability in enumerate(job.capabilities):
-                    member = getattr(trt.ComputeCapability, sm(capability).upper())
-                    config.set_compute_capability(member, i)
+            configure(trt, config, job, watch)
             watch.network = look(trt, self.ctx.net, config.get_flag(trt.BuilderFlag.TF32))
             return config
 
@@ -302,62 +283,3 @@ def _named(operators: Iterable[str]) -> tuple[str, ...]:
     names = sorted({operator.split(" ", 1)[-1] for operator in operators})
     # Python's getitem has a converter of its own; it is listed where its operand's producer has none.
     return tuple(name for name in names if not name.startswith("_operator.")) or tuple(names)
-
-
-def _places(nodes: Iterable[Any]) -> dict[str, str]:
-    """Where the first node of each operator comes from: the module's path and class, and the line of its code."""
-    places: dict[str, str] = {}
-    for node in nodes:
-        operator = f"torch.ops.{node.target}"
-        if node.op != "call_function" or operator in places:
-            continue
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        path, kind = (str(part) for part in stack[-1][:2]) if stack else ("", "")
-        lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
-        files = [line.split(", in ")[0] for line in lines if line.startswith("File ")]
-        where = [f"at {path}" if path else "", f"({kind.rpartition('.')[2]})" if kind else "", *files[-1:]]
-        places[operator] = "".join(f" {part}" for part in where if part)
-    return places
-
-
-def _profiles(builder: Any, job: Job) -> list[Any]:
-    """One optimization profile per index. Upstream builds several from 2.13 on only; this way serves all versions."""
-    profiles = []
-    for index in range(job.profiles):
-        profile = builder.create_optimization_profile()
-        for spec in job.inputs:
-            if all(p == (spec.profiles[0][0],) * 3 for p in spec.profiles):
-                continue
-            profile.set_shape(spec.name, *spec.profiles[index if len(spec.profiles) > 1 else 0])
-        profiles.append(profile)
-    return profiles
-
-
-def _monitor(trt: Any, watch: _BuildLog) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Tells of the build's phases, and stops it at Ctrl-C: the only place where Python runs during a build."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._tell("start", phase_name, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell("step", phase_name, step)
-            return not watch.interrupted
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._tell("finish", phase_name, 0)
-
-        def _tell(self, event: str, phase: str, steps: int) -> None:
-            try:
-                if watch.listener is not None:
-                    watch.listener(event, phase, steps)
-            except KeyboardInterrupt:
-                # Must not cross TensorRT's C++: the next step tells it to stop.
-                watch.interrupted = True
-            except Exception:
-                watch.listener = None  # a display that fails is no reason to lose the engine
-
-    return Monitor()

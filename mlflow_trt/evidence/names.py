@@ -11,6 +11,8 @@ DIGEST = "mlflow_trt.digest"
 """SHA-256 of the first plan."""
 TARGET = "mlflow_trt.target"
 PRECISION = "mlflow_trt.precision"
+CONVERTER = "mlflow_trt.converter"
+"""Where it is known."""
 PARITY = "mlflow_trt.parity"
 LATENCY = "mlflow_trt.latency"
 

@@ -202,6 +202,7 @@ def tags(manifest: Manifest) -> dict[str, str]:
         names.DIGEST: record.file.sha256,
         names.TARGET: ", ".join(_plan.folder_name(r) for r in manifest.plans),
         names.PRECISION: record.precision.requested or "model",
+        **({names.CONVERTER: record.converter} if record.converter else {}),
         names.PARITY: record.parity.status,
         names.LATENCY: record.latency.status,
     }

@@ -33,6 +33,7 @@ def save_model(
     output_names: Sequence[str] | None = None,
     golden_inputs: Any = None,
     tolerance: Any = None,
+    converter: str | None = None,
     measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     mlflow_model: Model | None = None,
@@ -60,6 +61,7 @@ def save_model(
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
         tolerance: How far the engine may be from PyTorch.
+        converter: ``"auto"``, ``"torch_tensorrt"`` or ``"onnx"``.
         measure_timeout: Seconds that measuring on the GPU may take.
         program: Whether the exported program is kept beside the engine.
         mlflow_model: The MLflow model that this flavor is added to.
@@ -86,6 +88,7 @@ def save_model(
         output_names=output_names,
         golden_inputs=golden_inputs,
         tolerance=tolerance,
+        converter=converter,
         **settings,
     )
     _mlflow.validate_environment(conda_env, pip_requirements, extra_pip_requirements)
@@ -121,6 +124,7 @@ def log_model(
     output_names: Sequence[str] | None = None,
     golden_inputs: Any = None,
     tolerance: Any = None,
+    converter: str | None = None,
     measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     artifact_path: str | None = None,
@@ -153,7 +157,7 @@ def log_model(
             accepts), a folder that :func:`save_model` wrote, or the bytes or path of an engine that another program
             built.
         name: The model's name in MLflow.
-        inputs: The model's inputs; with the rest up to ``tolerance``, as :func:`mlflow_trt.convert` takes them. Only
+        inputs: The model's inputs; with the rest up to ``converter``, as :func:`mlflow_trt.convert` takes them. Only
             for a model that is still to be converted.
         arg_inputs: Another name for ``inputs``.
         kwarg_inputs: Inputs by keyword.
@@ -163,6 +167,8 @@ def log_model(
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
         tolerance: How far the engine may be from PyTorch; default: by precision.
+        converter: ``"torch_tensorrt"``, ``"onnx"``, or ``"auto"``, the default: the first and, where that can't convert
+            the whole model, the second.
         measure_timeout: Seconds that measuring a plan on the GPU may take; figures that are missing then are recorded
             as not measured. None: any time.
         program: ``"omit"`` leaves the exported program out: half the size, but no reference backend.
@@ -205,6 +211,7 @@ def log_model(
         output_names=output_names,
         golden_inputs=golden_inputs,
         tolerance=tolerance,
+        converter=converter,
         **settings,
     )
     _mlflow.validate_environment(conda_env, pip_requirements, extra_pip_requirements)

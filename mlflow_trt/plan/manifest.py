@@ -235,6 +235,10 @@ class PlanRecord(_Record):
     built_on: Host | None = None
     """None: someone else built it."""
     build_seconds: float | None = None
+    converter: str | None = None
+    """What made the network: ``"torch_tensorrt"`` or ``"onnx"``; None: not known, as with engines of other programs."""
+    converter_reason: str | None = None
+    """Why it was not the first choice."""
     parity: ParityRecord
     latency: LatencyRecord
     runtime_cache: File | None = None

@@ -245,7 +245,7 @@ def program_file(tmp_path) -> Path:
 def test_a_program_becomes_an_engine_and_the_engine_a_registered_version(program_file):
     converted = command(
         *("convert", "net.pt2", "-o", "net.engine", "--input", "float32[1:2:8,4]", "--precision", "fp16"),
-        *("--capability", "8.6", "--setting", "optimization_level=3", "--json"),
+        *("--capability", "8.6", "--setting", "optimization_level=3", "--converter", "onnx", "--json"),
     )
     assert converted.returncode == 0, converted.stderr
     record = json.loads(converted.stdout)["manifest"]["plans"][0]
@@ -254,6 +254,7 @@ def test_a_program_becomes_an_engine_and_the_engine_a_registered_version(program
     assert record["file"]["size"] == len(engine)
     assert record["capabilities"] == ["8.6"]
     assert record["precision"]["requested"] == "fp16"
+    assert (record["converter"], record["settings"]) == ("onnx", {"optimization_level": 3})
     assert record["profiles"][0] == {"input": {"min": [1, 4], "opt": [2, 4], "max": [8, 4]}}
 
     logged = command(

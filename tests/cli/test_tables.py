@@ -38,6 +38,7 @@ def test_inspect_shows_inputs_outputs_plans_measurements_and_files(folder):
         "found, 4",
         "Plan 1 of 2  tensorrt_rtx-1.6.1.120-sm80-sm86-sm89",
         "fp16; layers: 122 float16, 4 float32, 3 int64; weights: 51.1 MB float16, 4 kB float32; TF32 off",
+        "onnx; Torch-TensorRT has no converter for torch.ops.aten.gather.default",
         "in 11.2 s on NVIDIA H100 80GB HBM3 (9.0), driver 580.95.05, torch 2.14.1",
         "passed; at worst rel L2 0.0013 (allowed 0.01), cosine 0.999998, top-1 100.0%",
         "0.78 ms at batch 1, 2.40 ms at batch 16",

@@ -6,7 +6,7 @@
 
 import json
 
-from mlflow_trt.conversion import build_child, core, torch_tensorrt as builder
+from mlflow_trt.conversion import build_child, cpu_only, onnx_parser, torch_tensorrt
 
 build_child._pretend_gpu()
 build_child._without_runtime()
@@ -15,7 +15,7 @@ from mlflow_trt import Input, convert
 from conversion.models import Gated
 from conversion.test_maxima import MAXIMA
 
-kinds, look = [], builder.look
+kinds, look = [], torch_tensorrt.look
 
 
 def listed(module, net, tf32):
@@ -31,11 +31,20 @@ def listed(module, net, tf32):
     return look(module, net, tf32)
 
 
-builder.look = listed
-core.cpu_only.build = lambda program, job, timeout, listener=None: builder.build(program, job, listener)
+def build(folder, job, timeout, listener=None, imports=()):
+    way = build_child._from_onnx if job.converter == "onnx" else build_child._from_program
+    return way(folder, job, {"imports": [], "path": []}, listener)
+
+
+torch_tensorrt.look = onnx_parser.look = listed
+cpu_only.build = build
 found = {}
-for name in ("relu6", "abs", "max"):
-    kinds.clear()
-    convert(Gated(MAXIMA[name]).eval(), [Input(((1, 2, 8), 4, 6, 6))], precision="fp32", compute_capabilities=["8.9"])
-    found[name] = kinds[kinds.index("PROD") + 1 :]
+for converter in ("torch_tensorrt", "onnx"):
+    found[converter] = {}
+    for name in ("relu6", "abs", "max"):
+        kinds.clear()
+        model = Gated(MAXIMA[name]).eval()
+        inputs = [Input(((1, 2, 8), 4, 6, 6))]
+        convert(model, inputs, precision="fp32", compute_capabilities=["8.9"], converter=converter)
+        found[converter][name] = kinds[kinds.index("PROD") + 1 :]
 print(json.dumps(found))

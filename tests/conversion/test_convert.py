@@ -21,15 +21,24 @@ from mlflow_trt.plan.manifest import Branch, ShapeRange, TensorLeaf, parse
 from .models import Attention, Cnn, Function, Nested, Pair
 
 TARGET = "8.6"
+both = pytest.mark.usefixtures("converter")
+GIVEN = {"compute_capabilities": TARGET, "timeout": 300, "converter": "torch_tensorrt"}
+"""What these tests convert with, unless they say otherwise."""
 shared = pytest.mark.xdist_group("convert")  # one worker builds the plans that these tests share
 WEIGHTS = 3 * 8 * 9 + 8 + 8 * 36 * 20 + 20
 """Of Cnn's convolution and linear layer."""
 
 
 def convert(model, inputs, kwargs=None, **options):
-    return mlflow_trt.convert(
-        model, inputs, kwarg_inputs=kwargs, **{"compute_capabilities": TARGET, "timeout": 300, **options}
-    )
+    return mlflow_trt.convert(model, inputs, kwarg_inputs=kwargs, **{**GIVEN, **options})
+
+
+@pytest.fixture(params=["torch_tensorrt", "onnx"])
+def converter(request, monkeypatch):
+    """Once by each."""
+    if request.param == "onnx":
+        pytest.importorskip("onnxscript", reason="needs onnxscript")
+    monkeypatch.setitem(GIVEN, "converter", request.param)
 
 
 def bindings_of(plan):
@@ -126,6 +135,7 @@ def test_program_and_plan_size_at_half_precision():
 
 
 @shared
+@both
 def test_bf16_and_tf32(cnn):
     plan = convert(cnn, [Input((2, 3, 8, 8))], precision="bf16", compute_capabilities=["8.0", "sm86", (8, 9), 12.0])
     assert plan.record.precision.census.weight_bytes["bfloat16"] == pytest.approx(2 * WEIGHTS, abs=100)
@@ -133,6 +143,7 @@ def test_bf16_and_tf32(cnn):
     assert bindings_of(plan) == ["float32"] * 2
 
 
+@both
 def test_bf16_model_has_float32_bindings_and_every_target_that_can():
     plan = convert(nn.Linear(4, 4).bfloat16(), [Input((2, 4))], compute_capabilities=None)
     supported = [c for c in supported_capabilities() if c != "7.5"]
@@ -143,6 +154,7 @@ def test_bf16_model_has_float32_bindings_and_every_target_that_can():
         convert(nn.Linear(4, 4).bfloat16(), [Input((2, 4))], compute_capabilities="7.5")
 
 
+@both
 def test_nested():
     """Everything at once: several inputs, by keyword, nested; outputs repeated, handed through, constant, None."""
     plan = convert(
@@ -176,6 +188,7 @@ def test_nested():
     assert {key.split("/")[1] for key in plan.golden.outputs} == {t.name for t in interface.outputs}
 
 
+@both
 def test_attention_and_profiles():
     shapes = [((1, 1, 2), (2, 4, 8)), ((4, 8, 16), (8, 16, 16))]
     plan = convert(Attention(), [Input(profiles=shapes, dtype="int64")] * 2, precision="fp16")
@@ -222,6 +235,7 @@ def test_what_tensorrt_says_is_told():
     assert "To do: see the messages above" in told
 
 
+@both
 def test_output_names_and_bindings_that_would_clash():
     plan = convert(Function(lambda x: {"x": x * 2, "y": x.sum(0)}), [Input(((1, 2, 4), 3))])
     assert [(t.name, t.binding) for t in plan.manifest.interface.outputs] == [("x", "x.out"), ("y", "y")]
@@ -229,6 +243,7 @@ def test_output_names_and_bindings_that_would_clash():
     assert [(t.name, t.shape) for t in named.manifest.interface.outputs] == [("a", ("batch", 3)), ("b", ("2*batch", 3))]
 
 
+@both
 def test_operand_handed_through_by_a_converter():
     """A view that changes nothing is the input itself to TensorRT, and would rename its binding."""
     plan = convert(Function(lambda x: (x.view(2, 3), x.reshape(2, 3), x + 1)), [Input((2, 3))])
@@ -249,6 +264,7 @@ def test_an_operator_whose_converter_is_not_declared_for_dynamic_sizes_says_so()
         convert(model, [Input(((1, 2, 4), 3))])
 
 
+@both
 def test_int16_inside_is_held_in_int32():
     plan = convert(Function(lambda x: (x.float() * 2).to(torch.int16) + 1), [Input((2, 2))])
     assert plan.manifest.interface.outputs[0].dtype in ("int16", "int32")
@@ -259,6 +275,7 @@ def test_model_of_another_kind():
         convert("model.onnx", [Input((2, 3))])
 
 
+@both
 def test_fp8_weights_of_modelopt():
     quantization = pytest.importorskip("modelopt.torch.quantization", reason="needs nvidia-modelopt")
     torch.manual_seed(0)
@@ -287,6 +304,7 @@ class Image(nn.Module):
         return torch.topk((self.norm(self.conv(x)).sigmoid() * 255).to(torch.uint8).permute(0, 2, 3, 1) + 1, 2)
 
 
+@both
 def test_bytes_in_and_out(tmp_path):
     model, options = Image().eval(), {"precision": "fp16", "compute_capabilities": None}
     plan = convert(model, [Input(((1, 2, 4), 8, 8, 3), "uint8")], **options)

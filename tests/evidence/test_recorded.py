@@ -85,6 +85,14 @@ def test_parameters_and_tags_describe_the_first_plan(classifier_plan):
     assert recorded.tags(classifier_plan.manifest)["mlflow_trt.digest"] == classifier_plan.record.file.sha256
 
 
+def test_a_converter_that_is_not_known_has_no_tag(classifier_plan):
+    plan = classifier_plan.record
+    for converter, tagged in ((None, None), ("onnx", "onnx")):
+        record = plan.model_copy(update={"converter": converter})
+        tags = recorded.tags(classifier_plan.manifest.model_copy(update={"plans": (record,)}))
+        assert tags.get("mlflow_trt.converter") == tagged
+
+
 def test_layers_become_a_table():
     text = recorded._csv([{"name": "a", "type": "conv"}, {"name": "b", "type": "relu", "dtype": "Half"}])
 

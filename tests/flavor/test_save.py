@@ -48,6 +48,7 @@ def test_a_module_becomes_a_registered_version_that_predicts():
     assert all(figures[f"trt.seconds.{step}"] > 0 for step in ("export", "golden", "build"))
     version = mlflow.MlflowClient().get_model_version("classifier", "1")
     assert version.tags["mlflow_trt.digest"] == manifest.plans[0].file.sha256
+    assert version.tags["mlflow_trt.converter"] == manifest.plans[0].converter == "torch_tensorrt"
 
 
 def test_the_folder_is_as_documented(classifier_folder):

@@ -50,7 +50,7 @@ def test_fields_of_a_later_release_are_passed_over():
 
 def test_fields_with_a_default_may_be_missing():
     content = json.loads(MANIFEST.to_json())
-    for name in ("settings", "runtime_cache", "build_seconds", "hardware_compatible"):
+    for name in ("settings", "runtime_cache", "build_seconds", "hardware_compatible", "converter"):
         del content["plans"][1][name]
     del content["program"], content["golden"]
 
