@@ -174,6 +174,14 @@ def test_equations_mean_the_same_however_they_are_spelled(equation, tmp_path):
     onnx_agreement.check(tmp_path / MODEL, program, job, asked, job.outputs)
 
 
+def test_an_input_that_nothing_reads_and_one_without_dimensions():
+    model = Call(lambda x, factor, unread: (x * factor, torch.arange(3.0), x.shape[0] * 2))
+    plan = convert(model, [Input(((1, 2, 4), 3)), Input(()), Input(((1, 2, 4), 5))], converter="onnx")
+    assert [t.shape for t in plan.manifest.interface.inputs] == [("batch", 3), (), ("batch", 5)]
+    outputs = [(t.binding_dtype, t.shape) for t in plan.manifest.interface.outputs]
+    assert outputs == [("float32", ("batch", 3)), ("float32", (3,)), ("int64", ())]
+
+
 def test_weights_lie_beside_the_graph(tmp_path):
     """A graph of more than 2 GB can't hold its own."""
     written(nn.Linear(300, 300), [((1, 2, 4), 300)], None, tmp_path)
