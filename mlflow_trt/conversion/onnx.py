@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import string
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,7 @@ def write(program: ExportedProgram, job: Job, folder: Path) -> None:
         OSError: The folder can't be written.
     """
     exported = _exported(program)
+    _spell_einsums(exported.model.graph)
     _name(exported.model, program, job)
     exported.save(folder / MODEL, external_data=True)
 
@@ -188,6 +190,18 @@ def _name(model: Any, program: ExportedProgram, job: Job) -> None:
             value.name = f"{value.name}.inner"
     for value, name in wanted.items():
         value.name = name
+
+
+def _spell_einsums(graph: Any) -> None:
+    """Writes equations in small letters, which are all that TensorRT's parser knows."""
+    from onnxscript import ir
+
+    for node in graph.all_nodes():
+        equation = node.attributes["equation"].value if node.op_type == "Einsum" else ""
+        if "->" in equation:  # without, the letters' own order says how the answer is laid out
+            letters = dict(zip(filter(str.isalpha, dict.fromkeys(equation)), string.ascii_lowercase))
+            spelled = "".join(letters.get(c, c) for c in equation if c != " ")
+            node.attributes["equation"] = ir.AttrString("equation", spelled)
 
 
 def _values(graph: Any) -> Iterator[Any]:

@@ -204,7 +204,7 @@ def restated(call: CallFunction, node: Node, args: Sequence[Any], kwargs: Mappin
         None where it moves or repeats values: the operation then stays as it is.
     """
     before, after = node.all_input_nodes[0].meta["val"], node.meta["val"]
-    if before.dim() != after.dim() or before.storage_offset() != after.storage_offset():
+    if before.dim() != after.dim() or not _same(before.storage_offset(), after.storage_offset()):
         return None
     for size, other, stride, restated in zip(before.shape, after.shape, before.stride(), after.stride()):
         if not _same(size, other) or not (_same(size, 1) or _same(stride, restated)):

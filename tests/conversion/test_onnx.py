@@ -28,7 +28,7 @@ from mlflow_trt.errors import ConversionError, ConverterError, SettingError
 from mlflow_trt.plan.files import GoldenTensors, read_header
 
 from .models import Cnn, Function
-from .networks import NETWORKS
+from .networks import NETWORKS, Call
 from .programs import prepared, run
 
 TARGET = "8.6"
@@ -156,6 +156,30 @@ def test_names_that_the_graph_uses_inside():
     model = Function(lambda x: {"mul": x * 2 + 1, "add": x * 2, "x.inner": x - 1})
     plan = convert(model, [Input(((1, 2, 4), 3))], converter="onnx")
     assert [t.binding for t in plan.manifest.interface.outputs] == ["mul", "add", "x.inner"]
+
+
+def test_equations_in_capital_letters():
+    """MaxViT's; TensorRT's parser says "Invalid character(s) in Einsum equation"."""
+    model = Function(lambda x: torch.einsum("B H I D, B H J D -> B H I J", x, x + 1))
+    plan = convert(model, [Input(((1, 2, 4), 2, 3, 5))], converter="onnx")
+    assert plan.record.converter == "onnx"
+
+
+@pytest.mark.parametrize("equation", ["B C, C A -> A B", "bc,ca", "...i,ij->...j"])
+def test_equations_mean_the_same_however_they_are_spelled(equation, tmp_path):
+    model = Call(lambda a, b: torch.einsum(equation, a, b)).eval()
+    program, job = written(model, [(3, 4), (4, 5)], None, tmp_path)
+    shapes = [spec.profiles[0][0] for spec in job.inputs]
+    asked = golden(model, job, *(rows(*shape) for shape in shapes))
+    onnx_agreement.check(tmp_path / MODEL, program, job, asked, job.outputs)
+
+
+def test_an_input_that_nothing_reads_and_one_without_dimensions():
+    model = Call(lambda x, factor, unread: (x * factor, torch.arange(3.0), x.shape[0] * 2))
+    plan = convert(model, [Input(((1, 2, 4), 3)), Input(()), Input(((1, 2, 4), 5))], converter="onnx")
+    assert [t.shape for t in plan.manifest.interface.inputs] == [("batch", 3), (), ("batch", 5)]
+    outputs = [(t.binding_dtype, t.shape) for t in plan.manifest.interface.outputs]
+    assert outputs == [("float32", ("batch", 3)), ("float32", (3,)), ("int64", ())]
 
 
 def test_weights_lie_beside_the_graph(tmp_path):
