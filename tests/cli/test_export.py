@@ -62,19 +62,11 @@ def test_an_environment_variable_without_a_value(pair):
 
 def test_a_repository_for_triton(model, repository):
     result = run(
-        *("export-triton", model, repository),
-        *(
-            "--name",
-            "resnet",
-            "--version",
-            3,
-            "--tensorrt",
-            "10.15.1",
-            "--delay",
-            2.5,
-        ),
-        *("--preferred-batch-size", 4, "--preferred-batch-size", 8, "--instances", 2, "--gpu", 0, "--gpu", 1),
+        *("export-triton", model, repository, "--name", "resnet", "--version", 3, "--tensorrt", "10.15.1"),
+        *("--delay", 2.5, "--preferred-batch-size", 4, "--preferred-batch-size", 8),
+        *("--instances", 2, "--gpu", 0, "--gpu", 1),
         *("--keep-versions", 0),
+        columns=300,  # in one line, whatever the folder's path
     )
 
     assert result.exit_code == 0
