@@ -14,7 +14,7 @@ SHARED = {
     *(getattr(files, key) for key in ("MODEL_PLAN", "RUNTIME_CACHE", "PROGRAM", "GOLDEN_INPUTS", "GOLDEN_OUTPUTS")),
     manifest.FILE_NAME,
 }
-OTHERS = {"mlflow_trt.access", "mlflow_trt.serving", "mlflow_trt.refused"}
+OTHERS = {"mlflow_trt.access", "mlflow_trt.serving", "mlflow_trt.refused", "mlflow_trt.take"}
 """Loggers, and a key of an ASGI scope: no tags, but named alike."""
 
 
