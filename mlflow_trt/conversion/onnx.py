@@ -135,8 +135,8 @@ _FP8_MAX = float(torch.finfo(torch.float8_e4m3fn).max)
 
 def _not_exported(error: Exception, program: ExportedProgram) -> ConversionError:
     reasons = list(_causes(error))
-    if found := next((match for reason in reasons if (match := _MISSING.search(str(reason)))), None):
-        operator = f"torch.ops.{found[1]}.{found[2]}"
+    if lacking := next((match for reason in reasons if (match := _MISSING.search(str(reason)))), None):
+        operator = f"torch.ops.{lacking[1]}.{lacking[2]}"
         # As the model has it, or what torch.onnx.export took it apart into: _linalg_svd of linalg_svd.
         place = next((p for o, p in places(program.graph.nodes).items() if _plain(o) == _plain(operator)), "")
         return UnsupportedOperatorError(

@@ -125,15 +125,15 @@ def neither(first: ConversionError, second: ConversionError) -> ConversionError:
 
 def places(nodes: Iterable[Any]) -> dict[str, str]:
     """Where the first node of each operator comes from: the module's path and class, and the line of its code."""
-    found: dict[str, str] = {}
+    first: dict[str, str] = {}
     for node in nodes:
         operator = f"torch.ops.{node.target}"
-        if node.op != "call_function" or operator in found:
+        if node.op != "call_function" or operator in first:
             continue
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path, kind = (str(part) for part in stack[-1][:2]) if stack else ("", "")
         lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
         files = [line.split(", in ")[0] for line in lines if line.startswith("File ")]
         where = [f"at {path}" if path else "", f"({kind.rpartition('.')[2]})" if kind else "", *files[-1:]]
-        found[operator] = "".join(f" {part}" for part in where if part)
-    return found
+        first[operator] = "".join(f" {part}" for part in where if part)
+    return first

@@ -16,6 +16,13 @@ from mlflow_trt.engine.engine import TensorRTEngine
 from mlflow_trt.errors import PlanError
 
 
+def with_two_profiles(trt):
+    made = affine(trt)
+    made.profiles = [{"x": ((1, 3), (1, 3), (2, 3))}, {"x": ((2, 3), (16, 3), (32, 3))}]
+    made.num_optimization_profiles = 2
+    return made
+
+
 def test_where_nothing_can_be_captured_tensorrt_makes_its_own_graphs(tmp_path, module):
     with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
         module.engines[0].capturable = False
@@ -58,13 +65,7 @@ def test_shape_tensor_is_part_of_what_a_context_is_bound_to(tmp_path, monkeypatc
 
 
 def test_profiles_each_have_their_own_contexts(tmp_path, monkeypatch):
-    def two(trt):
-        made = affine(trt)
-        made.profiles = [{"x": ((1, 3), (1, 3), (2, 3))}, {"x": ((2, 3), (16, 3), (32, 3))}]
-        made.num_optimization_profiles = 2
-        return made
-
-    standin.install(monkeypatch, two)
+    standin.install(monkeypatch, with_two_profiles)
     with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
         for _ in range(2):
             assert [engine.predict({"x": rows(n)}).profile for n in (1, 2, 3, 32)] == [0, 0, 1, 1]
@@ -98,13 +99,7 @@ def test_a_refusal_names_the_step(engine, monkeypatch, method, answer, message):
 
 
 def test_a_profile_that_can_not_be_chosen_is_named(tmp_path, monkeypatch):
-    def two(trt):
-        made = affine(trt)
-        made.profiles = [{"x": ((1, 3), (1, 3), (2, 3))}, {"x": ((2, 3), (16, 3), (32, 3))}]
-        made.num_optimization_profiles = 2
-        return made
-
-    standin.install(monkeypatch, two)
+    standin.install(monkeypatch, with_two_profiles)
     monkeypatch.setattr(standin.Context, "set_optimization_profile_async", lambda self, profile, stream: False)
     with TensorRTEngine(tmp_path, write_plan(tmp_path), AFFINE, host=host()) as engine:
         engine.predict({"x": rows(1)})

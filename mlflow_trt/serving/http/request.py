@@ -276,7 +276,8 @@ class _Body:
             more = True
             while more:
                 message = await _next(self._receive)
-                if not self._take(message.get("body", b"")) or self._too_large:
+                self._take(message.get("body", b""))
+                if self._too_large:  # this piece, or one that the connection handed over
                     raise _too_large(self._limit)
                 more = message.get("more_body", False)
         finally:
