@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -100,9 +101,14 @@ def test_a_client_that_leaves_amid_its_body_leaves_nothing_behind(server):
         connection.sendall(
             head(f"Inference-Header-Content-Length: {length}", length=len(body)) + body[: len(body) // 2]
         )
-        assert until(lambda: 'requests_in_flight{protocol="http"} 2' in metrics(server))  # it, and who asks
-    assert until(lambda: 'requests_in_flight{protocol="http"} 1' in metrics(server))
-    assert 'mlflow_trt_requests_total{model="m",protocol="http",status="499"}' in metrics(server)
+        assert until(lambda: in_flight(server) >= 1)
+    # Asking counts as one too. HTTP workers tell now and then how many they have, most often none at that moment.
+    assert until(lambda: 'mlflow_trt_requests_total{model="m",protocol="http",status="499"} 1.0\n' in metrics(server))
+    assert until(lambda: in_flight(server) <= 1)
+
+
+def in_flight(server: Served) -> float:
+    return float(re.findall(r'requests_in_flight\{protocol="http"\} (\S+)', metrics(server))[0])
 
 
 def metrics(server: Served) -> str:
