@@ -15,10 +15,6 @@ MOST = 20
 NO_NAMESAKE = {
     "__init__.py": "public names, which test_api.py resolves",
     "conversion/__init__.py": "says what to install where torch is missing: cli/test_main.py",
-    "conversion/builder.py": "both converters' part of it: conversion/test_torch_tensorrt.py and test_onnx.py",
-    "conversion/converters.py": "conversion/test_onnx.py",
-    "conversion/onnx_agreement.py": "conversion/test_onnx.py",
-    "conversion/onnx_parser.py": "conversion/test_onnx.py",
     "plan/__init__.py": "names of its modules, in all tests of plans",
     "engine/__init__.py": "load: engine/test_load.py",
     "engine/cuda.py": "an edge, in all tests of the engine on the stand-in, and in engine/test_on_a_gpu.py",

@@ -15,6 +15,7 @@ from manifests import H100, MANIFEST, MEASURED
 
 import mlflow_trt
 from mlflow_trt.cli.main import convert, log
+from mlflow_trt.conversion.settings import CONVERTERS
 from mlflow_trt.flavor import staging
 from mlflow_trt.plan import manifest
 from mlflow_trt.plan.manifest import LatencyRecord, ParityRecord
@@ -206,6 +207,13 @@ def test_measuring_may_take_as_long_as_by_the_api():
     for command in (convert, log):
         (option,) = [o for o in command.params if o.name == "measure_timeout"]
         assert option.default == staging.MEASURE_TIMEOUT
+
+
+def test_the_commands_offer_every_converter():
+    """The list stands twice: reading the settings' own would make each command slower to start."""
+    for command in (convert, log):
+        (option,) = [option for option in command.params if option.name == "converter"]
+        assert tuple(option.type.choices) == CONVERTERS
 
 
 def test_help_names_every_command_and_imports_neither_mlflow_nor_torch():
