@@ -127,7 +127,8 @@ def refuse_random(module: str, point: Point, what: str) -> None:
         f"The {module} answers the same inputs differently from call to call ({shapes_text(point)}: {what}).",
         "a model whose answers depend on its inputs alone",
         "take random operations out of forward (torch.rand, dropout with training=True), or pass the random numbers "
-        "as an input",
+        "as an input; where an input points into other tensors (indices, boxes), give golden_inputs with real values: "
+        "those that were made up may lead out of them, to whatever the memory holds there",
     )
 
 
