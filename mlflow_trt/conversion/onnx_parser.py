@@ -73,7 +73,9 @@ def _serialized(trt: Any, path: Path, job: Job, watch: _Watch) -> bytes:
         from . import refusals
 
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise refusals.not_parsed([(e.node_operator(), e.node_name(), e.code().name, e.desc()) for e in errors])
+        raise refusals.not_parsed(
+            [(error.node_operator(), error.node_name(), error.code().name, error.desc()) for error in errors]
+        )
     _outputs(trt, network, job)
     config = builder.create_builder_config()
     _set(trt, config, job.settings)

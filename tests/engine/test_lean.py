@@ -27,7 +27,7 @@ NEWEST = lean.RELEASES[-1]
 
 def test_the_source_is_read():
     """The tests below are worth what this finds."""
-    uses = trt_api.used()
+    uses = trt_api.used(trt_api.RUNTIME)
     assert trt_api.Use("ICudaEngine.get_tensor_profile_shape", 2) in uses
     assert trt_api.Use("IExecutionContext.set_device_memory", 2) in uses
     assert trt_api.Use("Runtime.deserialize_cuda_engine", 1) in uses
@@ -39,7 +39,7 @@ def test_the_source_is_read():
 
 
 def test_tensorrt_rtx_has_all_that_is_used():
-    assert trt_api.missing(pytest.importorskip("tensorrt_rtx"), trt_api.used()) == []
+    assert trt_api.missing(pytest.importorskip("tensorrt_rtx"), trt_api.used(trt_api.RUNTIME)) == []
 
 
 @RELEASES
@@ -47,7 +47,7 @@ def test_full_tensorrt_has_all_that_is_used(release):
     code = (
         "import tensorrt_lean_bindings as trt, trt_api\n"
         "print(trt.__version__)\n"
-        "print(*trt_api.missing(trt, trt_api.used()), sep='\\n')\n"
+        "print(*trt_api.missing(trt, trt_api.used(trt_api.RUNTIME)), sep='\\n')\n"
     )
     version, *missing = lean.output(release, code).splitlines()
     assert version == release
