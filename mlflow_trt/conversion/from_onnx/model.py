@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
+
+from ...errors import SettingError
+from . import checks, external_data
+from .parsing import OnnxSource as OnnxSource
+from .parsing import parse
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-OnnxSource = Union[str, Path, bytes, "ModelProto"]
 
 FILE = "model.onnx"
 
@@ -29,7 +32,7 @@ class GraphTensor:
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A graph and its weights."""
+    """A graph and its weights. No step changes it: each makes another."""
 
     proto: ModelProto
     """Weights that lie in files of their own are not loaded into it: together they may exceed protobuf's 2 GB."""
@@ -44,50 +47,116 @@ class OnnxModel:
 
     @property
     def outputs(self) -> tuple[GraphTensor, ...]:
-        """What it answers."""
+        """What it answers; only of what :func:`.plain.plain` made are all of them tensors."""
         return tuple(_tensors(self.proto.graph.output))
 
 
 def read(source: OnnxSource) -> OnnxModel:
-    """Reads a model.
+    """Reads a model, and checks what can be said of it before anything is done with it.
 
     Args:
-        source: An ONNX file, whose external data lies beside it, its bytes, or a ``ModelProto``.
-    """
-    import onnx
+        source: An ONNX file, whose external data lies beside it, its bytes, or a ``ModelProto``, which stays as it is.
 
-    if isinstance(source, onnx.ModelProto):
-        return OnnxModel(source)
-    if isinstance(source, bytes):
-        return OnnxModel(onnx.load_from_string(source))
-    path = Path(source)
-    return OnnxModel(onnx.load(str(path), load_external_data=False), path.parent)
+    Raises:
+        SettingError: The file is not there.
+        ConversionError: It is no model in ONNX, not a whole one, or one that can't become an engine.
+    """
+    proto, file = parse(source)
+    folder = None if file is None else file.parent
+    checks.check_versions(proto)
+    external_data.check(proto, folder, file)
+    checks.check_graph(proto)
+    return OnnxModel(proto, folder if any(external_data.outside(proto)) else None)
+
+
+def loaded(model: OnnxModel) -> ModelProto:
+    """The graph with its weights within, for who needs their values.
+
+    It may be larger than what protobuf serializes: write it with :func:`write`. It is not to be changed.
+    """
+    if model.folder is None:
+        return model.proto
+    proto = _copy(model.proto)
+    external_data.load(proto, model.folder)
+    return proto
+
+
+def fixed(model: OnnxModel, sizes: Mapping[str, Sequence[int | None]]) -> OnnxModel:
+    """A model whose inputs have fewer dynamic dimensions.
+
+    Args:
+        model: The model.
+        sizes: For an input, a size for each dimension, or None for one that stays as it is. Where a dimension has a
+            name, all dimensions of this name are of this size.
+
+    Raises:
+        SettingError: An input is not there or of another rank, or a dimension is of another size already.
+    """
+    proto = _copy(model.proto)
+    values = {value.name: value for value in proto.graph.input}
+    named: dict[str, int] = {}
+    for name, wanted in sizes.items():
+        dims = values[name].type.tensor_type.shape.dim if name in values else None
+        if dims is None or len(dims) != len(wanted):
+            found = f"has {len(dims)} dimensions" if dims is not None else "is not there"
+            raise SettingError(
+                f"The input {name} {found}, and {len(wanted)} sizes were given for it.",
+                f"inputs of the graph: {', '.join(str(i) for i in model.inputs)}",
+                "correct the sizes",
+            )
+        for place, (dim, size) in enumerate(zip(dims, wanted)):
+            if size is None:
+                continue
+            own = dim.dim_value if dim.HasField("dim_value") else named.get(dim.dim_param)
+            if own is not None and own > 0 and own != size:
+                raise SettingError(
+                    f"Dimension {place} of the input {name}{f' ({dim.dim_param})' if dim.dim_param else ''} is {own}, "
+                    f"and {size} was given.",
+                    f"{own}",
+                    "give equal sizes for dimensions of one name, or export the graph with a dynamic dimension",
+                )
+            if dim.dim_param:
+                named[dim.dim_param] = size
+            dim.dim_value = size
+    graph = proto.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in named:
+                dim.dim_value = named[dim.dim_param]
+    return OnnxModel(proto, model.folder)
 
 
 def write(model: OnnxModel, folder: Path) -> Path:
     """Writes a model and its weights into a folder.
 
     Returns:
-        The model's file.
+        The model's file; other files that belong to it have names that begin as its.
     """
-    for location in sorted(external_files(model)):
-        assert model.folder is not None
-        target = folder / location
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model.folder / location, target)
     path = folder / FILE
-    path.write_bytes(model.proto.SerializeToString())
+    locations = sorted(external_files(model))
+    names = {location: f"{FILE}.data{index or ''}" for index, location in enumerate(locations)}
+    for location, name in names.items():
+        assert model.folder is not None
+        shutil.copyfile(model.folder / location, folder / name)
+    proto = model.proto
+    beside = f"{FILE}.data{len(names) or ''}"
+    if names or external_data.within(proto) > external_data.MOST_WITHIN:
+        proto = external_data.moved(proto, names, folder, beside)
+    path.write_bytes(proto.SerializeToString())
     return path
 
 
 def external_files(model: OnnxModel) -> set[str]:
     """The files beside the model that hold weights, relative to its folder."""
-    return {
-        entry.value
-        for tensor in model.proto.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    return {external_data.piece(tensor).location for tensor in external_data.outside(model.proto)}
+
+
+def _copy(proto: ModelProto) -> ModelProto:
+    from onnx import ModelProto
+
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    return copy
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[GraphTensor]:
@@ -98,5 +167,5 @@ def _tensors(values: Iterable[Any]) -> Iterator[GraphTensor]:
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         shape = None
         if kind.HasField("shape"):
-            shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+            shape = tuple(d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim)
         yield GraphTensor(value.name, dtype, shape)

@@ -1,0 +1,199 @@
+"""What is refused of a graph before anything is built of it, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConversionError
+from . import external_data
+from .graphs import graphs, tensors
+from .skeleton import skeleton
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto, ValueInfoProto
+
+OLDEST_OPSET = 7
+"""The first that ONNX Runtime promises; TensorRT's parser reads any as if it were new, where operators of older ones
+broadcast otherwise."""
+CLASSICAL = "ai.onnx.ml"
+STANDARD = ("", "ai.onnx")
+
+FED = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+"""Dtypes of inputs."""
+
+
+def check_versions(model: ModelProto) -> None:
+    """Checks that the model is of a time that the installed onnx knows.
+
+    Raises:
+        ConversionError: It is newer, or too old.
+    """
+    import onnx
+
+    if model.ir_version > onnx.IR_VERSION:
+        raise _too_new(f"IR version {model.ir_version}", str(onnx.IR_VERSION))
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    standard = next((opsets[domain] for domain in STANDARD if domain in opsets), None)
+    if standard is not None and standard < OLDEST_OPSET:
+        raise ConversionError(
+            f"The model is of opset {standard}.",
+            f"opset {OLDEST_OPSET} or newer: older operators mean other things",
+            "export it again with a newer opset, or convert it: onnx.version_converter.convert_version(model, 17)",
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if standard is not None and standard > newest:
+        raise _too_new(f"opset {standard}", str(newest))
+    known = max(ml for *_, ml, _ in _versions())
+    if opsets.get(CLASSICAL, 0) > known:
+        raise _too_new(f"opset {opsets[CLASSICAL]} of {CLASSICAL}", str(known))
+
+
+def _versions() -> Iterable[tuple[Any, ...]]:
+    from onnx import helper
+
+    return helper.VERSION_TABLE  # release, IR, opset, ai.onnx.ml, training
+
+
+def _too_new(found: str, known: str) -> ConversionError:
+    import onnx
+
+    return ConversionError(
+        f"The model is of {found}, which onnx {onnx.__version__}, installed here, does not know.",
+        f"at most {known}",
+        "pip install -U onnx onnxruntime, or export the model with an older opset",
+    )
+
+
+def check_graph(model: ModelProto) -> None:
+    """Checks a graph as onnx does, and that it is fed and answers what an engine can.
+
+    Raises:
+        ConversionError: It is not valid, or an input is nothing that an engine takes.
+    """
+    _check_weights(model)
+    _check_inputs(model)
+    names = [value.name for value in model.graph.output]
+    if not names:
+        raise ConversionError("The graph has no outputs.", "a graph that answers", "export the model again")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConversionError(
+            f"The graph has two outputs of one name: {', '.join(twice)}.",
+            "names of their own",
+            "export the model again",
+        )
+    _check_validity(model)
+
+
+def _check_weights(model: ModelProto) -> None:
+    from onnx import TensorProto
+
+    for graph in graphs(model):
+        if graph.sparse_initializer:
+            raise ConversionError(
+                f"The weights {graph.sparse_initializer[0].values.name or 'of the graph'} are sparse.",
+                "dense weights",
+                "write them as dense tensors",
+            )
+    for tensor in tensors(model):
+        if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+            raise _damaged(tensor, f"are of a dtype that onnx does not know ({tensor.data_type})")
+        if tensor.HasField("segment"):
+            raise _damaged(tensor, "are a part of a tensor")
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type == TensorProto.STRING:
+            continue
+        wanted, found = _elements(tensor)
+        if wanted != found:
+            raise _damaged(tensor, f"are {found:,} long, and {list(tensor.dims)} needs {wanted:,}")
+
+
+def _elements(tensor: TensorProto) -> tuple[int, int]:
+    """How long a tensor's values should be and are: in bytes, where they are raw, or in entries of their field."""
+    from onnx import helper
+
+    needed = external_data.size(tensor)
+    if tensor.HasField("raw_data"):
+        return needed, len(tensor.raw_data)
+    field = helper.tensor_dtype_to_field(tensor.data_type)
+    itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    complex_ = "COMPLEX" in helper.tensor_dtype_to_string(tensor.data_type)
+    return (2 if complex_ else 1) * -(-needed // itemsize), len(getattr(tensor, field))
+
+
+def _damaged(tensor: TensorProto, found: str) -> ConversionError:
+    return ConversionError(
+        f"The values of {tensor.name or 'a constant'} {found}.",
+        "a whole model",
+        "fetch or export it again: it was cut short or altered on its way",
+    )
+
+
+def _check_inputs(model: ModelProto) -> None:
+    from onnx import TensorProto
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    fed = [value for value in model.graph.input if value.name not in weights]
+    if not fed:
+        raise ConversionError(
+            "The graph has no inputs: it always answers the same.", "at least one input", "export the model again"
+        )
+    for value in fed:
+        kind = value.type.tensor_type
+        dtype = kind_of(value)
+        if dtype not in FED:
+            wider = {"int16": "int32", "uint16": "int32", "uint32": "int64", "uint64": "int64"}.get(dtype)
+            raise ConversionError(
+                f"The input {value.name} is {dtype}.",
+                f"a tensor of {', '.join(FED)}: TensorRT takes no others",
+                f"make the graph's input {wider}, with a Cast behind it" if wider else _ENCODE,
+            )
+        if not kind.HasField("shape"):
+            raise ConversionError(
+                f"Not even the rank of the input {value.name} is known.",
+                "a number of dimensions, of which any may be dynamic",
+                "export the model with example inputs, or name the shape: "
+                "onnx.tools.update_model_dims.update_inputs_outputs_dims",
+            )
+        if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in kind.shape.dim):
+            raise ConversionError(
+                f"The input {value.name} has no elements: one of its dimensions is 0.",
+                "sizes of 1 or more",
+                "export the model with a dynamic dimension",
+            )
+    assert TensorProto is not None
+
+
+_ENCODE = "leave to the program before the engine what makes numbers of it, and export the rest of the model"
+
+
+def kind_of(value: ValueInfoProto) -> str:
+    """What a value of a graph is: its dtype, or that it is a sequence, a map and the like."""
+    from onnx import TensorProto
+
+    kind = value.type.WhichOneof("value") or "of no type"
+    if kind != "tensor_type":
+        return f"a {kind.removesuffix('_type').replace('_', ' ')}" if kind != "of no type" else kind
+    number = value.type.tensor_type.elem_type
+    if number not in TensorProto.DataType.values():
+        return f"of a dtype that onnx does not know ({number})"
+    name = TensorProto.DataType.Name(number).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _check_validity(model: ModelProto) -> None:
+    """By onnx's own checker, without the large weights. It wants a shape of each output, which nothing else needs."""
+    import onnx
+
+    made = skeleton(model)
+    for graph in graphs(made):
+        for value in (*graph.output, *graph.value_info):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(made)
+    except Exception as error:  # its own, protobuf's, or another of the native code
+        raise ConversionError(
+            f"The graph is not valid ONNX: {' '.join(str(error).split())[:600]}",
+            "a graph that onnx.checker.check_model takes",
+            "export the model again, or ask who made it",
+        ) from error
