@@ -62,11 +62,11 @@ def read(source: OnnxSource) -> OnnxModel:
         ConversionError: It is no model in ONNX, not a whole one, or one that can't become an engine.
     """
     proto, file = parse(source)
-    folder = None if file is None else file.parent
     checks.check_versions(proto)
-    external_data.check(proto, folder, file)
+    checks.check_weights(proto)
+    external_data.check(proto, file)
     checks.check_graph(proto)
-    return OnnxModel(proto, folder if any(external_data.outside(proto)) else None)
+    return OnnxModel(proto, file.parent if file is not None and any(external_data.outside(proto)) else None)
 
 
 def loaded(model: OnnxModel) -> ModelProto:

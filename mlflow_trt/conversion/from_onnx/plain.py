@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from .functions import inlined
+from . import classical, functions
+from .checks import check_operators, check_outputs
 from .model import OnnxModel
+from .pruning import prune
 from .skeleton import filled, skeleton
 
 
 def plain(model: OnnxModel) -> OnnxModel:
-    """Rewrites a model so that TensorRT's parser takes it.
+    """Rewrites a model so that TensorRT's parser takes it; twice is as good as once.
 
     Args:
         model: What :func:`.model.read` gave. Sizes that are fixed (:func:`.model.fixed`) may decide more.
 
     Raises:
         UnsupportedOperatorError: It has operators that neither the parser nor ONNX knows.
-        ConversionError: It has inputs or outputs that an engine can't have, or functions that can't be written out.
+        ConversionError: It has outputs that an engine can't have, or functions that can't be written out.
     """
-    made = inlined(skeleton(model.proto))
+    made = functions.inlined(skeleton(model.proto))
+    made = classical.rewritten(made)
+    prune(made)
+    check_operators(made)
+    check_outputs(made)
     return OnnxModel(filled(made, model.proto), model.folder)
