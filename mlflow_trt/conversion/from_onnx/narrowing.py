@@ -21,7 +21,7 @@ import numpy as np
 from . import weights
 from .graphs import inner, used
 from .inference import inferred
-from .kinds import ARITHMETIC, IN_FLOAT32, MAKERS, PARAMETERS, QUANTIZERS, SHAPES, VIEWS
+from .kinds import ARITHMETIC, IN_FLOAT32, MAKERS, PARAMETERS, PEEPHOLES, QUANTIZERS, SHAPES, VIEWS, WITHOUT_HALF
 from .schemas import Schema, schema
 from .skeleton import bare, skeleton
 from .wide import Wide
@@ -74,6 +74,7 @@ class _Narrowing:
         self.producers: dict[str, NodeProto] = {}
         self.beyond: set[str] = set()
         """Weights in float32 that hold numbers beyond half precision."""
+        self.lacking = WITHOUT_HALF["float16" if dtype == TensorProto.FLOAT16 else "bfloat16"]
         self.public = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
         self.own: dict[str, int] | None = None
 
@@ -136,16 +137,20 @@ class _Narrowing:
             self._whole(node)
             return
         computed = [i for i, name in enumerate(node.input) if self._is_floating(name)]
-        if computed and self._is_constant(node) and node.op_type not in (*ARITHMETIC, *QUANTIZERS, *SHAPES):
-            if len(node.output) == 1 and node.output[0] not in self.public:
-                self.free[node.output[0]] = node
-                return
+        if computed and self._is_computed_constant(node):
+            self.free[node.output[0]] = node
+            return
         self._emit(node, self._operands(node, known, computed), known)
 
     def _is_constant(self, node: NodeProto) -> bool:
         if node.op_type in MAKERS or node.op_type in ("Multinomial", "Bernoulli") or any(True for _ in inner(node)):
             return False
         return all(name in self.constant for name in node.input if name)
+
+    def _is_computed_constant(self, node: NodeProto) -> bool:
+        if not self._is_constant(node) or node.op_type in (*ARITHMETIC, *QUANTIZERS, *SHAPES):
+            return False
+        return len(node.output) == 1 and node.output[0] not in self.public
 
     def _looks_up(self, node: NodeProto) -> bool:
         """Whether a node reads rows of a weight by indices that are computed: what comes of it is no weight."""
@@ -167,9 +172,7 @@ class _Narrowing:
 
     def _computes_in(self, node: NodeProto, known: Schema, group: Sequence[int]) -> int:
         names = [node.input[place] for place in group]
-        if node.op_type in IN_FLOAT32 or self.wide.holds(node):
-            return self.single
-        if not all(known.takes(place, self.half) for place in group):
+        if node.op_type in IN_FLOAT32 or self.wide.holds(node) or not self._is_there(node, known, group):
             return self.single
         if node.op_type in QUANTIZERS and not self._scales_fit(node.input[1]):
             return self.single
@@ -177,6 +180,13 @@ class _Narrowing:
         if node.op_type in ARITHMETIC:
             return self.single if given and len(given) == len(names) and set(given) == {self.single} else self.half
         return self.single if self.single in given else self.half
+
+    def _is_there(self, node: NodeProto, known: Schema, group: Sequence[int]) -> bool:
+        """Whether TensorRT has an operator in half precision."""
+        operator, place = PEEPHOLES
+        if node.op_type == operator and len(node.input) > place and node.input[place]:
+            return False
+        return node.op_type not in self.lacking and all(known.takes(place, self.half) for place in group)
 
     def _scales_fit(self, name: str) -> bool:
         """Whether the scales of a quantizer are normal numbers in half precision."""
@@ -232,8 +242,16 @@ class _Narrowing:
             self.names[name], self.dtypes[new] = new, dtype
             self.producers[new] = copy
         self.writer.nodes.append(copy)
-        if self.wide.narrow_after(node) and self.dtypes[copy.output[0]] == self.single:
-            self.names[node.output[0]] = self._cast(copy.output[0], self.half)
+        if self.wide.narrow_after(node) or (node.op_type in self.lacking and not self._reads_float32(node)):
+            for name in node.output:
+                if name and name not in self.public and self.dtypes[self.names[name]] == self.single:
+                    self.names[name] = self._cast(self.names[name], self.half)
+
+    def _reads_float32(self, node: NodeProto) -> bool:
+        """Whether a node reads values that the graph itself makes float32."""
+        return any(
+            self.dtypes.get(self.names.get(name, "")) == self.single for name in node.input if name not in self.free
+        )
 
     def _cast_node(self, node: NodeProto) -> None:
         """A cast of the graph itself: one to float32 stays; one to half precision says what is done anyway."""
