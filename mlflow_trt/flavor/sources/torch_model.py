@@ -62,8 +62,8 @@ def loaded(source: StoredSource, allow_pickle: bool) -> Iterator[torch.nn.Module
         raise SettingError(
             f"{where} of {source.uri} is pickled Python code, which can do anything when it is loaded.",
             "an exported program, or leave to load it",
-            "log the model with mlflow.pytorch.log_model(..., serialization_format='pt2', input_example=...) (MLflow "
-            f"before 3.11: export_model=True) and give that version; or, {_ALLOW}",
+            "log the model with mlflow.pytorch.log_model(..., serialization_format='pt2', input_example=...), in older "
+            f"MLflow export_model=True, and give that version; or, {_ALLOW}",
         )
     with _own_code(source.folder):
         yield _module(source, where)
