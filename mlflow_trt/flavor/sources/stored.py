@@ -95,7 +95,7 @@ def opened(uri: str | Path) -> Iterator[StoredSource]:
         return
     repository = store.artifact_repository(str(uri))
     always = pinned(str(uri), repository)
-    names = store.root_names(repository)
+    names = {name.rpartition("/")[2] for name in store.root_names(repository)}  # runs:/… lists them below its path
     if names and _MLMODEL not in names:
         raise SettingError(f"{always} holds no {_MLMODEL}: {', '.join(sorted(names)[:10])}.", "a model", _REMEDY)
     with _scratch() as scratch:
