@@ -27,7 +27,7 @@ from mlflow_trt.plan.manifest import (
     Precision,
     Program,
     ShapeRange,
-    Source,
+    SourceRecord,
     Tensor,
     TensorLeaf,
     Tolerance,
@@ -194,7 +194,7 @@ MANIFEST = Manifest(
     golden=Golden(
         inputs=file("golden/inputs.safetensors", b"inputs"), outputs=file("golden/outputs.safetensors", b"outputs")
     ),
-    source=Source(
+    source=SourceRecord(
         uri="models:/resnet/3",
         flavor="pytorch",
         files=(file("data/model.pt2", b"what was converted"),),

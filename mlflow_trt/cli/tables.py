@@ -13,7 +13,17 @@ from rich.text import Text
 
 from ..plan import parity as _parity
 from ..plan.files import folder_name
-from ..plan.manifest import Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Profile, ShapeRange, Source, Tensor
+from ..plan.manifest import (
+    Host,
+    LatencyRecord,
+    Manifest,
+    ParityRecord,
+    PlanRecord,
+    Profile,
+    ShapeRange,
+    SourceRecord,
+    Tensor,
+)
 
 if TYPE_CHECKING:
     from ..plan.compatibility import Report, Verdict
@@ -207,7 +217,7 @@ def _latency_line(latency: LatencyRecord) -> Text:
     return text.append(f": {', '.join(shown)}", style="none")
 
 
-def _source(source: Source) -> RenderableType:
+def _source(source: SourceRecord) -> RenderableType:
     rows = {
         "flavor": source.flavor,
         "model id": source.model_id or "not logged",

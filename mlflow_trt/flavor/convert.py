@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from ..errors import SettingError
 from ..plan.files import Plan
-from ..plan.manifest import Source, Tolerance
+from ..plan.manifest import SourceRecord, Tolerance
 from .sources import flavors, logged_inputs, onnx_model, stored, torch_model
 from .sources.stored import StoredSource
 
@@ -120,7 +120,7 @@ def convert(
     return convert_model(model, **given)
 
 
-def _of_pytorch(source: StoredSource, given: Mapping[str, Any], allow_pickle: bool) -> tuple[Plan, Source]:
+def _of_pytorch(source: StoredSource, given: Mapping[str, Any], allow_pickle: bool) -> tuple[Plan, SourceRecord]:
     from ..conversion import convert as convert_model  # says what to install where torch is missing
 
     with torch_model.loaded(source, allow_pickle) as model:
@@ -136,7 +136,7 @@ def _of_pytorch(source: StoredSource, given: Mapping[str, Any], allow_pickle: bo
         return convert_model(model, **completed), source.record([torch_model.file_of(source)])
 
 
-def _of_onnx(source: StoredSource, given: Mapping[str, Any]) -> tuple[Plan, Source]:
+def _of_onnx(source: StoredSource, given: Mapping[str, Any]) -> tuple[Plan, SourceRecord]:
     if given["converter"] not in ("auto", "onnx"):
         raise SettingError(
             f"converter={given['converter']!r} was given, and {source.uri} is a graph in ONNX.",

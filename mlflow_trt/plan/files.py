@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import ConversionError, ManifestError, PlanError, SettingError
 from . import lookalikes
 from . import manifest as _manifest
-from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime, Source
+from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime, SourceRecord
 from .targets import RTX_CAPABILITIES, sm
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def write_files(plans: Sequence[Plan], folder: Path, *, program: bool = True) ->
     )
 
 
-def _source(plans: Sequence[Plan]) -> Source | None:
+def _source(plans: Sequence[Plan]) -> SourceRecord | None:
     """The first plan's source; those of the others have to be the same files, whatever URI led to them."""
     found = [plan.manifest.source for plan in plans if plan.manifest.source is not None]
     digests = {tuple(file.sha256 for file in source.files) for source in found}

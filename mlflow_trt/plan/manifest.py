@@ -269,7 +269,7 @@ class Interface(_Record):
     """How the outputs are put together again."""
 
 
-class Source(_Record):
+class SourceRecord(_Record):
     """The model in MLflow that a version was converted from."""
 
     uri: str
@@ -291,7 +291,7 @@ class Manifest(_Record):
     plans: tuple[PlanRecord, ...] = Field(min_length=1)
     program: Program | None = None
     golden: Golden | None = None
-    source: Source | None = None
+    source: SourceRecord | None = None
     """None: it was not converted from a model that MLflow holds."""
 
     def files(self) -> list[File]:

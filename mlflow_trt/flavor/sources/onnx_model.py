@@ -7,11 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
+from ...conversion import from_onnx
 from ...errors import ConversionError, SettingError, StoreError
 from ...plan.files import Plan
 from .stored import StoredSource
 
-_CONVERTER = "mlflow_trt.conversion.from_onnx.convert"
+_CONVERTER = f"{from_onnx.__name__}.convert"
 
 
 def files_of(source: StoredSource) -> list[Path]:

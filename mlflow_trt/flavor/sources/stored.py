@@ -14,7 +14,7 @@ from ... import model_uri, store
 from ...errors import SettingError, StoreError
 from ...model_uri import ModelUri
 from ...plan.files import describe
-from ...plan.manifest import FILE_NAME, Source
+from ...plan.manifest import FILE_NAME, SourceRecord
 from . import flavors
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class StoredSource:
             )
         return path
 
-    def record(self, files: Sequence[Path]) -> Source:
+    def record(self, files: Sequence[Path]) -> SourceRecord:
         """What a manifest says of it.
 
         Args:
@@ -60,7 +60,7 @@ class StoredSource:
         """
         root = self.folder.resolve()
         paths = [path.resolve().relative_to(root).as_posix() for path in files]
-        return Source(
+        return SourceRecord(
             uri=self.uri,
             flavor=self.flavor,
             files=tuple(describe(root, path) for path in paths),
@@ -101,11 +101,7 @@ def opened(uri: str | Path) -> Iterator[StoredSource]:
     with _scratch() as scratch:
         store.download_file(repository, always, _MLMODEL, scratch)
         _read(always, scratch)  # before anything large is on its way
-        try:
-            downloaded = Path(repository.download_artifacts("", dst_path=str(scratch)))
-        except Exception as error:
-            raise store.store_error(always, error) from error
-        yield _read(always, downloaded)
+        yield _read(always, _download(str(uri) if model_uri.parse(str(uri)) is None else always, scratch))
 
 
 def pinned(uri: str, repository: Any) -> str:
@@ -122,6 +118,16 @@ def pinned(uri: str, repository: Any) -> str:
         return str(ModelUri(read.name, version=str(version), registry=read.registry)) if named else uri
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _download(uri: str, scratch: Path) -> Path:
+    """Downloads a model; not by its repository, which for ``runs:/…`` may answer with another folder."""
+    from mlflow.artifacts import download_artifacts
+
+    try:
+        return Path(download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
+    except Exception as error:
+        raise store.store_error(uri, error) from error
 
 
 def _read(uri: str, folder: Path) -> StoredSource:
