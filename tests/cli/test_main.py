@@ -168,8 +168,6 @@ def test_parity_that_was_not_measured_is_no_failure(benchmarked):
         ("log", "nowhere"),
         ("log", "models:/net/1"),
         ("log", "--from", "nowhere"),
-        ("log", "--from", "models:/net/1"),
-        ("convert", "--from", "models:/net@champion", "-o", "out.engine"),
         ("convert", "nowhere", "-o", "out.engine"),
         ("convert", "m:n", "-o", "out", "--input", "x"),
         ("convert", "m:n", "-o", "out", "--setting", "x"),
@@ -316,6 +314,7 @@ def test_a_model_of_mlflow_is_logged_with_an_engine(tmp_path):
     inputs = ("--input", "float32[1:2:8,4]", "--capability", "8.6")
     logged = run("log", "--from", "models:/net/latest", "--register", "net-trt", *inputs, "--json")
     saved = run("convert", "--from", "models:/net/1", "-o", tmp_path / "out.engine", *inputs)
+    refused = run("convert", "--from", "models:/net@champion", "-o", tmp_path / "other.engine", *inputs)
 
     assert logged.exit_code == 0, logged.output
     content = json.loads(logged.stdout)
@@ -324,6 +323,9 @@ def test_a_model_of_mlflow_is_logged_with_an_engine(tmp_path):
     assert saved.exit_code == 0, saved.output
     assert "Source  models:/net/1" in saved.stdout
     assert (tmp_path / "out.engine").is_file()
+    assert refused.exit_code == 1
+    assert "models:/net@champion can't be read" in refused.stderr
+    assert not (tmp_path / "other.engine").exists()
 
 
 def test_a_pickle_is_loaded_by_name_alone(tmp_path):
