@@ -85,6 +85,29 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
+def load(source: str | None, uri: str | None) -> Any:
+    """What is to be converted: a source, which is loaded, or a URI, which names a model in MLflow.
+
+    Args:
+        source: As :func:`load_source` takes it; None: there is a URI.
+        uri: ``models:/name/3``, another URI of a model, or its folder.
+
+    Raises:
+        SettingError: The source can't be loaded, or the URI is none.
+    """
+    if source is not None:
+        return load_source(source)
+    from ..flavor.sources.stored import is_source
+
+    if not is_source(uri):
+        raise SettingError(
+            f"{uri} is neither the URI of a model nor a folder of MLflow's flavor pytorch or onnx.",
+            "models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID, runs:/ID/PATH, or such a folder",
+            "correct it, or name a .pt2 file, module:attribute or engine without --from",
+        )
+    return uri
+
+
 def load_source(text: str) -> Any:
     """Loads what is to be converted.
 
@@ -120,7 +143,7 @@ def load_source(text: str) -> Any:
         raise SettingError(
             f"The model {text!r} is neither a .pt2 file nor module:attribute.",
             "a file that torch.export.save wrote, or a name such as models:make_classifier",
-            "give one of the two",
+            "give one of the two; a model that MLflow holds is named by --from",
         )
     named = _attribute(text)
     model = named if isinstance(named, torch.nn.Module) or not callable(named) else named()

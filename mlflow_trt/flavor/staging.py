@@ -15,6 +15,8 @@ from ..plan import manifest as _manifest
 from ..plan.files import Plan
 from ..plan.manifest import Manifest
 from . import imported
+from .convert import convert
+from .sources.stored import is_source
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +67,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
     """What to log, as plans: converted, read, or taken as they are."""
+    if is_source(model_or_plan):
+        return [convert(model_or_plan, **conversion)]
     if isinstance(model_or_plan, (bytes, str, Path)):
         plans = imported.read_plans(model_or_plan)
     elif isinstance(model_or_plan, Plan):
@@ -72,8 +76,6 @@ def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
     elif isinstance(model_or_plan, Sequence) and model_or_plan and all(isinstance(p, Plan) for p in model_or_plan):
         plans = list(model_or_plan)
     else:
-        from ..conversion import convert
-
         return [convert(model_or_plan, **conversion)]
     if conversion:
         raise SettingError(

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import ConversionError, ManifestError, PlanError, SettingError
 from . import lookalikes
 from . import manifest as _manifest
-from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime
+from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime, SourceRecord
 from .targets import RTX_CAPABILITIES, sm
 
 if TYPE_CHECKING:
@@ -258,9 +258,11 @@ def write_files(plans: Sequence[Plan], folder: Path, *, program: bool = True) ->
         The manifest of all of them.
 
     Raises:
-        SettingError: The plans differ in interface, or two are for the same runtime, release and capabilities.
+        SettingError: The plans differ in interface, were converted from different models, or two are for the same
+            runtime, release and capabilities.
     """
     first = plans[0]
+    source = _source(plans)
     records: list[PlanRecord] = []
     for plan in plans:
         if plan.manifest.interface != first.manifest.interface:
@@ -284,7 +286,21 @@ def write_files(plans: Sequence[Plan], folder: Path, *, program: bool = True) ->
         plans=tuple(records),
         program=_write_program(folder, first.program) if program and first.program is not None else None,
         golden=_write_golden(folder, first.golden) if first.golden else None,
+        source=source,
     )
+
+
+def _source(plans: Sequence[Plan]) -> SourceRecord | None:
+    """The first plan's source; those of the others have to be the same files, whatever URI led to them."""
+    found = [plan.manifest.source for plan in plans if plan.manifest.source is not None]
+    digests = {tuple(file.sha256 for file in source.files) for source in found}
+    if len(digests) > 1:
+        raise SettingError(
+            f"The plans were converted from different models: {', '.join(source.uri for source in found)}.",
+            "plans of one model",
+            "convert all of them from the same version",
+        )
+    return found[0] if found else None
 
 
 def read_golden(folder: Path, golden: Golden) -> GoldenTensors:
@@ -306,7 +322,8 @@ def write_file(folder: Path, path: str, content: bytes) -> File:
     return File(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _describe(folder: Path, path: str) -> File:
+def describe(folder: Path, path: str) -> File:
+    """Describes a file of a folder for the manifest."""
     return File(path=path, size=(folder / path).stat().st_size, sha256=digest(folder / path))
 
 
@@ -328,7 +345,7 @@ def _write_program(folder: Path, program: ExportedProgram | Path) -> Program:
                 "a program that torch.export.save takes",
                 'return types that torch.export can write (a dict, a tuple), or log the model with program="omit"',
             ) from error
-    return Program(file=_describe(folder, PROGRAM), torch=torch.__version__)
+    return Program(file=describe(folder, PROGRAM), torch=torch.__version__)
 
 
 def _write_golden(folder: Path, golden: GoldenTensors) -> Golden:
@@ -338,4 +355,4 @@ def _write_golden(folder: Path, golden: GoldenTensors) -> Golden:
     for path, tensors in ((GOLDEN_INPUTS, golden.inputs), (GOLDEN_OUTPUTS, golden.outputs)):
         # np.asarray with an order, not np.ascontiguousarray, which makes a scalar an array of one element.
         save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, folder / path)
-    return Golden(inputs=_describe(folder, GOLDEN_INPUTS), outputs=_describe(folder, GOLDEN_OUTPUTS))
+    return Golden(inputs=describe(folder, GOLDEN_INPUTS), outputs=describe(folder, GOLDEN_OUTPUTS))

@@ -269,6 +269,19 @@ class Interface(_Record):
     """How the outputs are put together again."""
 
 
+class SourceRecord(_Record):
+    """The model in MLflow that a version was converted from."""
+
+    uri: str
+    """Always means the same: ``models:/resnet/3``, not an alias."""
+    flavor: str
+    """MLflow's, which was converted: ``"onnx"`` or ``"pytorch"``."""
+    files: tuple[File, ...]
+    """What was converted, relative to that model's folder; this version does not hold it."""
+    model_id: str | None = None
+    """The logged model's, ``"m-…"``; None: it was saved, not logged."""
+
+
 class Manifest(_Record):
     """A model version."""
 
@@ -278,6 +291,8 @@ class Manifest(_Record):
     plans: tuple[PlanRecord, ...] = Field(min_length=1)
     program: Program | None = None
     golden: Golden | None = None
+    source: SourceRecord | None = None
+    """None: it was not converted from a model that MLflow holds."""
 
     def files(self) -> list[File]:
         """Every file that the manifest names."""
