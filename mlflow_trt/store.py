@@ -55,7 +55,7 @@ class StoredModel:
         if selected is not None:
             record = selected.record
             return [record.file, *([record.runtime_cache] if record.runtime_cache else [])]
-        return [self.manifest.program.file] if self.manifest.program else []
+        return self.manifest.program.files() if self.manifest.program else []
 
     def golden(self) -> GoldenTensors | None:
         """Fetches and reads the golden tensors; None: the model was logged without.

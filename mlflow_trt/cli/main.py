@@ -72,6 +72,13 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             "min:opt:max, or name=min:opt:max: dimensions of one name always have the same size; ';' stands between "
             "optimization profiles. Repeat for several inputs.",
         ),
+        click.option(
+            "--dim",
+            "dims",
+            multiple=True,
+            metavar="NAME=SIZE",
+            help="For a graph in ONNX: a dynamic dimension's size, or min:opt:max: batch=1:8:32; repeatable.",
+        ),
         click.option("--precision", help="fp32, tf32, fp16 or bf16.  [default: the model's own]"),
         click.option(
             "--capability",
@@ -122,6 +129,7 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def collected(
         inputs: tuple[str, ...],
+        dims: tuple[str, ...],
         precision: str | None,
         capabilities: tuple[str, ...],
         output_names: tuple[str, ...],
@@ -140,6 +148,7 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
 
         given = {
             "inputs": [parsing.parse_input(text) for text in inputs],
+            "dims": parsing.parse_dims(dims),
             "precision": precision,
             "compute_capabilities": list(capabilities),
             "output_names": list(output_names),
@@ -175,8 +184,8 @@ def convert(
 ) -> None:
     """Convert a model to a TensorRT engine.
 
-    SOURCE is a file that torch.export.save wrote (.pt2), or module:attribute, a model or a function that returns one.
-    A model that MLflow holds is named by --from instead.
+    SOURCE is a graph in ONNX (.onnx), a file that torch.export.save wrote (.pt2), or module:attribute, a model or a
+    function that returns one. A model that MLflow holds is named by --from instead.
     """
     import mlflow_trt
 
@@ -227,8 +236,8 @@ def log(
 ) -> None:
     """Log a model to MLflow, converting it where needed.
 
-    SOURCE is a .pt2 file or module:attribute, as for convert; or an engine that is already built: a folder that convert
-    wrote, or the file of another program (trtexec --saveEngine). A model that MLflow holds is named by --from instead,
+    SOURCE is an .onnx or .pt2 file or module:attribute, as for convert; or an engine that is already built: a folder that
+    convert wrote, or the file of another program (trtexec --saveEngine). A model that MLflow holds is named by --from instead,
     and its version is recorded: log --from models:/resnet/3 --register resnet-trt
     """
     if aliases and not register:

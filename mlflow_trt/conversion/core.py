@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from .. import plan as _plan
-from ..errors import ConversionError, PrecisionError, SettingError, TrtError
+from ..errors import PrecisionError, SettingError
 from ..plan import degenerate
 from ..plan.dtypes import DTYPE_OF
 from ..plan.files import Plan
-from ..plan.manifest import File, Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Tolerance
+from ..plan.manifest import Host, Manifest, ParityRecord, Precision, Tolerance
 from . import arguments as _arguments
 from . import converters, cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
 from . import settings as _settings
 from .job import BindingSpec, Built, Job
+from .plan_record import describe, tolerance_of, typed
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
@@ -31,27 +30,7 @@ from .subject import subject
 _logger = logging.getLogger(__name__)
 
 
-def _typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
-    """Makes a ConversionError of what another library raises on the way, with the step that it came from."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Plan:
-        try:
-            return function(*args, **kwargs)
-        except (TrtError, OSError, MemoryError):
-            raise
-        except Exception as error:
-            raise ConversionError(
-                f"The conversion failed at a step that should not fail: {type(error).__name__}: "
-                f"{str(error).strip()[:600] or 'no reason given'}",
-                "a model that torch.export and a converter take",
-                "look at the error that this one was raised from: it says where in the model or in which library",
-            ) from error
-
-    return guarded
-
-
-@_typed
+@typed
 def convert(
     model: torch.nn.Module | ExportedProgram,
     inputs: Any = None,
@@ -118,7 +97,7 @@ def convert(
     capabilities = None if gpu and compute_capabilities is None else cpu_only.capabilities(compute_capabilities)
     chosen = _settings.complete(settings, precision, gpu=capabilities is None, converter=converter)
     converters.check(converter, chosen)
-    limits = _tolerance(tolerance, precision)
+    limits = tolerance_of(tolerance, precision)
 
     given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)
     module = None if isinstance(model, ExportedProgram) else model
@@ -164,7 +143,7 @@ def convert(
         _check_precision(precision, built, prepared, chosen)
     described = interface.describe(program, specs, outputs, bindings, built.network.outputs, symbols)
     host = _host()
-    record = _record(built, job, capabilities or ((host.capability,) if host.capability else None))
+    record = describe(built, job, capabilities or ((host.capability,) if host.capability else None))
     record = record.model_copy(
         update={
             "profiles": interface.profiles(specs),
@@ -188,30 +167,6 @@ def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTens
     if precision == "fp16":
         for sentence in ranges.sentences(program, ranges.half_nodes(prepared.program), golden):
             _logger.warning("%s", sentence)
-
-
-def _record(built: Built, job: Job, capabilities: tuple[str, ...] | None) -> PlanRecord:
-    header = _plan.read_header(built.serialized)
-    settings = job.settings
-    full = header.runtime == "tensorrt"
-    record = PlanRecord(
-        file=File(path="plan", size=len(built.serialized), sha256=hashlib.sha256(built.serialized).hexdigest()),
-        runtime=header.runtime,
-        release=header.release,
-        capabilities=capabilities,
-        # TensorRT-RTX takes these two and does nothing with them.
-        hardware_compatible=full and bool(settings.get("hardware_compatible", False)),
-        version_compatible=full and bool(settings.get("version_compatible", False)),
-        refittable=settings.get("immutable_weights") is False,
-        profiles=None,
-        precision=Precision(requested=None),
-        settings={name: _settings.json_safe(value) for name, value in settings.items()},
-        build_seconds=round(built.seconds, 3),
-        parity=ParityRecord(status="not_measured"),
-        latency=LatencyRecord(status="not_measured", reason="measured when the plan is logged on a GPU"),
-    )
-    path = f"plans/{_plan.folder_name(record)}/{_plan.MODEL_PLAN}"
-    return record.model_copy(update={"file": record.file.model_copy(update={"path": path})})
 
 
 def _check_precision(precision: str, built: Built, prepared: Prepared, settings: Mapping[str, Any]) -> None:
@@ -238,27 +193,6 @@ def _check_precision(precision: str, built: Built, prepared: Prepared, settings:
             f"precision={precision!r} throughout",
             "take explicit casts out of the model's own code, or ask for precision=None to keep its dtypes",
         )
-
-
-def _tolerance(given: Tolerance | Mapping[str, float] | float | None, precision: str | None) -> Tolerance:
-    from ..plan.parity import default_tolerance
-
-    default = default_tolerance(precision)
-    if given is None:
-        return default
-    if isinstance(given, Tolerance):
-        return given
-    changes = dict(given) if isinstance(given, Mapping) else {"rel_l2": given}
-    try:
-        if unknown := set(changes) - set(Tolerance.model_fields):
-            raise ValueError(f"it has no {' and no '.join(sorted(unknown))}")
-        return Tolerance.model_validate({**default.model_dump(), **changes})
-    except (ValueError, TypeError) as error:
-        raise SettingError(
-            f"The tolerance {given!r} is not valid: {str(error).splitlines()[-1].strip()}",
-            "a relative L2 error above 0, or a dict with rel_l2, cosine, top1",
-            "write tolerance=0.01",
-        ) from error
 
 
 def _host() -> Host:

@@ -163,7 +163,7 @@ def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) 
     """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
     precision = manifest.plans[0].precision.requested
     reasons = degenerate.reasons(golden, precision)
-    if precision == "fp16" and manifest.program is not None and manifest.interface is not None:
+    if precision == "fp16" and manifest.program and not manifest.program.is_onnx and manifest.interface is not None:
         try:
             import torch
 

@@ -16,13 +16,15 @@ from ..plan.files import Plan
 from ..plan.manifest import Manifest
 from . import imported
 from .convert import convert
+from .sources.graphs import is_graph
 from .sources.stored import is_source
 
 if TYPE_CHECKING:
     import torch
+    from onnx import ModelProto
     from torch.export import ExportedProgram
 
-ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", Plan, Sequence[Plan], bytes, str, Path]
+ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", "ModelProto", Plan, Sequence[Plan], bytes, str, Path]
 
 MEASURE_TIMEOUT = 300.0
 """Seconds: most engines take a tenth of that; TensorRT may also never come back from compiling a kernel."""
@@ -67,7 +69,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
     """What to log, as plans: converted, read, or taken as they are."""
-    if is_source(model_or_plan):
+    if is_graph(model_or_plan) or is_source(model_or_plan):
         return [convert(model_or_plan, **conversion)]
     if isinstance(model_or_plan, (bytes, str, Path)):
         plans = imported.read_plans(model_or_plan)

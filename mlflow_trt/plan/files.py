@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Protocol, Union, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MODEL_PLAN = "model.plan"
 RUNTIME_CACHE = "runtime-cache.bin"
 PROGRAM = "program/model.pt2"
+ONNX_PROGRAM = "program/model.onnx"
+"""Its weights lie beside it, in files whose names begin as its."""
 GOLDEN_INPUTS = "golden/inputs.safetensors"
 GOLDEN_OUTPUTS = "golden/outputs.safetensors"
 
@@ -166,6 +168,17 @@ def verify(folder: Path, file: File) -> Path:
     return path
 
 
+def verify_program(folder: Path, program: Program) -> Path:
+    """Checks all files of a model's program, and returns the one to open.
+
+    Raises:
+        PlanError: One is missing, cut short, or altered.
+    """
+    for weights in program.weights:
+        verify(folder, weights)
+    return verify(folder, program.file)
+
+
 def _differs(path: Path, file: File, fault: str, expected: str, remedy: str) -> PlanError:
     """A file that is not the manifest's: where it is of a kind that does not belong there, that says most."""
     with path.open("rb") as content:
@@ -205,6 +218,14 @@ def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
     return {key.split("/", 1)[1]: value for key, value in tensors.items() if key.split("/", 1)[0] == prefix}
 
 
+@runtime_checkable
+class OnnxGraph(Protocol):
+    """A graph in ONNX that a plan was built from."""
+
+    def write_into(self, folder: Path) -> Path:
+        """Writes it, its weights beside it, and returns its file."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A serialized engine with its description."""
@@ -214,8 +235,8 @@ class Plan:
     manifest: Manifest
     """Describes this one plan."""
     golden: GoldenTensors | None = None
-    program: Union[ExportedProgram, Path, None] = None
-    """The exported program that the engine was built from, or the file that holds it."""
+    program: Union[ExportedProgram, OnnxGraph, Path, None] = None
+    """The exported program or graph that the engine was built from, or the file that holds it."""
     runtime_cache: bytes | None = None
     """TensorRT-RTX: kernels compiled for one GPU."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -327,11 +348,13 @@ def describe(folder: Path, path: str) -> File:
     return File(path=path, size=(folder / path).stat().st_size, sha256=digest(folder / path))
 
 
-def _write_program(folder: Path, program: ExportedProgram | Path) -> Program:
+def _write_program(folder: Path, program: ExportedProgram | OnnxGraph | Path) -> Program:
+    (folder / PROGRAM).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(program, OnnxGraph) or (isinstance(program, Path) and program.suffix == Path(ONNX_PROGRAM).suffix):
+        return _write_graph(folder, program)
     import torch
 
     target = folder / PROGRAM
-    target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(program, Path):
         shutil.copyfile(program, target)
     else:
@@ -346,6 +369,18 @@ def _write_program(folder: Path, program: ExportedProgram | Path) -> Program:
                 'return types that torch.export can write (a dict, a tuple), or log the model with program="omit"',
             ) from error
     return Program(file=describe(folder, PROGRAM), torch=torch.__version__)
+
+
+def _write_graph(folder: Path, program: OnnxGraph | Path) -> Program:
+    target = folder / ONNX_PROGRAM
+    if isinstance(program, Path):
+        for file in program.parent.glob(f"{program.name}*"):
+            shutil.copyfile(file, target.parent / file.name)
+    else:
+        program.write_into(target.parent)
+    beside = sorted(file.name for file in target.parent.glob(f"{target.name}?*"))
+    weights = tuple(describe(folder, f"{Path(ONNX_PROGRAM).parent}/{name}") for name in beside)
+    return Program(file=describe(folder, ONNX_PROGRAM), weights=weights)
 
 
 def _write_golden(folder: Path, golden: GoldenTensors) -> Golden:

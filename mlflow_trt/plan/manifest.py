@@ -245,10 +245,22 @@ class PlanRecord(_Record):
 
 
 class Program(_Record):
-    """The exported program: to rebuild, to compare, or to run without a GPU."""
+    """What the engine was built from: to rebuild, to compare, or to run without a GPU."""
 
     file: File
-    torch: str
+    """An exported program of PyTorch's, or a graph in ONNX."""
+    torch: Union[str, None] = None
+    """The release of PyTorch that wrote the program; None: it is a graph in ONNX."""
+    weights: tuple[File, ...] = ()
+    """Of a graph in ONNX, what lies beside it."""
+
+    @property
+    def is_onnx(self) -> bool:
+        return self.torch is None
+
+    def files(self) -> list[File]:
+        """The program's file, and those beside it."""
+        return [self.file, *self.weights]
 
 
 class Golden(_Record):
@@ -298,7 +310,7 @@ class Manifest(_Record):
         """Every file that the manifest names."""
         files = [p.file for p in self.plans] + [p.runtime_cache for p in self.plans if p.runtime_cache]
         if self.program:
-            files.append(self.program.file)
+            files += self.program.files()
         if self.golden:
             files += [self.golden.inputs, self.golden.outputs]
         return files

@@ -39,6 +39,10 @@ class OnnxModel:
     folder: Path | None = None
     """Where these files lie; None: there are none."""
 
+    def write_into(self, folder: Path) -> Path:
+        """Writes it, its weights beside it, and returns its file."""
+        return write(self, folder)
+
     @property
     def inputs(self) -> tuple[GraphTensor, ...]:
         """What the graph is fed: its inputs but for those that are weights with a default."""

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import cast
 
-from ...conversion import from_onnx
-from ...errors import ConversionError, SettingError, StoreError
-from ...plan.files import Plan
+from ...errors import SettingError, StoreError
 from .stored import StoredSource
-
-_CONVERTER = f"{from_onnx.__name__}.convert"
 
 
 def files_of(source: StoredSource) -> list[Path]:
@@ -45,28 +38,9 @@ def files_of(source: StoredSource) -> list[Path]:
     return [path, *weights]
 
 
-def converter() -> Callable[..., Plan]:
-    """What converts a graph that is ONNX already.
-
-    Raises:
-        ConversionError: This release has none.
-        SettingError: A package that it needs is not installed.
-    """
-    try:
-        return cast(Callable[..., Plan], import_module(_CONVERTER).convert)
-    except ModuleNotFoundError as error:
-        if error.name != _CONVERTER:
-            raise _not_installed(error) from error
-        raise ConversionError(
-            "Models of the flavor onnx can't be converted yet.",
-            "a model of the flavor pytorch",
-            "convert the PyTorch model that the graph was exported from",
-        ) from error
-
-
 def _not_installed(error: ModuleNotFoundError) -> SettingError:
     return SettingError(
         f"{error.name} is not installed, and converting a graph in ONNX needs it.",
         "the conversion extra",
-        'pip install "mlflow-trt[convert-rtx]" (or "mlflow-trt[convert]" for the full TensorRT)',
+        'pip install "mlflow-trt[convert-onnx-rtx]"',
     )
