@@ -236,9 +236,9 @@ def log(
 ) -> None:
     """Log a model to MLflow, converting it where needed.
 
-    SOURCE is an .onnx or .pt2 file or module:attribute, as for convert; or an engine that is already built: a folder that
-    convert wrote, or the file of another program (trtexec --saveEngine). A model that MLflow holds is named by --from instead,
-    and its version is recorded: log --from models:/resnet/3 --register resnet-trt
+    SOURCE is an .onnx or .pt2 file or module:attribute, as for convert; or an engine that is already built: a folder
+    that convert wrote, or the file of another program (trtexec --saveEngine). A model that MLflow holds is named by
+    --from instead, and its version is recorded: log --from models:/resnet/3 --register resnet-trt
     """
     if aliases and not register:
         raise click.UsageError("--alias needs --register.")

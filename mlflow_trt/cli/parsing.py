@@ -134,8 +134,9 @@ def load_source(text: str) -> Any:
     """Loads what is to be converted.
 
     Args:
-        text: A file that ``torch.export.save`` wrote (``.pt2``), a graph in ONNX (``.onnx``), or ``module:attribute``: a model, or a function or
-            class that makes one when called without arguments. Modules are looked up in the working directory too.
+        text: A file that ``torch.export.save`` wrote (``.pt2``), a graph in ONNX (``.onnx``), or ``module:attribute``:
+            a model, or a function or class that makes one when called without arguments. Modules are looked up in the
+            working directory too.
 
     Returns:
         An ``ExportedProgram``, an ``nn.Module``, or the graph's path.

@@ -37,7 +37,7 @@ def describe(
     outputs = []
     for output, name in names.items():
         answers = [answered[output] for *_, answered in points]
-        sizes = [{n: s for n, s in _sizes(inputs, asked)} for _, _, asked, _ in points]
+        sizes = [dict(_sizes(inputs, asked)) for _, _, asked, _ in points]
         declared = next((tensor.shape for tensor in model.outputs if tensor.name == output), None)
         dtype = answers[0].dtype.name
         outputs.append(
