@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import classical, functions
+from . import branches, classical, functions, loops
 from .checks import check_operators, check_outputs
 from .model import OnnxModel
 from .pruning import prune
@@ -20,7 +20,7 @@ def plain(model: OnnxModel) -> OnnxModel:
         ConversionError: It has outputs that an engine can't have, or functions that can't be written out.
     """
     made = functions.inlined(skeleton(model.proto))
-    made = classical.rewritten(made)
+    made = loops.conditioned(branches.decided(classical.rewritten(made)))
     prune(made)
     check_operators(made)
     check_outputs(made)
