@@ -34,7 +34,7 @@ def check_versions(model: ModelProto) -> None:
     if model.ir_version > onnx.IR_VERSION:
         raise _too_new(f"IR version {model.ir_version}", str(onnx.IR_VERSION))
     opsets = {opset.domain: opset.version for opset in model.opset_import}
-    standard = next((opsets[domain] for domain in STANDARD if domain in opsets), None)
+    standard = next((opsets[domain] for domain in STANDARD if domain in opsets), 1 if model.ir_version < 3 else None)
     if standard is not None and standard < OLDEST_OPSET:
         raise ConversionError(
             f"The model is of opset {standard}.",
@@ -75,6 +75,7 @@ def check_graph(model: ModelProto) -> None:
             "names of their own",
             "export the model again",
         )
+    _check_known(model)
     _check_validity(model)
 
 
@@ -178,6 +179,25 @@ def kind_of(value: ValueInfoProto) -> str:
     return {"float": "float32", "double": "float64"}.get(name, str(name))
 
 
+def _check_known(model: ModelProto) -> None:
+    from onnx import defs
+
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    functions = {(function.domain, function.name) for function in model.functions}
+    unknown = [
+        node
+        for node in nodes(model)
+        if node.domain in versions
+        and (node.domain in (*STANDARD, CLASSICAL))
+        and (node.domain, node.op_type) not in functions
+        and not defs.has(node.op_type, versions[node.domain], "" if node.domain in STANDARD else node.domain)
+    ]
+    if unknown:
+        raise _unsupported(
+            unknown, "that their opset has not", "operators of ONNX; plugins of TensorRT can't be compared", _ORIGIN
+        )
+
+
 def _check_validity(model: ModelProto) -> None:
     """By onnx's own checker, without the large weights. It wants a shape of each output, which nothing else needs."""
     import onnx
@@ -235,11 +255,28 @@ def _unsupported(strangers: Sequence[NodeProto], what: str, expected: str, remed
     first = {f"{node.domain}.{node.op_type}": node for node in reversed(strangers)}
     listed = "\n".join(f"  {where(node)}" for node in [*first.values()][::-1][:20])
     return UnsupportedOperatorError(
-        f"The model has {len(first)} operator{'s' * (len(first) != 1)} {what}:\n{listed}",
+        f"The model has operators {what}:\n{listed}",
         expected,
         remedy,
         tuple(f"onnx.{name.removeprefix('.')}" for name in [*first][::-1]),
     )
+
+
+def check_kernels(model: ModelProto) -> None:
+    """Checks what TensorRT-RTX 1.6 parses and then can't build, and says only that it has no runners for.
+
+    Raises:
+        UnsupportedOperatorError: The graph has such operators; full TensorRT builds them.
+    """
+    lacking = [node for node in nodes(model) if node.op_type == "NonMaxSuppression"]
+    if lacking:
+        raise _unsupported(
+            lacking,
+            "that TensorRT-RTX can't build",
+            "a graph whose answers have shapes that only the inputs' shapes decide",
+            "export the model without them and select boxes after the engine (Ultralytics: export(nms=False)), or "
+            "convert with full TensorRT",
+        )
 
 
 def check_outputs(model: ModelProto) -> None:

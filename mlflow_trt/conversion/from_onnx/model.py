@@ -66,6 +66,7 @@ def read(source: OnnxSource) -> OnnxModel:
     checks.check_weights(proto)
     external_data.check(proto, file)
     checks.check_graph(proto)
+    _forget_unknown_sizes(proto)
     return OnnxModel(proto, file.parent if file is not None and any(external_data.outside(proto)) else None)
 
 
@@ -108,7 +109,7 @@ def fixed(model: OnnxModel, sizes: Mapping[str, Sequence[int | None]]) -> OnnxMo
             if size is None:
                 continue
             own = dim.dim_value if dim.HasField("dim_value") else named.get(dim.dim_param)
-            if own is not None and own > 0 and own != size:
+            if own is not None and own != size:
                 raise SettingError(
                     f"Dimension {place} of the input {name}{f' ({dim.dim_param})' if dim.dim_param else ''} is {own}, "
                     f"and {size} was given.",
@@ -151,6 +152,14 @@ def external_files(model: OnnxModel) -> set[str]:
     return {external_data.piece(tensor).location for tensor in external_data.outside(model.proto)}
 
 
+def _forget_unknown_sizes(proto: ModelProto) -> None:
+    """Some exporters write -1 for a size that is not known."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
 def _copy(proto: ModelProto) -> ModelProto:
     from onnx import ModelProto
 
@@ -167,5 +176,5 @@ def _tensors(values: Iterable[Any]) -> Iterator[GraphTensor]:
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         shape = None
         if kind.HasField("shape"):
-            shape = tuple(d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim)
+            shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
         yield GraphTensor(value.name, dtype, shape)
