@@ -102,7 +102,7 @@ def fixed(model: OnnxModel, sizes: Mapping[str, Sequence[int | None]]) -> OnnxMo
             found = f"has {len(dims)} dimensions" if dims is not None else "is not there"
             raise SettingError(
                 f"The input {name} {found}, and {len(wanted)} sizes were given for it.",
-                f"inputs of the graph: {', '.join(str(i) for i in model.inputs)}",
+                f"the graph's inputs: {_listed(model)}",
                 "correct the sizes",
             )
         for place, (dim, size) in enumerate(zip(dims, wanted)):
@@ -178,3 +178,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[GraphTensor]:
         if kind.HasField("shape"):
             shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
         yield GraphTensor(value.name, dtype, shape)
+
+
+def _listed(model: OnnxModel) -> str:
+    return ", ".join(
+        f"{i.name} ({', '.join('?' if size is None else str(size) for size in i.shape or ())})" for i in model.inputs
+    )
