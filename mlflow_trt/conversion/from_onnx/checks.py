@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ...errors import ConversionError
+from ...errors import ConversionError, UnsupportedOperatorError
 from . import external_data
-from .graphs import graphs, tensors
+from .graphs import graphs, nodes, tensors, where
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 OLDEST_OPSET = 7
 """The first that ONNX Runtime promises; TensorRT's parser reads any as if it were new, where operators of older ones
@@ -34,7 +34,7 @@ def check_versions(model: ModelProto) -> None:
     if model.ir_version > onnx.IR_VERSION:
         raise _too_new(f"IR version {model.ir_version}", str(onnx.IR_VERSION))
     opsets = {opset.domain: opset.version for opset in model.opset_import}
-    standard = next((opsets[domain] for domain in STANDARD if domain in opsets), None)
+    standard = next((opsets[domain] for domain in STANDARD if domain in opsets), 1 if model.ir_version < 3 else None)
     if standard is not None and standard < OLDEST_OPSET:
         raise ConversionError(
             f"The model is of opset {standard}.",
@@ -44,15 +44,9 @@ def check_versions(model: ModelProto) -> None:
     newest = onnx.defs.onnx_opset_version()
     if standard is not None and standard > newest:
         raise _too_new(f"opset {standard}", str(newest))
-    known = max(ml for *_, ml, _ in _versions())
+    known = max(row[3] for row in onnx.helper.VERSION_TABLE)  # release, IR, opset, ai.onnx.ml
     if opsets.get(CLASSICAL, 0) > known:
         raise _too_new(f"opset {opsets[CLASSICAL]} of {CLASSICAL}", str(known))
-
-
-def _versions() -> Iterable[tuple[Any, ...]]:
-    from onnx import helper
-
-    return helper.VERSION_TABLE  # release, IR, opset, ai.onnx.ml, training
 
 
 def _too_new(found: str, known: str) -> ConversionError:
@@ -71,7 +65,6 @@ def check_graph(model: ModelProto) -> None:
     Raises:
         ConversionError: It is not valid, or an input is nothing that an engine takes.
     """
-    _check_weights(model)
     _check_inputs(model)
     names = [value.name for value in model.graph.output]
     if not names:
@@ -82,10 +75,16 @@ def check_graph(model: ModelProto) -> None:
             "names of their own",
             "export the model again",
         )
+    _check_known(model)
     _check_validity(model)
 
 
-def _check_weights(model: ModelProto) -> None:
+def check_weights(model: ModelProto) -> None:
+    """Checks that tensors are dense, of a dtype that onnx knows, and whole, but for those whose bytes lie outside.
+
+    Raises:
+        ConversionError: One is not.
+    """
     from onnx import TensorProto
 
     for graph in graphs(model):
@@ -98,9 +97,12 @@ def _check_weights(model: ModelProto) -> None:
     for tensor in tensors(model):
         if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
             raise _damaged(tensor, f"are of a dtype that onnx does not know ({tensor.data_type})")
-        if tensor.HasField("segment"):
-            raise _damaged(tensor, "are a part of a tensor")
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type == TensorProto.STRING:
+        if any(dim < 0 for dim in tensor.dims) or tensor.HasField("segment"):
+            raise _damaged(tensor, f"are a part of a tensor, or of an impossible shape: {list(tensor.dims)}")
+        outside = tensor.data_location == TensorProto.EXTERNAL
+        if outside and tensor.data_type == TensorProto.STRING:
+            raise _damaged(tensor, "are strings in a file of their own")
+        if outside or tensor.data_type == TensorProto.STRING:
             continue
         wanted, found = _elements(tensor)
         if wanted != found:
@@ -129,8 +131,6 @@ def _damaged(tensor: TensorProto, found: str) -> ConversionError:
 
 
 def _check_inputs(model: ModelProto) -> None:
-    from onnx import TensorProto
-
     weights = {tensor.name for tensor in model.graph.initializer}
     fed = [value for value in model.graph.input if value.name not in weights]
     if not fed:
@@ -160,7 +160,6 @@ def _check_inputs(model: ModelProto) -> None:
                 "sizes of 1 or more",
                 "export the model with a dynamic dimension",
             )
-    assert TensorProto is not None
 
 
 _ENCODE = "leave to the program before the engine what makes numbers of it, and export the rest of the model"
@@ -177,7 +176,26 @@ def kind_of(value: ValueInfoProto) -> str:
     if number not in TensorProto.DataType.values():
         return f"of a dtype that onnx does not know ({number})"
     name = TensorProto.DataType.Name(number).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
+    return {"float": "float32", "double": "float64"}.get(name, str(name))
+
+
+def _check_known(model: ModelProto) -> None:
+    from onnx import defs
+
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    functions = {(function.domain, function.name) for function in model.functions}
+    unknown = [
+        node
+        for node in nodes(model)
+        if node.domain in versions
+        and (node.domain in (*STANDARD, CLASSICAL))
+        and (node.domain, node.op_type) not in functions
+        and not defs.has(node.op_type, versions[node.domain], "" if node.domain in STANDARD else node.domain)
+    ]
+    if unknown:
+        raise _unsupported(
+            unknown, "that their opset has not", "operators of ONNX; plugins of TensorRT can't be compared", _ORIGIN
+        )
 
 
 def _check_validity(model: ModelProto) -> None:
@@ -197,3 +215,84 @@ def _check_validity(model: ModelProto) -> None:
             "a graph that onnx.checker.check_model takes",
             "export the model again, or ask who made it",
         ) from error
+
+
+def check_operators(model: ModelProto) -> None:
+    """Checks that every node is of ONNX's own operators: TensorRT's parser takes another's for that of the same name.
+
+    Raises:
+        UnsupportedOperatorError: Some are of others, or random.
+    """
+    strangers = [node for node in nodes(model) if node.domain not in STANDARD]
+    if strangers:
+        raise _unsupported(
+            strangers,
+            "that are not ONNX's own",
+            "operators of ONNX",
+            "; ".join(dict.fromkeys(_ORIGINS.get(node.domain, _ORIGIN) for node in strangers)),
+        )
+    random = [node for node in nodes(model) if node.op_type in _RANDOM]
+    if random:
+        raise _unsupported(
+            random,
+            "that answer otherwise each time",
+            "a graph whose answers can be checked",
+            "export the model in evaluation mode, or feed the random numbers as an input",
+        )
+
+
+_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+_ORIGIN = "replace these operators, or move them out of the model, before or after the engine"
+_ORIGINS = {
+    "com.microsoft": "give the model as it was before ONNX Runtime optimized or quantized it: its own operators run "
+    "there alone",
+    "com.microsoft.nchwc": "give the model as it was before ONNX Runtime optimized it",
+    "org.pytorch.aten": "export the model with torch.onnx.export(dynamo=True), or convert the PyTorch model itself",
+}
+
+
+def _unsupported(strangers: Sequence[NodeProto], what: str, expected: str, remedy: str) -> UnsupportedOperatorError:
+    first = {f"{node.domain}.{node.op_type}": node for node in reversed(strangers)}
+    listed = "\n".join(f"  {where(node)}" for node in [*first.values()][::-1][:20])
+    return UnsupportedOperatorError(
+        f"The model has operators {what}:\n{listed}",
+        expected,
+        remedy,
+        tuple(f"onnx.{name.removeprefix('.')}" for name in [*first][::-1]),
+    )
+
+
+def check_kernels(model: ModelProto) -> None:
+    """Checks what TensorRT-RTX 1.6 parses and then can't build, and says only that it has no runners for.
+
+    Raises:
+        UnsupportedOperatorError: The graph has such operators; full TensorRT builds them.
+    """
+    lacking = [node for node in nodes(model) if node.op_type == "NonMaxSuppression"]
+    if lacking:
+        raise _unsupported(
+            lacking,
+            "that TensorRT-RTX can't build",
+            "a graph whose answers have shapes that only the inputs' shapes decide",
+            "export the model without them and select boxes after the engine (Ultralytics: export(nms=False)), or "
+            "convert with full TensorRT",
+        )
+
+
+def check_outputs(model: ModelProto) -> None:
+    """Checks that a graph answers tensors that an engine can answer.
+
+    Raises:
+        ConversionError: It answers none, or an output is something else.
+    """
+    if not model.graph.output:
+        raise ConversionError(
+            "The graph has no outputs but strings.", "a graph that answers numbers", "export the probabilities too"
+        )
+    for value in model.graph.output:
+        if (dtype := kind_of(value)) not in FED:
+            raise ConversionError(
+                f"The output {value.name} is {dtype}.",
+                f"a tensor of {', '.join(FED)}: TensorRT has no others",
+                "export the model so that it answers tensors of these dtypes",
+            )

@@ -65,7 +65,7 @@ def size(tensor: TensorProto) -> int:
     """How many bytes a tensor's values are, raw."""
     from onnx import TensorProto, helper
 
-    count = prod(tensor.dims)
+    count = int(prod(tensor.dims))
     name = TensorProto.DataType.Name(tensor.data_type)
     for bits in (2, 4):  # numpy has these in a byte each, ONNX several in one
         if name in (f"INT{bits}", f"UINT{bits}", f"FLOAT{bits}E2M1"):
@@ -73,56 +73,52 @@ def size(tensor: TensorProto) -> int:
     return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def check(model: ModelProto, folder: Path | None, file: Path | None) -> None:
+def check(model: ModelProto, file: Path | None) -> None:
     """Checks that every file is there, long enough, and nowhere but where the model lies.
 
     Args:
         model: What names them.
-        folder: The model's; None: the model came without one.
-        file: The model's own.
+        file: The model's own; None: it came without one.
 
     Raises:
+        SettingError: The model came without a folder.
         ConversionError: A file is missing or too short, or its location leads out of the folder.
     """
     sizes: dict[str, int] = {}
     for tensor in outside(model):
         place = piece(tensor)
-        if folder is None:
+        if file is None:
             raise SettingError(
                 f"The weights {place.tensor} lie in a file, {place.location}, and the model came without its folder.",
                 "weights within the model, or the path of its file",
                 "give the path of the ONNX file, or load the weights: onnx.load(path)",
             )
         if place.location not in sizes:
-            sizes[place.location] = _size_of(place, folder, file)
+            sizes[place.location] = _size_of(place, file)
         if place.offset + place.length > sizes[place.location]:
-            raise _refused(
-                place.tensor,
-                f"end at {place.offset + place.length:,} of {place.location}, which has {sizes[place.location]:,} bytes",
-                "a whole file",
-            )
+            raise _too_short(place, sizes[place.location])
 
 
-def _size_of(place: Piece, folder: Path, file: Path | None) -> int:
+def _size_of(place: Piece, model: Path) -> int:
     location = place.location
-    parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
-    if (
-        not location
-        or PurePosixPath(location).is_absolute()
-        or PureWindowsPath(location).is_absolute()
-        or ".." in parts
-    ):
+    paths = (PurePosixPath(location), PureWindowsPath(location))
+    if not location or any(path.is_absolute() or ".." in path.parts for path in paths):
         raise _refused(place.tensor, f"are said to lie at {location!r}", "a path within the model's folder")
-    path = folder / location
+    path = model.parent / location
     if not path.is_file():
         raise _refused(place.tensor, f"lie in {path}, which is missing", "the file beside the model")
     # A cache may hold links, the model's own among them: then both files lie in one folder.
-    homes = [folder.resolve(), *([file.resolve().parent] if file is not None else [])]
+    homes = (model.parent.resolve(), model.resolve().parent)
     if not any(path.resolve().is_relative_to(home) for home in homes):
         raise _refused(
             place.tensor, f"lie at {location}, a link to {path.resolve()}", "a file within the model's folder"
         )
     return path.stat().st_size
+
+
+def _too_short(place: Piece, size: int) -> ConversionError:
+    end = place.offset + place.length
+    return _refused(place.tensor, f"end at {end:,} of {place.location}, which has {size:,}", "a whole file")
 
 
 def _refused(tensor: str, found: str, expected: str) -> ConversionError:
@@ -148,9 +144,7 @@ def load(model: ModelProto, folder: Path) -> None:
             file.seek(place.offset)
             content = file.read(place.length)
         if len(content) != place.length:
-            raise _refused(
-                tensor.name, f"end before {place.offset + place.length:,} of {place.location}", "a whole file"
-            )
+            raise _too_short(place, place.offset + len(content))
         tensor.raw_data = content
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]

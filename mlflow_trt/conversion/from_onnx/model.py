@@ -66,11 +66,12 @@ def read(source: OnnxSource) -> OnnxModel:
         ConversionError: It is no model in ONNX, not a whole one, or one that can't become an engine.
     """
     proto, file = parse(source)
-    folder = None if file is None else file.parent
     checks.check_versions(proto)
-    external_data.check(proto, folder, file)
+    checks.check_weights(proto)
+    external_data.check(proto, file)
     checks.check_graph(proto)
-    return OnnxModel(proto, folder if any(external_data.outside(proto)) else None)
+    _forget_unknown_sizes(proto)
+    return OnnxModel(proto, file.parent if file is not None and any(external_data.outside(proto)) else None)
 
 
 def loaded(model: OnnxModel) -> ModelProto:
@@ -105,14 +106,14 @@ def fixed(model: OnnxModel, sizes: Mapping[str, Sequence[int | None]]) -> OnnxMo
             found = f"has {len(dims)} dimensions" if dims is not None else "is not there"
             raise SettingError(
                 f"The input {name} {found}, and {len(wanted)} sizes were given for it.",
-                f"inputs of the graph: {', '.join(str(i) for i in model.inputs)}",
+                f"the graph's inputs: {_listed(model)}",
                 "correct the sizes",
             )
         for place, (dim, size) in enumerate(zip(dims, wanted)):
             if size is None:
                 continue
             own = dim.dim_value if dim.HasField("dim_value") else named.get(dim.dim_param)
-            if own is not None and own > 0 and own != size:
+            if own is not None and own != size:
                 raise SettingError(
                     f"Dimension {place} of the input {name}{f' ({dim.dim_param})' if dim.dim_param else ''} is {own}, "
                     f"and {size} was given.",
@@ -155,6 +156,14 @@ def external_files(model: OnnxModel) -> set[str]:
     return {external_data.piece(tensor).location for tensor in external_data.outside(model.proto)}
 
 
+def _forget_unknown_sizes(proto: ModelProto) -> None:
+    """Some exporters write -1 for a size that is not known."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
 def _copy(proto: ModelProto) -> ModelProto:
     from onnx import ModelProto
 
@@ -171,5 +180,11 @@ def _tensors(values: Iterable[Any]) -> Iterator[GraphTensor]:
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         shape = None
         if kind.HasField("shape"):
-            shape = tuple(d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim)
+            shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
         yield GraphTensor(value.name, dtype, shape)
+
+
+def _listed(model: OnnxModel) -> str:
+    return ", ".join(
+        f"{i.name} ({', '.join('?' if size is None else str(size) for size in i.shape or ())})" for i in model.inputs
+    )
