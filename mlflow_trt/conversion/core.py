@@ -47,36 +47,22 @@ def convert(
     converter: str = "auto",
     **settings: Any,
 ) -> Plan:
-    """Converts a PyTorch model to a TensorRT engine, described and ready to be logged.
-
-    On a machine with a GPU the engine is built in this process for that GPU. Without one, or where compute
-    capabilities are named, TensorRT-RTX builds it in a child process for these.
+    """Converts a PyTorch model that is in memory; what the arguments mean stands at :func:`mlflow_trt.convert`.
 
     Args:
         model: A module, which is exported in evaluation mode and left as it is, or an exported program.
-        inputs: What the model takes by position, in its own nesting: :class:`mlflow_trt.Input`,
-            ``torch_tensorrt.Input``, example tensors (their shape is fixed, and their values become golden inputs),
-            and lists, tuples or dicts of these. An input with a name goes to that parameter. Numbers, strings and
-            None are baked into the engine: they are the same at every call. None for a static exported program.
-        arg_inputs: Another name for ``inputs``, as Torch-TensorRT has it.
+        inputs: What the model takes by position, in its own nesting; None for a static exported program.
+        arg_inputs: Another name for ``inputs``.
         kwarg_inputs: What the model takes by keyword.
-        precision: ``"fp32"`` (no TF32), ``"tf32"``, ``"fp16"`` or ``"bf16"``: what convolutions and matrix products
-            compute in. Where the model itself casts to float32, that stays. None: the model's own dtypes, with
-            TensorRT's TF32 default. Inputs and outputs stay float32 in any case.
-        enabled_precisions: The same as Torch-TensorRT's documentation writes it: ``{torch.float16}``.
-        compute_capabilities: TensorRT-RTX: what to build for: ``["8.6", "sm89"]``. None: the current GPU; without a
-            GPU, all that TensorRT-RTX supports.
-        output_names: Names for the outputs that the engine computes. Default: the keys of the model's own structure,
-            or ``output0``, …
-        golden_inputs: Real inputs to compare the engine with PyTorch on: a list of dicts by input name, or of
-            argument tuples. The profile points take their values from the first.
-        tolerance: How far the engine may be from PyTorch; a number is the relative L2 error. Default: by precision.
+        precision: ``"fp32"``, ``"tf32"``, ``"fp16"``, ``"bf16"``; None: the model's own dtypes.
+        enabled_precisions: The same in Torch-TensorRT's words.
+        compute_capabilities: What to build for; None: the current GPU, or without one all that the runtime supports.
+        output_names: Names for the outputs that the engine computes.
+        golden_inputs: Real inputs to compare the engine with PyTorch on.
+        tolerance: How far the engine may be from PyTorch.
         timeout: Seconds that the building child may take; None: any time.
-        converter: ``"torch_tensorrt"``; ``"onnx"``: ``torch.onnx.export`` and TensorRT's own parser; ``"auto"``: the
-            first and, where that can't convert the whole model, the second.
-        **settings: Torch-TensorRT's own, as of the installed release: ``optimization_level``, ``version_compatible``,
-            ``immutable_weights``, … Different from upstream's defaults are ``attn_bias_is_causal=False``,
-            ``truncate_double=True`` and ``require_full_compilation=True``.
+        converter: ``"auto"``, ``"torch_tensorrt"`` or ``"onnx"``.
+        **settings: Torch-TensorRT's own, as of the installed release.
 
     Returns:
         The plan, with its manifest, the exported program, and what PyTorch answered at every profile point.

@@ -292,12 +292,10 @@ def _log_source(client: Any, run_id: str, model_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_logged_model(model_id)
+        client.get_logged_model(model_id)  # MLflow would take any id: of another server, or of a model that was deleted
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
     except MlflowException as error:
-        # MLflow would take any id. It may be of another server, or deleted by now.
-        _logger.info("The source %s is not an input of the run: %s", model_id, error)
-        return
-    client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        _logger.warning("The source %s is not among the run's inputs: %s", model_id, error)
 
 
 def latency_figure(rows: Sequence[Mapping[str, float]]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,17 @@ def golden(example: Any, inputs: Any) -> list[Any] | None:
             return None  # named inputs may stand in any order
     if not all(hasattr(value, "dtype") and hasattr(value, "__array__") for value in values):
         return None  # a table or a sparse matrix
+    if not all(map(_finite, values)):
+        return None  # no answer could be judged by it
     shapes = [tuple(int(n) for n in value.shape) for value in values]
     if not _fit(shapes, given):
         return None
     return [dict(zip(names, values))] if isinstance(example, Mapping) else [tuple(values)]
+
+
+def _finite(value: Any) -> bool:
+    """Whether an array or tensor, of any dtype, holds neither NaN nor infinities."""
+    return bool(((value == value) & (value != math.inf) & (value != -math.inf)).all())
 
 
 def _fit(shapes: Sequence[tuple[int, ...]], inputs: Sequence[Input]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConversionError, SettingError, StoreError
+from ...inputs import DTYPES
 from . import logged_inputs, pickled
 from .stored import StoredSource
 
@@ -91,7 +92,8 @@ def logged_shapes(
     if len(_example_arguments(model)) != len(arguments) or not all(isinstance(a, TensorArgument) for a in arguments):
         return None
     tensors = [values[argument.name] for argument in arguments]
-    return [(str(t.dtype).removeprefix("torch."), tuple(map(fixed_size, t.shape))) for t in tensors]
+    found = [(str(t.dtype).removeprefix("torch."), tuple(map(fixed_size, t.shape))) for t in tensors]
+    return found if all(dtype in DTYPES for dtype, _ in found) else None
 
 
 def example(model: torch.nn.Module | ExportedProgram, source: StoredSource) -> Any:

@@ -79,10 +79,21 @@ SHARED = [Input((("n", 1, 2, 8), 4), name="x"), Input((("n", 1, 2, 8),), "int64"
         ({"n": N, "x": X}, SHARED, [{"x": X, "n": N}]),
         (X, [Input(profiles=[((1, 1, 1), 4), ((2, 4, 8), 4)])], [(X,)]),
         (np.float32(3), [Input(())], [(np.float32(3),)]),
+        (N > 0, [Input(((1, 2, 8),), "bool")], [(N > 0,)]),
     ],
 )
 def test_an_example_that_fits_is_a_golden_input(example, inputs, found):
-    assert logged_inputs.golden(example, inputs) == found
+    np.testing.assert_equal(logged_inputs.golden(example, inputs), found)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int64", "bool"])
+def test_so_is_a_tensor_of_any_dtype(dtype):
+    torch = pytest.importorskip("torch")
+    x = torch.ones(5, 4, dtype=getattr(torch, dtype))
+
+    assert logged_inputs.golden((x,), [BATCH]) == [(x,)]
+    if x.is_floating_point():
+        assert logged_inputs.golden((x / 0,), [BATCH]) is None
 
 
 @pytest.mark.parametrize(
@@ -98,6 +109,8 @@ def test_an_example_that_fits_is_a_golden_input(example, inputs, found):
         ({"x": X, "n": N[:3]}, SHARED),
         ({"x": X}, [BATCH]),
         (None, [BATCH]),
+        (np.full((5, 4), np.nan, np.float32), [BATCH]),
+        (np.full((5, 4), -np.inf, np.float32), [BATCH]),
         (pd.DataFrame(X), [BATCH]),
         ([[1.0] * 4] * 5, [BATCH]),
         (X, None),
