@@ -1,0 +1,48 @@
+"""What standard operators do with floating dtypes, as far as a change of precision must know.
+
+The rest is in ONNX's own schemas: which operands of an operator are of one dtype, and which dtypes it has.
+"""
+
+from __future__ import annotations
+
+ARITHMETIC = frozenset(
+    (
+        *("Conv", "ConvTranspose", "DeformConv", "MatMul", "Gemm", "Einsum"),
+        *("Attention", "LSTM", "GRU", "RNN"),
+    )
+)
+"""Operators that carry a network's arithmetic: those that are asked for in a precision."""
+
+IN_FLOAT32 = frozenset(
+    (
+        # Sums of squares and of exponentials leave float16's range at 256 and at 11.
+        *("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "CumSum", "CumProd"),
+        *("LpNormalization", "LpPool", "GlobalLpPool", "MeanVarianceNormalization"),
+        # Coordinates: float16 has steps of half a pixel from 1024 on.
+        *("RoiAlign", "MaxRoiPool", "NonMaxSuppression", "AffineGrid"),
+        # Numbers that are made, not computed: from sizes and seeds.
+        *("Range", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "DFT", "STFT", "Det"),
+    )
+)
+"""Operators that are computed in float32 in any precision."""
+
+PARAMETERS = frozenset(
+    (
+        *(("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Dropout", 1), ("OneHot", 0), ("OneHot", 1)),
+        *(("TopK", 1), ("Tile", 1), ("Unique", 1)),
+    )
+)
+"""Operators and places of floating operands that say how, not with what, they compute: float32."""
+
+VIEWS = frozenset(
+    ("Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Expand", "Slice", "Gather", "Tile")
+)
+"""Operators that only move the numbers of their first operand."""
+
+QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
+
+MAKERS = {"RandomNormal": 1, "RandomUniform": 1, "HannWindow": 1, "HammingWindow": 1, "BlackmanWindow": 1}
+"""Operators whose attribute ``dtype`` says what they answer, and what they do without it (``TensorProto``: FLOAT)."""
+
+SHAPES = frozenset(("Shape", "Size"))
+"""Operators that read no numbers of their operand."""

@@ -1,0 +1,413 @@
+"""A float32 graph rewritten to compute in half precision, node by node, with the casts that it then needs.
+
+- Inputs, weights and what only moves their numbers have no dtype of their own: they are brought to that of who reads
+  them, weights from their float32 values. So the epsilon of a norm that is computed in float32 stays exact.
+- What carries the arithmetic (:data:`.kinds.ARITHMETIC`) computes in half precision, unless all that it reads was
+  made float32 by the graph itself.
+- Any other operator computes in float32 where it reads a float32 value (one that the graph casts to float32 itself,
+  say, of integers, or of a norm's variance), as PyTorch promotes; else in half precision.
+- Operators that are not there in half precision, and those of :mod:`.wide`, compute in float32.
+- The graphs within If, Loop and Scan keep their dtypes, with casts around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import weights
+from .graphs import inner, used
+from .inference import inferred
+from .kinds import ARITHMETIC, IN_FLOAT32, MAKERS, PARAMETERS, QUANTIZERS, SHAPES, VIEWS
+from .schemas import Schema, schema
+from .skeleton import bare, skeleton
+from .wide import Wide
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+STANDARD = ("", "ai.onnx")
+_FAR = 32
+"""Nodes before a cast that are looked at for a mask."""
+
+
+def narrowed(model: ModelProto, dtype: int, folder: Path | None) -> tuple[ModelProto, tuple[str, ...]]:
+    """Rewrites a graph.
+
+    Args:
+        model: A model of float32 and of the half precision that is asked for, and no other floating dtype that is
+            computed in; it stays as it is.
+        dtype: FLOAT16 or BFLOAT16 of ``TensorProto``.
+        folder: Where weights lie that lie in files.
+
+    Returns:
+        The new model, and the arithmetic that stays in float32.
+    """
+    narrowing = _Narrowing(model, dtype, folder)
+    return narrowing.run(), tuple(narrowing.kept)
+
+
+class _Narrowing:
+    def __init__(self, model: ModelProto, dtype: int, folder: Path | None) -> None:
+        from onnx import TensorProto
+
+        self.model, self.half, self.folder = model, dtype, folder
+        self.single = int(TensorProto.FLOAT)
+        self.suffix = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+        self.made = bare(model)
+        self.writer = Writer(self.made)
+        self.wide = Wide(model.graph, folder)
+        self.kept: list[str] = []
+        self.names: dict[str, str] = {}
+        """For a value of the old graph, the one that stands for it in the new."""
+        self.dtypes: dict[str, int | None] = {}
+        """Of each value of the new graph."""
+        self.free: dict[str, TensorProto | NodeProto | None] = {}
+        """Values that take the dtype of who reads them: weights, nodes that move or compute them; None: an input."""
+        self.constant: set[str] = set()
+        self.brought: dict[tuple[str, int], str] = {}
+        """Free values, and casts, that are in the new graph already."""
+        self.producers: dict[str, NodeProto] = {}
+        self.beyond: set[str] = set()
+        """Weights in float32 that hold numbers beyond half precision."""
+        self.public = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+        self.own: dict[str, int] | None = None
+
+    def run(self) -> ModelProto:
+        graph = self.made.graph
+        del graph.value_info[:]
+        weights_of = {tensor.name for tensor in self.model.graph.initializer}
+        fed = [value for value in graph.input if value.name not in weights_of]
+        del graph.input[:], graph.node[:]
+        graph.input.extend(fed)
+        for value in fed:
+            self._input(value.name, value.type.tensor_type.elem_type)
+        for tensor in self.model.graph.initializer:
+            self._weight(tensor)
+        for node in self.model.graph.node:
+            self._node(node)
+        for name, dtype in self.public.items():
+            self._output(name, dtype)
+        graph.node.extend(self.writer.nodes)
+        return self.made
+
+    def _input(self, name: str, dtype: int) -> None:
+        self.names[name], self.dtypes[name] = name, dtype
+        if dtype == self.single:
+            self.free[name] = None
+            self.brought[name, dtype] = name
+
+    def _weight(self, tensor: TensorProto) -> None:
+        self.constant.add(tensor.name)
+        if tensor.data_type in (self.single, self.half):
+            self.free[tensor.name] = tensor
+            return
+        self.names[tensor.name], self.dtypes[tensor.name] = tensor.name, tensor.data_type
+        self.made.graph.initializer.append(tensor)
+
+    def _output(self, name: str, dtype: int) -> None:
+        if name in self.free:
+            source = self._read(name, dtype if dtype in (self.single, self.half) else self.single)
+        else:
+            source = self.names[name]
+        if source != name:
+            same = self.dtypes[source] == dtype
+            self.writer.write("Identity" if same else "Cast", source, out=name, **({} if same else {"to": dtype}))
+
+    def _node(self, node: NodeProto) -> None:
+        if self._is_constant(node):
+            self.constant.update(node.output)
+        if node.op_type == "Constant" and (tensor := _constant(node)) is not None:
+            if tensor.data_type in (self.single, self.half):
+                self.free[node.output[0]] = tensor
+                return
+        elif node.op_type in VIEWS and node.input[0] in self.free and not self._looks_up(node):
+            self.free[node.output[0]] = node
+            return
+        if node.op_type in ("Cast", "CastLike"):
+            self._cast_node(node)
+            return
+        known = schema(node.op_type, self.writer.opset) if node.domain in STANDARD else None
+        if known is None or any(True for _ in inner(node)):
+            self._whole(node)
+            return
+        computed = [i for i, name in enumerate(node.input) if self._is_floating(name)]
+        if computed and self._is_constant(node) and node.op_type not in (*ARITHMETIC, *QUANTIZERS, *SHAPES):
+            if len(node.output) == 1 and node.output[0] not in self.public:
+                self.free[node.output[0]] = node
+                return
+        self._emit(node, self._operands(node, known, computed), known)
+
+    def _is_constant(self, node: NodeProto) -> bool:
+        if node.op_type in MAKERS or node.op_type in ("Multinomial", "Bernoulli") or any(True for _ in inner(node)):
+            return False
+        return all(name in self.constant for name in node.input if name)
+
+    def _looks_up(self, node: NodeProto) -> bool:
+        """Whether a node reads rows of a weight by indices that are computed: what comes of it is no weight."""
+        return node.op_type == "Gather" and node.input[0] in self.constant and node.input[1] not in self.constant
+
+    def _is_floating(self, name: str) -> bool:
+        return name in self.free or self.dtypes.get(self.names.get(name, "")) in (self.single, self.half)
+
+    def _operands(self, node: NodeProto, known: Schema, computed: Sequence[int]) -> dict[int, int]:
+        """The dtype that each floating operand of a node is to have."""
+        fixed = {
+            place
+            for place in computed
+            if (node.op_type, place) in PARAMETERS or known.operand(place) == "tensor(float)"
+        }
+        group = [place for place in computed if place not in fixed]
+        dtype = self._computes_in(node, known, group)
+        return {place: self.single if place in fixed else dtype for place in computed}
+
+    def _computes_in(self, node: NodeProto, known: Schema, group: Sequence[int]) -> int:
+        names = [node.input[place] for place in group]
+        if node.op_type in IN_FLOAT32 or self.wide.holds(node):
+            return self.single
+        if not all(known.takes(place, self.half) for place in group):
+            return self.single
+        if node.op_type in QUANTIZERS and not self._scales_fit(node.input[1]):
+            return self.single
+        given = [self.dtypes[self.names[name]] for name in names if name not in self.free]
+        if node.op_type in ARITHMETIC:
+            return self.single if given and len(given) == len(names) and set(given) == {self.single} else self.half
+        return self.single if self.single in given else self.half
+
+    def _scales_fit(self, name: str) -> bool:
+        """Whether the scales of a quantizer are normal numbers in half precision."""
+        from onnx import TensorProto
+
+        tensor = self.free.get(name)
+        if self.half != TensorProto.FLOAT16 or not isinstance(tensor, TensorProto):
+            return True
+        values = np.abs(weights.array(tensor, self.folder).astype(np.float64))
+        return not np.any(values < float(np.finfo(np.float16).tiny)) and not np.any(values > weights.limit(self.half))
+
+    def _emit(self, node: NodeProto, operands: dict[int, int], known: Schema) -> None:
+        from onnx import NodeProto
+
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            if place in operands and not (node.op_type in SHAPES and name in self.free):
+                copy.input[place] = self._read(name, operands[place])
+            elif name:
+                copy.input[place] = self._any(name)
+        dtypes = [self.dtypes.get(name) if name else None for name in copy.input]
+        self._finish(node, copy, self._answers(node, dtypes, known))
+        if node.op_type in ARITHMETIC and set(operands.values()) == {self.single}:
+            self.kept.append(node.name or node.output[0])
+
+    def _answers(self, node: NodeProto, dtypes: Sequence[int | None], known: Schema) -> list[int | None]:
+        named = {a.name: a.i for a in node.attribute if a.name in ("dtype", "output_dtype") and a.i}
+        if node.op_type == "QuantizeLinear":
+            zero = dtypes[2] if len(dtypes) > 2 else None
+            return [zero or named.get("output_dtype")]
+        if node.op_type == "DequantizeLinear":
+            return [named.get("output_dtype") or dtypes[1]]
+        if node.op_type == "ConstantOfShape":
+            tensor = _constant(node)
+            return [self.single if tensor is None else tensor.data_type]
+        if "dtype" in named:
+            return [named["dtype"]]
+        if node.op_type in MAKERS:
+            return [MAKERS[node.op_type]]
+        if node.op_type.endswith("Like") or node.op_type == "Bernoulli":
+            return [dtypes[0]]
+        return known.answers(node, dtypes)
+
+    def _finish(self, node: NodeProto, copy: NodeProto, answers: Sequence[int | None]) -> None:
+        """Adds a node to the new graph, its outputs by names of their own where they are of another dtype."""
+        for place, (name, dtype) in enumerate(zip(node.output, answers)):
+            if not name:
+                continue
+            new = name
+            if name in self.public and dtype != self.public[name]:
+                new = copy.output[place] = self.writer.new(f"{name}.inner")
+            self.names[name], self.dtypes[new] = new, dtype
+            self.producers[new] = copy
+        self.writer.nodes.append(copy)
+        if self.wide.narrow_after(node) and self.dtypes[copy.output[0]] == self.single:
+            self.names[node.output[0]] = self._cast(copy.output[0], self.half)
+
+    def _cast_node(self, node: NodeProto) -> None:
+        """A cast of the graph itself: one to float32 stays; one to half precision says what is done anyway."""
+        from onnx import NodeProto
+
+        name = node.input[0]
+        if node.op_type == "CastLike":
+            to = self.half if node.input[1] in self.free else self.dtypes[self.names[node.input[1]]]
+        else:
+            to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+        if name in self.free and to == self.half and node.output[0] not in self.public:
+            self.free[node.output[0]] = self._moved(node)
+            return
+        copy = NodeProto(op_type="Cast", name=node.name, input=[self._any(name)], output=node.output)
+        copy.attribute.add(name="to", i=to, type=2)
+        self._finish(node, copy, [to])
+
+    def _moved(self, node: NodeProto) -> NodeProto:
+        """A node that answers what it reads."""
+        from onnx import helper
+
+        return helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name)
+
+    def _whole(self, node: NodeProto) -> None:
+        """A node whose dtypes stay: one with graphs of its own, or of an operator that nothing is known of."""
+        from onnx import NodeProto
+
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        reads = dict.fromkeys((*(name for name in node.input if name), *_captured(node)))
+        renamed = {name: self._in_own(name) for name in reads if name in self.free or name in self.names}
+        _rename(copy, renamed)
+        self._finish(node, copy, [self._own(name) for name in node.output])
+        for graph in inner(node):
+            self.kept += [n.name or n.output[0] for n in _inner_nodes(graph) if n.op_type in ARITHMETIC]
+
+    def _in_own(self, name: str) -> str:
+        if not self._is_floating(name):
+            return self.names[name]
+        own = self._own(name)
+        return self._read(name, own if own in (self.single, self.half) else self.single)
+
+    def _own(self, name: str) -> int | None:
+        """The dtype of a value in the graph as it was."""
+        if self.own is None:
+            types = inferred(skeleton(self.model))
+            self.own = {name: kind.tensor_type.elem_type for name, kind in types.items()}
+        return self.own.get(name) or self.single
+
+    def _any(self, name: str) -> str:
+        """A value in the dtype that it is there in, float32 where it has none."""
+        return self._read(name, self.single) if name in self.free else self.names.get(name, name)
+
+    def _read(self, name: str, dtype: int) -> str:
+        """A value in a dtype."""
+        if name not in self.free:
+            return self._cast(self.names[name], dtype)
+        if (name, dtype) not in self.brought:
+            self.brought[name, dtype] = self._bring(name, dtype)
+        return self.brought[name, dtype]
+
+    def _bring(self, name: str, dtype: int) -> str:
+        from onnx import NodeProto, TensorProto
+
+        source = self.free[name]
+        if source is None:
+            return self._cast(name, dtype)
+        # The name that it had, for the first dtype that it is read in: but for outputs, which are written last.
+        taken = name in self.public or any((name, other) in self.brought for other in (self.single, self.half))
+        new = self.writer.new(f"{name}.{self.suffix[dtype]}") if taken else name
+        if isinstance(source, TensorProto):
+            if source.data_type == dtype:
+                made = TensorProto()
+                made.CopyFrom(source)
+                made.name = new
+            else:
+                made = weights.in_dtype(source, dtype, self.folder, new)
+            self.made.graph.initializer.append(made)
+            if dtype == self.single and self._is_beyond(source):
+                self.beyond.add(new)
+            self.dtypes[new] = dtype
+            return new
+        if source.op_type not in VIEWS and source.op_type != "ConstantOfShape" and dtype != self.single:
+            return self._cast(self._read(name, self.single), dtype)  # computed of constants: once, and exactly
+        copy = NodeProto()
+        copy.CopyFrom(source)
+        copy.output[0] = new
+        if new != name and copy.name:
+            copy.name = self.writer.new(copy.name)
+        moved = source.op_type in VIEWS
+        for place, read in enumerate(source.input):
+            if read and self._is_floating(read) and (place == 0 or not moved):
+                copy.input[place] = self._read(read, dtype)
+            elif read:
+                copy.input[place] = self._any(read)
+        self.dtypes[new], self.producers[new] = dtype, copy
+        self.writer.nodes.append(copy)
+        return new
+
+    def _is_beyond(self, tensor: TensorProto) -> bool:
+        if np.prod(tensor.dims, dtype=np.int64) > _MASK:
+            return False
+        values = weights.array(tensor, self.folder)
+        return bool(np.any(np.isfinite(values) & (np.abs(values) > weights.limit(self.half))))
+
+    def _cast(self, name: str, dtype: int) -> str:
+        """A value of the new graph in another dtype; a mask that half precision can't hold becomes its limit."""
+        if self.dtypes[name] == dtype:
+            return name
+        if (name, dtype) not in self.brought:
+            source = name
+            if dtype == self.half and self._may_overflow(name):
+                source = self._clipped(name)
+            new = self.writer.write("Cast", source, out=self.writer.new(f"{name}.{self.suffix[dtype]}"), to=dtype)
+            self.dtypes[new] = dtype
+            self.brought[name, dtype] = new
+        return self.brought[name, dtype]
+
+    def _clipped(self, name: str) -> str:
+        most = weights.limit(self.half)
+        if self.writer.opset < 11:
+            return self.writer.write("Clip", name, min=-most, max=most)
+        bounds = [self.writer.constant(np.array(bound, np.float32)) for bound in (-most, most)]
+        return self.writer.write("Clip", name, *bounds)
+
+    def _may_overflow(self, name: str) -> bool:
+        """Whether a float32 value may be a mask: computed of a constant beyond the range of half precision."""
+        todo, seen = [name], {name}
+        while todo and len(seen) < _FAR:
+            current = todo.pop()
+            if current in self.beyond:
+                return True
+            node = self.producers.get(current)
+            if node is not None and node.op_type not in ARITHMETIC:
+                new = [read for read in node.input if read not in seen]
+                seen.update(new)
+                todo += new
+        return False
+
+
+_MASK = 1 << 20
+"""Elements of a constant up to which it may be a mask."""
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    """The tensor of a constant, also of one that is written as a number."""
+    from onnx import TensorProto, helper
+
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            return attribute.t
+        if attribute.name == "value_float":
+            return helper.make_tensor("", TensorProto.FLOAT, (), [attribute.f])
+        if attribute.name == "value_floats":
+            return helper.make_tensor("", TensorProto.FLOAT, (len(attribute.floats),), attribute.floats)
+    return None
+
+
+def _captured(node: NodeProto) -> Iterable[str]:
+    """What the graphs of a node take from the one around them."""
+    own = set(node.input)
+    return (name for name in used(node) if name not in own)
+
+
+def _inner_nodes(graph: GraphProto) -> Iterable[NodeProto]:
+    for node in graph.node:
+        yield node
+        for each in inner(node):
+            yield from _inner_nodes(each)
+
+
+def _rename(node: NodeProto, renamed: dict[str, str]) -> None:
+    for place, name in enumerate(node.input):
+        node.input[place] = renamed.get(name, name)
+    for graph in inner(node):
+        for each in graph.node:
+            _rename(each, renamed)
