@@ -57,7 +57,7 @@ def _is_same(node: NodeProto, domain: str, one: int, other: int) -> bool:
     if any(not _is_same(each, domain, one, other) for graph in inner(node) for each in graph.node):
         return False
     if node.domain != domain or not (defs.has(node.op_type, one, domain) and defs.has(node.op_type, other, domain)):
-        return node.domain != domain
+        return bool(node.domain != domain)
     schemas = (defs.get_schema(node.op_type, version, domain) for version in (one, other))
     return len({schema.since_version for schema in schemas}) == 1
 
