@@ -169,14 +169,22 @@ def kind_of(value: ValueInfoProto) -> str:
     """What a value of a graph is: its dtype, or that it is a sequence, a map and the like."""
     from onnx import TensorProto
 
-    kind = value.type.WhichOneof("value") or "of no type"
+    kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        return f"a {kind.removesuffix('_type').replace('_', ' ')}" if kind != "of no type" else kind
+        return _KINDS.get(kind, "of an unknown type")
     number = value.type.tensor_type.elem_type
     if number not in TensorProto.DataType.values():
         return f"of a dtype that onnx does not know ({number})"
     name = TensorProto.DataType.Name(number).lower()
     return {"float": "float32", "double": "float64"}.get(name, str(name))
+
+
+_KINDS = {
+    "sequence_type": "a sequence",
+    "map_type": "a map",
+    "optional_type": "an optional",
+    "sparse_tensor_type": "a sparse tensor",
+}
 
 
 def _check_known(model: ModelProto) -> None:
