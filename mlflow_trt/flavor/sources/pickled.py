@@ -1,7 +1,8 @@
 """What of an exported program's file is pickled, told without unpickling any of it.
 
 ``torch.export.load`` reads a graph and settings as JSON and weights as raw bytes, but unpickles other constants and
-example inputs without limits, and loads what TorchInductor compiled as code.
+example inputs without limits, and loads what TorchInductor compiled as code. Nothing here makes a hostile file safe: of
+the JSON too it evaluates the expressions of symbolic sizes (``sympy.sympify``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _TENSORS = ("weight_", "tensor_")
 
 
 def records(path: Path) -> list[str]:
-    """The records of an exported program that may run code when it is loaded; empty: there are none.
+    """The records of an exported program that are pickled objects, or compiled code; empty: there are none.
 
     Pickles that torch's own restricted unpickler reads, which makes nothing but tensors and plain containers, are none.
 
