@@ -64,7 +64,7 @@ def fitting(targets: tuple[str, ...], dtypes: Collection[str], named: bool) -> t
 
     Args:
         targets: What is to be built for.
-        dtypes: What the network holds, by torch's and onnx's names.
+        dtypes: What the network holds, by torch's names or ours.
         named: Whether the caller named the targets.
 
     Raises:
@@ -86,7 +86,7 @@ def fitting(targets: tuple[str, ...], dtypes: Collection[str], named: bool) -> t
 
 
 # Turing has no bfloat16, Ampere no FP8: TensorRT-RTX says "the model contains HW-specific datatypes".
-_NEEDS = {"bfloat16": (8, 0), "float8_e4m3fn": (8, 9), "float8_e5m2": (8, 9)}
+_NEEDS = {"bfloat16": (8, 0), **dict.fromkeys(("float8", "float8_e4m3fn", "float8_e5m2"), (8, 9))}
 
 
 def supported_capabilities() -> tuple[str, ...]:

@@ -56,8 +56,8 @@ def convert(
         model: A module, which is exported in evaluation mode and left as it is; an exported program; a graph in ONNX:
             its file (external data lies beside it), its bytes or an ``onnx.ModelProto``, for which torch need not be
             installed; or the URI of a model of MLflow's flavor ``pytorch`` or ``onnx``: ``models:/name/3``,
-            ``models:/name@alias``, ``models:/m-…``, ``runs:/…/name``, a local folder. The version that it names then is recorded in the
-            manifest. It is downloaded to a temporary folder.
+            ``models:/name@alias``, ``models:/m-…``, ``runs:/…/name``, a local folder. The version that it names then is
+            recorded in the manifest. It is downloaded to a temporary folder.
         inputs: What the model takes by position, in its own nesting: :class:`mlflow_trt.Input`,
             ``torch_tensorrt.Input``, example tensors (their shape is fixed, and their values become golden inputs),
             and lists, tuples or dicts of these. An input with a name goes to that parameter. Numbers, strings and

@@ -10,6 +10,8 @@ from ...plan.files import GoldenTensors
 from ...plan.manifest import Tolerance
 from ...plan.parity import compare
 from .. import onnx_runtime
+from .graphs import nodes
+from .kinds import QUANTIZERS
 
 _logger = logging.getLogger(__name__)
 
@@ -20,18 +22,20 @@ _ROUNDING_OF_QUANTIZED = 5e-2
 """A value half way between two steps of a quantizer may go to either."""
 
 
-def check(path: Path, golden: GoldenTensors, precision: str | None, quantized: bool) -> None:
+def check(path: Path, golden: GoldenTensors, precision: str | None) -> None:
     """Compares the graph of a file with the original at every golden point.
 
     Args:
         path: The graph, its weights beside it.
         golden: What the original answers.
         precision: What the graph was cast to.
-        quantized: Whether it quantizes.
 
     Raises:
         ConverterError: It answers otherwise.
     """
+    import onnx
+
+    quantized = any(node.op_type in QUANTIZERS for node in nodes(onnx.load(str(path), load_external_data=False)))
     rel = max(_ROUNDING.get(precision or "", _ROUNDING_OF_FLOAT32), _ROUNDING_OF_QUANTIZED if quantized else 0.0)
     try:
         session = onnx_runtime.widened_session(path)

@@ -90,7 +90,7 @@ def convert(
             asked = golden.compute(path, fed, values.roles(model.proto), golden_inputs)
         _warn(asked, precision)
         with cpu_only.writing(folder):
-            cast = _precision.cast(OnnxModel(loaded(model)), precision)
+            cast = _precision.cast(model, precision)
             write(maxima.written_out(cast.model), ready)
         if capabilities is not None:
             capabilities = cpu_only.fitting(capabilities, cast.dtypes, named=compute_capabilities is not None)
@@ -103,7 +103,7 @@ def convert(
                 built = onnx_parser.build(ready / MODEL, job, listener)
             else:
                 built = cpu_only.build(ready, job, timeout, listener)
-        agreement.check(ready / FILE, asked, precision, cast.quantized)
+        agreement.check(ready / FILE, asked, precision)
     if precision is not None:
         _check_precision(precision, built, cast.kept)
     described = interface.describe(model, fed, asked, names, built.network.outputs)

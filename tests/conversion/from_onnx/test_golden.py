@@ -56,7 +56,7 @@ def test_own_inputs_are_asked_and_fill_the_points(tmp_path):
 def test_several_profiles_and_the_limit_of_bytes(tmp_path):
     given = [Input(profiles=[((1, 1, 1), 8), ((2, 4, 6), 8)])]
     every = asked(tmp_path, perceptron(), given)
-    assert [(profile, point) for profile, point, *_ in every.points()][0] == (0, "opt")
+    assert next((profile, point) for profile, point, *_ in every.points()) == (0, "opt")
     assert {profile for profile, *_ in every.points()} == {0, 1}
     few = asked(tmp_path, perceptron(), limit=100, batch=(1, 4, 9))
     assert [point for _, point, *_ in few.points()] == ["min"]
@@ -93,9 +93,7 @@ def test_own_inputs_of_unequal_sizes_are_refused(tmp_path):
 
 
 def test_a_graph_that_fails_within_its_ranges_is_refused(tmp_path):
-    proto = model(
-        [("Add", "x w", "y")], {"x": ("FLOAT", ["n"])}, {"y": ("FLOAT", ["n"])}, {"w": noise(4)}
-    )
+    proto = model([("Add", "x w", "y")], {"x": ("FLOAT", ["n"])}, {"y": ("FLOAT", ["n"])}, {"w": noise(4)})
     with pytest.raises(ConversionError) as refused:
         asked(tmp_path, proto, n=(3, 4, 5))
     assert re.search(r"ONNX Runtime fails at \w+ of profile 0 \(x \[\d\]\)", str(refused.value))

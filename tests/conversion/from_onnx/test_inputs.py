@@ -98,7 +98,10 @@ def test_float64_is_fed_as_float32():
         ({"dims": [1]}, "dims is a list"),
         ({"inputs": [Input((1, 8))] * 3}, "3 inputs were given.*at most 2"),
         ({"inputs": {"tokens": Input((1, 8), "int64")}}, "no input 'tokens'.*input_ids, attention_mask"),
-        ({"inputs": [Input((1, 8))], "dims": {"batch": 1, "tokens": 8}}, "is int64 in the graph, and float32 was given"),
+        (
+            {"inputs": [Input((1, 8))], "dims": {"batch": 1, "tokens": 8}},
+            "is int64 in the graph, and float32",
+        ),
         ({"inputs": [Input((1, 8, 3), "int64")]}, "has 2 dimensions in the graph, and 3"),
         ({"inputs": ["x"]}, "is a str: x"),
         (
