@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from .. import plan as _plan
-from ..errors import PrecisionError, SettingError
+from ..errors import SettingError
 from ..plan import degenerate
 from ..plan.dtypes import DTYPE_OF
 from ..plan.files import Plan
@@ -19,8 +19,8 @@ from . import arguments as _arguments
 from . import converters, cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
 from . import settings as _settings
-from .job import BindingSpec, Built, Job
-from .plan_record import describe, tolerance_of, typed
+from .job import BindingSpec, Job
+from .plan_record import check_precision, describe, tolerance_of, typed
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
@@ -126,7 +126,7 @@ def convert(
         conversion = converters.build(what, job, converter, timeout, listener)
     built, job = conversion.built, conversion.job
     if precision is not None:
-        _check_precision(precision, built, prepared, chosen)
+        check_precision(precision, built.network, prepared.kept, chosen)
     described = interface.describe(program, specs, outputs, bindings, built.network.outputs, symbols)
     host = _host()
     record = describe(built, job, capabilities or ((host.capability,) if host.capability else None))
@@ -153,32 +153,6 @@ def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTens
     if precision == "fp16":
         for sentence in ranges.sentences(program, ranges.half_nodes(prepared.program), golden):
             _logger.warning("%s", sentence)
-
-
-def _check_precision(precision: str, built: Built, prepared: Prepared, settings: Mapping[str, Any]) -> None:
-    """Compares the network that was built with the precision that was asked for.
-
-    Raises:
-        PrecisionError: A layer that carries arithmetic has another dtype.
-    """
-    network = built.network
-    if network.tf32 != (precision != "fp32") and precision in ("fp32", "tf32"):
-        raise PrecisionError(
-            f"The network was built with TF32 {'on' if network.tf32 else 'off'}.",
-            f"precision={precision!r}",
-            "report this with the model: the setting had no effect",
-        )
-    wanted = DTYPE_OF[precision]
-    other = [(name, kind, dtype) for name, kind, dtype in network.arithmetic if dtype != wanted]
-    # With use_fp32_acc float32 products are asked for.
-    allowed = len(network.arithmetic) if settings.get("use_fp32_acc") else 2 * len(prepared.kept)
-    if len(other) > allowed or (other and len(other) == len(network.arithmetic) and not settings.get("use_fp32_acc")):
-        listed = "\n".join(f"  {kind.lower()} {name}: {dtype}" for name, kind, dtype in other[:20])
-        raise PrecisionError(
-            f"{len(other)} of {len(network.arithmetic)} layers that carry the arithmetic are not {wanted}:\n{listed}",
-            f"precision={precision!r} throughout",
-            "take explicit casts out of the model's own code, or ask for precision=None to keep its dtypes",
-        )
 
 
 def _host() -> Host:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import plan as _plan
-from ..errors import ConversionError, SettingError, TrtError
+from ..errors import ConversionError, PrecisionError, SettingError, TrtError
+from ..plan.dtypes import DTYPE_OF
 from ..plan.files import Plan
 from ..plan.manifest import File, LatencyRecord, ParityRecord, PlanRecord, Precision, Tolerance
 from ..plan.parity import default_tolerance
 from . import settings as _settings
 from .job import Built, Job
+from .network import Network
 
 
 def typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
@@ -83,3 +85,34 @@ def tolerance_of(given: Tolerance | Mapping[str, float] | float | None, precisio
             "a relative L2 error above 0, or a dict with rel_l2, cosine, top1",
             "write tolerance=0.01",
         ) from error
+
+
+def check_precision(precision: str, network: Network, kept: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Compares the network that was built with the precision that was asked for.
+
+    Args:
+        precision: What was asked for.
+        network: What was built.
+        kept: Operations that are in float32 because the model itself casts there; each may be two layers.
+        settings: Those of the build.
+
+    Raises:
+        PrecisionError: A layer that carries arithmetic has another dtype.
+    """
+    if network.tf32 != (precision != "fp32") and precision in ("fp32", "tf32"):
+        raise PrecisionError(
+            f"The network was built with TF32 {'on' if network.tf32 else 'off'}.",
+            f"precision={precision!r}",
+            "report this with the model: the setting had no effect",
+        )
+    wanted = DTYPE_OF[precision]
+    other = [(name, kind, dtype) for name, kind, dtype in network.arithmetic if dtype != wanted]
+    # With use_fp32_acc float32 products are asked for.
+    allowed = len(network.arithmetic) if settings.get("use_fp32_acc") else 2 * len(kept)
+    if len(other) > allowed or (other and len(other) == len(network.arithmetic) and not settings.get("use_fp32_acc")):
+        listed = "\n".join(f"  {kind.lower()} {name}: {dtype}" for name, kind, dtype in other[:20])
+        raise PrecisionError(
+            f"{len(other)} of {len(network.arithmetic)} layers that carry the arithmetic are not {wanted}:\n{listed}",
+            f"precision={precision!r} throughout",
+            "take explicit casts out of the model's own code, or ask for precision=None to keep its dtypes",
+        )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 import mlflow
 import numpy as np
@@ -14,7 +12,6 @@ import stored_models
 
 import mlflow_trt
 from mlflow_trt import SettingError, StoreError
-from mlflow_trt.flavor.sources import onnx_model
 
 pytest.importorskip("torch", reason="needs the conversion extra")
 
@@ -185,47 +182,32 @@ def test_plans_of_one_version_come_from_one_model(tmp_path):
     assert mlflow_trt.inspect(tmp_path / "saved").source == first.manifest.source
 
 
-@pytest.fixture
-def handed_on(monkeypatch, classifier_plan):
-    """Stands in for the converter of graphs: what is tested here is what it is given."""
-    calls = []
-
-    def convert(path, **arguments):
-        calls.append((path, arguments, sorted(p.name for p in path.parent.iterdir())))
-        return classifier_plan
-
-    module = ModuleType("convert")
-    module.convert = convert
-    monkeypatch.setitem(sys.modules, onnx_model._CONVERTER, module)
-    return calls
-
-
-def test_a_graph_goes_to_its_converter_with_its_weights(tmp_path, handed_on, temporary):
+def test_a_logged_graph_becomes_a_version_that_names_it(temporary):
     pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
     import mlflow.onnx
 
     mlflow.onnx.log_model(
         stored_models.graph(), name="product", registered_model_name="product", pip_requirements=["onnx"]
     )
-
-    plan = mlflow_trt.convert("models:/product/1", precision="fp16", dims={"batch": (1, 8, 32)})
-
-    ((path, arguments, files),) = handed_on
-    assert path.name == "model.onnx"
-    assert arguments == {"precision": "fp16", "dims": {"batch": (1, 8, 32)}}
+    plan = mlflow_trt.convert(
+        "models:/product/1", dims={"batch": (1, 2, 4)}, compute_capabilities=["8.6"], converter="onnx"
+    )
     weights = [file.path for file in plan.manifest.source.files if file.path != "model.onnx"]
     assert len(weights) == 1
-    assert {"model.onnx", *weights} <= set(files)
     assert (plan.manifest.source.uri, plan.manifest.source.flavor) == ("models:/product/1", "onnx")
+    assert plan.record.converter == "onnx"
     assert left(temporary) == []
-    mlflow_trt.convert("models:/product/1", timeout=None, converter="onnx")
-    assert handed_on[1][1] == {"timeout": None}
+
+    # The graph's files are gone; the version holds it with its weights.
+    mlflow_trt.save_model(plan, temporary / "version")
+    with mlflow_trt.load_model(temporary / "version", backend="reference") as engine:
+        assert engine.interface.inputs[0].shape[0] == "batch"
 
 
-def test_a_graph_is_none_of_torch_tensorrt_s(tmp_path, handed_on):
+def test_a_graph_is_none_of_torch_tensorrt_s(tmp_path):
     pytest.importorskip("onnx")
     folder = stored_models.save_onnx(tmp_path / "product")
 
     with pytest.raises(SettingError, match="is a graph in ONNX"):
         mlflow_trt.convert(folder, converter="torch_tensorrt")
-    assert handed_on == []

@@ -7,17 +7,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...errors import PrecisionError, SettingError
+from ...errors import SettingError
 from ...plan import degenerate
-from ...plan.dtypes import DTYPE_OF
 from ...plan.files import GoldenTensors, Plan
 from ...plan.host import probe
 from ...plan.manifest import Manifest, ParityRecord, Precision, Tolerance
 from .. import cpu_only, onnx_parser, progress
 from .. import settings as _settings
 from ..build_child import MODEL
-from ..job import BindingSpec, Built, Job
-from ..plan_record import describe, tolerance_of, typed
+from ..job import BindingSpec, Job
+from ..plan_record import check_precision, describe, tolerance_of, typed
 from . import agreement, golden, inputs, interface, maxima, values
 from . import precision as _precision
 from .model import FILE, OnnxModel, OnnxSource, fixed, loaded, read, write
@@ -105,7 +104,7 @@ def convert(
                 built = cpu_only.build(ready, job, timeout, listener)
         agreement.check(ready / FILE, asked, precision)
     if precision is not None:
-        _check_precision(precision, built, cast.kept)
+        check_precision(precision, built.network, cast.kept, chosen)
     described = interface.describe(model, fed, asked, names, built.network.outputs)
     record = describe(built, job, capabilities or ((host.capability,) if host.capability else None)).model_copy(
         update={
@@ -145,27 +144,3 @@ def _public(asked: GoldenTensors, names: Mapping[str, str]) -> GoldenTensors:
         prefix, name = key.split("/", 1)
         renamed[f"{prefix}/{names[name]}"] = array
     return GoldenTensors(asked.inputs, renamed)
-
-
-def _check_precision(precision: str, built: Built, kept: Sequence[str]) -> None:
-    """Compares the network that was built with the precision that was asked for.
-
-    Raises:
-        PrecisionError: A layer that carries arithmetic has another dtype.
-    """
-    network = built.network
-    if network.tf32 != (precision != "fp32") and precision in ("fp32", "tf32"):
-        raise PrecisionError(
-            f"The network was built with TF32 {'on' if network.tf32 else 'off'}.",
-            f"precision={precision!r}",
-            "report this with the model: the setting had no effect",
-        )
-    wanted = DTYPE_OF[precision]
-    other = [(name, kind, dtype) for name, kind, dtype in network.arithmetic if dtype != wanted]
-    if len(other) > 2 * len(kept) or (other and len(other) == len(network.arithmetic)):
-        listed = "\n".join(f"  {kind.lower()} {name}: {dtype}" for name, kind, dtype in other[:20])
-        raise PrecisionError(
-            f"{len(other)} of {len(network.arithmetic)} layers that carry the arithmetic are not {wanted}:\n{listed}",
-            f"precision={precision!r} throughout",
-            "take explicit casts out of the graph, or ask for precision=None to keep its dtypes",
-        )
