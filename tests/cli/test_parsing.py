@@ -153,8 +153,8 @@ def test_a_model_comes_from_an_exported_program(module):
         ("{module}:number", "is a int"),
         ("no_such_module_at_all:net", "no module 'no_such_module_at_all'"),
         ("{module}.sub:net", "no module"),
-        ("{module}", "neither a .pt2 file nor module:attribute"),
-        ("some/path.onnx", "neither a .pt2 file nor module:attribute"),
+        ("{module}", "neither a .pt2 or .onnx file nor module:attribute"),
+        ("some/path.pb", "neither a .pt2 or .onnx file nor module:attribute"),
         ("nowhere.pt2", "nowhere.pt2 can't be read"),
     ],
 )
