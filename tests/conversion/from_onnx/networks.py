@@ -37,6 +37,21 @@ def noise(*shape, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def gated(channels: int = 96) -> ModelProto:
+    """A product with what a convolution answered, and a ReLU of it, which TensorRT-RTX drops in float32."""
+    return model(
+        [
+            ("Conv", "x k c", "h", {"pads": [1, 1, 1, 1]}),
+            ("Sigmoid", "h", "s"),
+            ("Mul", "x s", "p"),
+            ("Relu", "p", "y"),
+        ],
+        {"x": ("FLOAT", ["batch", channels, 16, 16])},
+        {"y": ("FLOAT", ["batch", channels, 16, 16])},
+        {"k": noise(channels, channels, 3, 3) / 30, "c": noise(channels)},
+    )
+
+
 def perceptron() -> ModelProto:
     """Two layers on rows of eight features."""
     return model(
