@@ -239,7 +239,7 @@ def check_operators(model: ModelProto) -> None:
             "operators of ONNX",
             "; ".join(dict.fromkeys(_ORIGINS.get(node.domain, _ORIGIN) for node in strangers)),
         )
-    random = [node for node in nodes(model) if node.op_type in _RANDOM]
+    random = [node for node in nodes(model) if node.op_type in RANDOM]
     if random:
         raise _unsupported(
             random,
@@ -249,7 +249,7 @@ def check_operators(model: ModelProto) -> None:
         )
 
 
-_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 _ORIGIN = "replace these operators, or move them out of the model, before or after the engine"
 _ORIGINS = {
     "com.microsoft": "give the model as it was before ONNX Runtime optimized or quantized it: its own operators run "

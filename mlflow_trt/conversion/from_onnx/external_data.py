@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -130,8 +131,13 @@ def _refused(tensor: str, found: str, expected: str) -> ConversionError:
     )
 
 
-def load(model: ModelProto, folder: Path) -> None:
-    """Reads all of them into a model, which is changed.
+def load(model: ModelProto, folder: Path, most: float = math.inf) -> None:
+    """Reads them into a model, which is changed.
+
+    Args:
+        model: The model.
+        folder: Where its files lie.
+        most: Elements of the largest that is read.
 
     Raises:
         ConversionError: A file has become shorter.
@@ -139,6 +145,8 @@ def load(model: ModelProto, folder: Path) -> None:
     from onnx import TensorProto
 
     for tensor in outside(model):
+        if prod(tensor.dims) > most:
+            continue
         place = piece(tensor)
         with (folder / place.location).open("rb") as file:
             file.seek(place.offset)

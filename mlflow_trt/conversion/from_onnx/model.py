@@ -12,6 +12,7 @@ from ...errors import SettingError
 from . import checks, external_data
 from .parsing import OnnxSource as OnnxSource
 from .parsing import parse
+from .skeleton import SMALL
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -65,6 +66,8 @@ def read(source: OnnxSource) -> OnnxModel:
     checks.check_versions(proto)
     checks.check_weights(proto)
     external_data.check(proto, file)
+    if file is not None:
+        external_data.load(proto, file.parent, SMALL)  # shapes, axes and conditions are asked for everywhere
     checks.check_graph(proto)
     _forget_unknown_sizes(proto)
     return OnnxModel(proto, file.parent if file is not None and any(external_data.outside(proto)) else None)
