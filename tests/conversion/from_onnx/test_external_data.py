@@ -13,7 +13,6 @@ from mlflow_trt.errors import ConversionError, SettingError
 
 from .made import linear, model, node
 
-
 LARGE = 1000
 """Columns of weights that are not read with the model."""
 
