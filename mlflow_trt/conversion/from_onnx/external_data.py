@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from ...errors import ConversionError, SettingError
+from .element_types import size
 from .graphs import tensors
 from .skeleton import bare, is_large
 
@@ -60,18 +61,6 @@ def piece(tensor: TensorProto) -> Piece:
             f"{needed:,} bytes, as {list(tensor.dims)} needs",
         )
     return made
-
-
-def size(tensor: TensorProto) -> int:
-    """How many bytes a tensor's values are, raw."""
-    from onnx import TensorProto, helper
-
-    count = int(prod(tensor.dims))
-    name = TensorProto.DataType.Name(tensor.data_type)
-    for bits in (2, 4):  # numpy has these in a byte each, ONNX several in one
-        if name in (f"INT{bits}", f"UINT{bits}", f"FLOAT{bits}E2M1"):
-            return -(-count * bits // 8)
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def check(model: ModelProto, file: Path | None) -> None:

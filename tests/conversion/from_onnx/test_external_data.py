@@ -111,10 +111,3 @@ def test_constants_and_branches_may_lie_beside_too(tmp_path):
     external_data.check(proto, tmp_path / "net.onnx")
     external_data.load(proto, tmp_path)
     assert [t.raw_data == array.tobytes() for t in external_data.tensors(proto) if t.dims] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "count", "wanted"), [("FLOAT", 3, 12), ("INT4", 3, 2), ("BOOL", 3, 3), ("BFLOAT16", 3, 6)]
-)
-def test_sizes(dtype, count, wanted):
-    assert external_data.size(TensorProto(data_type=getattr(TensorProto, dtype), dims=[count])) == wanted
