@@ -57,6 +57,24 @@ def test_all_at_once_with_weights_beside(tmp_path):
     assert "unused" not in {tensor.name for tensor in made.proto.graph.initializer}
 
 
+def test_weights_that_are_inputs_too_are_never_fed():
+    """As every weight is in a graph of IR version 3."""
+    weights = {"w": rows(64, 64), "v": rows(64, 64), "axes": np.array([1]), "yes": np.array(True)}
+    taken = helper.make_graph([node("MatMul", ["x", "w"], ["a"])], "b", [], [value("a")])
+    other = helper.make_graph([node("Reshape", ["v", "axes"], ["a"])], "b", [], [value("a")])
+    wide = value("x", ("batch", 64))
+    proto = model([node("If", ["yes"], ["y"], then_branch=taken, else_branch=other)], [wide], weights=weights, opset=8)
+    proto.ir_version = 3
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer
+    )
+    made = plain(read(proto))
+    assert [i.name for i in made.inputs] == ["x"]
+    assert [v.name for v in made.proto.graph.input] == ["x", "w"]
+    x = rows(2, 64)
+    np.testing.assert_allclose(answers(made.proto, x=x)["y"], x @ weights["w"], rtol=1e-4)
+
+
 def test_a_network_of_tensorflow_builds():
     """As tf2onnx writes one: NHWC, shapes in int32, names with colons."""
     nodes = [
