@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import ConversionError, UnsupportedOperatorError
-from . import external_data
+from .element_types import entries, kind_of, name_of, size
 from .graphs import graphs, nodes, tensors, where
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 OLDEST_OPSET = 7
 """The first that ONNX Runtime promises; TensorRT's parser reads any as if it were new, where operators of older ones
@@ -95,7 +95,7 @@ def check_weights(model: ModelProto) -> None:
                 "write them as dense tensors",
             )
     for tensor in tensors(model):
-        if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+        if name_of(tensor.data_type) is None:
             raise _damaged(tensor, f"are of a dtype that onnx does not know ({tensor.data_type})")
         if any(dim < 0 for dim in tensor.dims) or tensor.HasField("segment"):
             raise _damaged(tensor, f"are a part of a tensor, or of an impossible shape: {list(tensor.dims)}")
@@ -113,13 +113,9 @@ def _elements(tensor: TensorProto) -> tuple[int, int]:
     """How long a tensor's values should be and are: in bytes, where they are raw, or in entries of their field."""
     from onnx import helper
 
-    needed = external_data.size(tensor)
     if tensor.HasField("raw_data"):
-        return needed, len(tensor.raw_data)
-    field = helper.tensor_dtype_to_field(tensor.data_type)
-    itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    complex_ = "COMPLEX" in helper.tensor_dtype_to_string(tensor.data_type)
-    return (2 if complex_ else 1) * -(-needed // itemsize), len(getattr(tensor, field))
+        return size(tensor), len(tensor.raw_data)
+    return entries(tensor), len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type)))
 
 
 def _damaged(tensor: TensorProto, found: str) -> ConversionError:
@@ -163,28 +159,6 @@ def _check_inputs(model: ModelProto) -> None:
 
 
 _ENCODE = "leave to the program before the engine what makes numbers of it, and export the rest of the model"
-
-
-def kind_of(value: ValueInfoProto) -> str:
-    """What a value of a graph is: its dtype, or that it is a sequence, a map and the like."""
-    from onnx import TensorProto
-
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return _KINDS.get(kind, "of an unknown type")
-    number = value.type.tensor_type.elem_type
-    if number not in TensorProto.DataType.values():
-        return f"of a dtype that onnx does not know ({number})"
-    name = TensorProto.DataType.Name(number).lower()
-    return {"float": "float32", "double": "float64"}.get(name, str(name))
-
-
-_KINDS = {
-    "sequence_type": "a sequence",
-    "map_type": "a map",
-    "optional_type": "an optional",
-    "sparse_tensor_type": "a sparse tensor",
-}
 
 
 def _check_known(model: ModelProto) -> None:
@@ -239,7 +213,7 @@ def check_operators(model: ModelProto) -> None:
             "operators of ONNX",
             "; ".join(dict.fromkeys(_ORIGINS.get(node.domain, _ORIGIN) for node in strangers)),
         )
-    random = [node for node in nodes(model) if node.op_type in _RANDOM]
+    random = [node for node in nodes(model) if node.op_type in RANDOM]
     if random:
         raise _unsupported(
             random,
@@ -249,7 +223,7 @@ def check_operators(model: ModelProto) -> None:
         )
 
 
-_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 _ORIGIN = "replace these operators, or move them out of the model, before or after the engine"
 _ORIGINS = {
     "com.microsoft": "give the model as it was before ONNX Runtime optimized or quantized it: its own operators run "

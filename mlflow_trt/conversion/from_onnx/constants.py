@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checks import RANDOM, STANDARD
 from .graphs import inner, used
 from .inference import sizes
 from .writer import opset
@@ -72,7 +73,7 @@ def constants(skeleton: ModelProto, types: Mapping[str, TypeProto], wanted: Iter
 def _value(
     node: NodeProto, values: Mapping[str, _Value], types: Mapping[str, TypeProto], version: int
 ) -> _Value | None:
-    if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or any(inner(node)):
+    if node.domain not in STANDARD or node.op_type in RANDOM or len(node.output) != 1 or any(inner(node)):
         return None
     if node.op_type in ("Shape", "Size"):
         return _measured(node, types)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import SettingError
 from . import checks, external_data
+from .element_types import kind_of
 from .parsing import OnnxSource as OnnxSource
 from .parsing import parse
+from .skeleton import SMALL
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,6 +71,8 @@ def read(source: OnnxSource) -> OnnxModel:
     checks.check_versions(proto)
     checks.check_weights(proto)
     external_data.check(proto, file)
+    if file is not None:
+        external_data.load(proto, file.parent, SMALL)  # shapes, axes and conditions are asked for everywhere
     checks.check_graph(proto)
     _forget_unknown_sizes(proto)
     return OnnxModel(proto, file.parent if file is not None and any(external_data.outside(proto)) else None)
@@ -173,15 +177,12 @@ def _copy(proto: ModelProto) -> ModelProto:
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[GraphTensor]:
-    from onnx import helper
-
     for value in values:
         kind = value.type.tensor_type
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         shape = None
         if kind.HasField("shape"):
             shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
-        yield GraphTensor(value.name, dtype, shape)
+        yield GraphTensor(value.name, kind_of(value), shape)
 
 
 def _listed(model: OnnxModel) -> str:

@@ -27,7 +27,10 @@ def prune(model: ModelProto) -> bool:
     weights = [tensor for tensor in graph.initializer if tensor.name in wanted]
     if len(nodes) == len(graph.node) and len(weights) == len(graph.initializer):
         return False
-    del graph.node[:], graph.initializer[:]
+    left = {tensor.name for tensor in graph.initializer} - wanted
+    inputs = [value for value in graph.input if value.name not in left]  # what had a default need not be fed
+    del graph.node[:], graph.initializer[:], graph.input[:]
+    graph.input.extend(inputs)
     graph.node.extend(nodes)
     graph.initializer.extend(weights)
     return True

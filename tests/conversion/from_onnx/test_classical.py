@@ -15,9 +15,12 @@ from mlflow_trt.errors import UnsupportedOperatorError
 from .made import FLOAT, INT64, STRING, answers, built, linear, model, node, operators, rows, value
 
 ML = {"domain": "ai.onnx.ml"}
-PROBABILITIES = helper.make_tensor_sequence_value_info("output_probability", FLOAT, None)
-PROBABILITIES.type.sequence_type.elem_type.map_type.key_type = INT64
-PROBABILITIES.type.sequence_type.elem_type.map_type.value_type.tensor_type.elem_type = FLOAT
+
+
+def dictionaries(key):
+    """The type of ZipMap's output, as skl2onnx writes it."""
+    kind = helper.make_map_type_proto(key, helper.make_tensor_type_proto(FLOAT, None))
+    return helper.make_value_info("output_probability", helper.make_sequence_type_proto(kind))
 
 
 def logistic_regression(opset=9, names=()):
@@ -33,7 +36,8 @@ def logistic_regression(opset=9, names=()):
         node("Normalizer", ["probability_tensor"], ["probabilities"], norm="L1", **ML),
         node("ZipMap", ["probabilities"], ["output_probability"], **keys, **ML),
     ]
-    outputs = [value("output_label", (None,), STRING if names else INT64), PROBABILITIES]
+    kind = STRING if names else INT64
+    outputs = [value("output_label", (None,), kind), dictionaries(kind)]
     return model(nodes, [value("X", (None, 4))], outputs, opset=opset, ai_onnx_ml=1)
 
 
@@ -44,7 +48,7 @@ def test_a_pipeline_answers_as_before():
     assert proto.SerializeToString() == before
     assert [(o.name, o.dtype) for o in made.outputs] == [("output_label", "int64"), ("output_probability", "float32")]
     onnx.checker.check_model(made.proto, full_check=True)
-    x = rows(64, 4, seed=1)
+    x = np.array([1, 2, 3, 4], np.float32) + rows(64, 4, seed=1)
     wanted, got = answers(proto, X=x), answers(made.proto, X=x)
     np.testing.assert_array_equal(got["output_label"], wanted["output_label"])
     assert set(wanted["output_label"]) == {3, 5, 9}

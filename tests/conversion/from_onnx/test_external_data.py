@@ -13,10 +13,13 @@ from mlflow_trt.errors import ConversionError, SettingError
 
 from .made import linear, model, node
 
+LARGE = 1000
+"""Columns of weights that are not read with the model."""
 
-def beside(folder, location="w.bin", **entries):
-    """A model whose weights of 48 bytes are said to lie somewhere; they lie in w.bin."""
-    proto = linear()
+
+def beside(folder, location="w.bin", columns=3, **entries):
+    """A model whose weights of 48 bytes, or large ones, are said to lie somewhere; they lie in w.bin."""
+    proto = linear(4, columns)
     tensor = proto.graph.initializer[0]
     folder.mkdir(exist_ok=True)
     (folder / "w.bin").write_bytes(tensor.raw_data)
@@ -51,8 +54,8 @@ def test_places_that_are_refused(tmp_path, location, entries, words):
 
 
 def test_a_link_may_not_lead_out(tmp_path):
-    path = beside(tmp_path / "model", "link.bin")
-    (tmp_path / "secret").write_bytes(b"0" * 48)
+    path = beside(tmp_path / "model", "link.bin", LARGE)
+    (tmp_path / "secret").write_bytes(b"0" * 16 * LARGE)
     (path.parent / "link.bin").symlink_to(tmp_path / "secret")
     with pytest.raises(ConversionError, match="a link to"):
         read(path)
@@ -62,7 +65,7 @@ def test_a_link_may_not_lead_out(tmp_path):
 
 
 def test_links_of_a_cache_lead_to_where_the_model_lies(tmp_path):
-    path = beside(tmp_path / "blobs")
+    path = beside(tmp_path / "blobs", columns=LARGE)
     (tmp_path / "snapshot").mkdir()
     for file in path.parent.iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
@@ -76,14 +79,18 @@ def test_without_a_folder_there_is_nothing_beside(tmp_path):
             read(source)
 
 
-def test_a_part_of_a_file_is_read(tmp_path):
-    path = beside(tmp_path, offset=16, length=48)
+@pytest.mark.parametrize(("columns", "small"), [(3, True), (LARGE, False)])
+def test_a_part_of_a_file_is_read_at_once_if_it_is_small(tmp_path, columns, small):
+    path = beside(tmp_path, columns=columns, offset=16, length=16 * columns)
     (tmp_path / "w.bin").write_bytes(b"0" * 16 + (tmp_path / "w.bin").read_bytes() + b"0" * 16)
-    np.testing.assert_array_equal(numpy_helper.to_array(loaded(read(path)).graph.initializer[0]).ravel(), np.arange(12))
+    assert (read(path).folder is None) is small
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(loaded(read(path)).graph.initializer[0]).ravel(), np.arange(4 * columns)
+    )
 
 
 def test_a_file_that_became_shorter_since(tmp_path):
-    made = read(beside(tmp_path))
+    made = read(beside(tmp_path, columns=LARGE))
     (tmp_path / "w.bin").write_bytes(b"0" * 12)
     with pytest.raises(ConversionError, match="which has 12"):
         loaded(made)
@@ -104,10 +111,3 @@ def test_constants_and_branches_may_lie_beside_too(tmp_path):
     external_data.check(proto, tmp_path / "net.onnx")
     external_data.load(proto, tmp_path)
     assert [t.raw_data == array.tobytes() for t in external_data.tensors(proto) if t.dims] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "count", "wanted"), [("FLOAT", 3, 12), ("INT4", 3, 2), ("BOOL", 3, 3), ("BFLOAT16", 3, 6)]
-)
-def test_sizes(dtype, count, wanted):
-    assert external_data.size(TensorProto(data_type=getattr(TensorProto, dtype), dims=[count])) == wanted

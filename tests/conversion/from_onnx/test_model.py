@@ -18,7 +18,7 @@ from .made import answers, linear, model, node, rows, value
 
 
 def saved_beside(folder, name="a.onnx", location="a.bin"):
-    onnx.save(linear(), folder / name, save_as_external_data=True, location=location, size_threshold=0)
+    onnx.save(linear(4, 1000), folder / name, save_as_external_data=True, location=location, size_threshold=0)
     return folder / name
 
 
@@ -57,7 +57,7 @@ def test_names_stay_as_they_are():
 def test_weights_in_a_file_of_their_own_are_loaded_and_written(tmp_path):
     made = read(saved_beside(tmp_path, location="job.json"))
     assert external_files(made) == {"job.json"}
-    weights = linear().graph.initializer[0]
+    weights = linear(4, 1000).graph.initializer[0]
     np.testing.assert_array_equal(
         numpy_helper.to_array(loaded(made).graph.initializer[0]), numpy_helper.to_array(weights)
     )
