@@ -26,6 +26,15 @@ IN_FLOAT32 = frozenset(
 )
 """Operators that are computed in float32 in any precision."""
 
+WITHOUT_HALF = {
+    "float16": frozenset(("Celu",)),
+    "bfloat16": frozenset(("Celu", "GRU", "HardSwish", "Mish")),
+}
+"""Operators that ONNX has in a dtype and TensorRT's parser (of TensorRT-RTX 1.6) does not take in it."""
+
+PEEPHOLES = ("LSTM", 7)
+"""The operand with which the parser takes an LSTM in float32 alone."""
+
 PARAMETERS = frozenset(
     (
         *(("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Dropout", 1), ("OneHot", 0), ("OneHot", 1)),

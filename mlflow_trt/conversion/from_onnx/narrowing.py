@@ -4,6 +4,8 @@
   them, weights from their float32 values. So the epsilon of a norm that is computed in float32 stays exact.
 - What carries the arithmetic (:data:`.kinds.ARITHMETIC`) computes in half precision, unless all that it reads was
   made float32 by the graph itself.
+- Numbers that only sizes decide (a scale by the root of a width) are computed in float32, and so is what is scaled by
+  them, but not what follows.
 - Any other operator computes in float32 where it reads a float32 value (one that the graph casts to float32 itself,
   say, of integers, or of a norm's variance), as PyTorch promotes; else in half precision.
 - Operators that are not there in half precision, and those of :mod:`.wide`, compute in float32.
@@ -21,7 +23,7 @@ import numpy as np
 from . import weights
 from .graphs import inner, used
 from .inference import inferred
-from .kinds import ARITHMETIC, IN_FLOAT32, MAKERS, PARAMETERS, QUANTIZERS, SHAPES, VIEWS
+from .kinds import ARITHMETIC, IN_FLOAT32, MAKERS, PARAMETERS, PEEPHOLES, QUANTIZERS, SHAPES, VIEWS, WITHOUT_HALF
 from .schemas import Schema, schema
 from .skeleton import bare, skeleton
 from .wide import Wide
@@ -69,11 +71,15 @@ class _Narrowing:
         self.free: dict[str, TensorProto | NodeProto | None] = {}
         """Values that take the dtype of who reads them: weights, nodes that move or compute them; None: an input."""
         self.constant: set[str] = set()
+        """Values that no input's numbers decide, only its sizes."""
+        self.sizes: set[str] = set()
+        """Those of them that are numbers computed of sizes, which half precision may be too small for."""
         self.brought: dict[tuple[str, int], str] = {}
         """Free values, and casts, that are in the new graph already."""
         self.producers: dict[str, NodeProto] = {}
         self.beyond: set[str] = set()
         """Weights in float32 that hold numbers beyond half precision."""
+        self.lacking = WITHOUT_HALF["float16" if dtype == TensorProto.FLOAT16 else "bfloat16"]
         self.public = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
         self.own: dict[str, int] | None = None
 
@@ -127,6 +133,8 @@ class _Narrowing:
                 return
         elif node.op_type in VIEWS and node.input[0] in self.free and not self._looks_up(node):
             self.free[node.output[0]] = node
+            if node.input[0] in self.sizes:
+                self.sizes.add(node.output[0])
             return
         if node.op_type in ("Cast", "CastLike"):
             self._cast_node(node)
@@ -135,17 +143,55 @@ class _Narrowing:
         if known is None or any(True for _ in inner(node)):
             self._whole(node)
             return
+        if node.op_type == "BatchNormalization":
+            node = self._merged(node)
         computed = [i for i, name in enumerate(node.input) if self._is_floating(name)]
-        if computed and self._is_constant(node) and node.op_type not in (*ARITHMETIC, *QUANTIZERS, *SHAPES):
-            if len(node.output) == 1 and node.output[0] not in self.public:
-                self.free[node.output[0]] = node
-                return
+        if computed and self._is_computed_constant(node):
+            self.free[node.output[0]] = node
+            if any(name in self.sizes for name in node.input) and node.op_type not in ("Sin", "Cos"):
+                self.sizes.add(node.output[0])
+            return
         self._emit(node, self._operands(node, known, computed), known)
+
+    def _merged(self, node: NodeProto) -> NodeProto:
+        """A batch norm by a factor and an addend, made of float32: half precision may not hold a variance."""
+        from onnx import NodeProto, TensorProto
+
+        tensors = [self.free.get(name) for name in node.input[1:5]]
+        known = [tensor for tensor in tensors if isinstance(tensor, TensorProto)]
+        if len(known) != 4 or len(node.output) != 1:
+            return node
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        scale, bias, mean, variance = (weights.array(tensor, self.folder).astype(np.float64) for tensor in known)
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        factor = scale / np.sqrt(variance + epsilon)
+        values = (factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(mean))
+        for place, value in enumerate(values, 1):
+            copy.input[place] = self._new_weight(f"{node.input[place]}.merged", value)
+        kept = [attribute for attribute in node.attribute if attribute.name != "epsilon"]
+        del copy.attribute[:]
+        copy.attribute.extend(kept)
+        copy.attribute.add(name="epsilon", f=0.0, type=1)
+        return copy
+
+    def _new_weight(self, wish: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        name = self.writer.new(wish)
+        self.free[name] = numpy_helper.from_array(value.astype(np.float32), name)
+        self.constant.add(name)
+        return name
 
     def _is_constant(self, node: NodeProto) -> bool:
         if node.op_type in MAKERS or node.op_type in ("Multinomial", "Bernoulli") or any(True for _ in inner(node)):
             return False
-        return all(name in self.constant for name in node.input if name)
+        return node.op_type in SHAPES or all(name in self.constant for name in node.input if name)
+
+    def _is_computed_constant(self, node: NodeProto) -> bool:
+        if not self._is_constant(node) or node.op_type in (*ARITHMETIC, *QUANTIZERS, *SHAPES):
+            return False
+        return len(node.output) == 1 and node.output[0] not in self.public
 
     def _looks_up(self, node: NodeProto) -> bool:
         """Whether a node reads rows of a weight by indices that are computed: what comes of it is no weight."""
@@ -167,16 +213,21 @@ class _Narrowing:
 
     def _computes_in(self, node: NodeProto, known: Schema, group: Sequence[int]) -> int:
         names = [node.input[place] for place in group]
-        if node.op_type in IN_FLOAT32 or self.wide.holds(node):
-            return self.single
-        if not all(known.takes(place, self.half) for place in group):
+        if node.op_type in IN_FLOAT32 or self.wide.holds(node) or not self._is_there(node, known, group):
             return self.single
         if node.op_type in QUANTIZERS and not self._scales_fit(node.input[1]):
             return self.single
         given = [self.dtypes[self.names[name]] for name in names if name not in self.free]
         if node.op_type in ARITHMETIC:
             return self.single if given and len(given) == len(names) and set(given) == {self.single} else self.half
-        return self.single if self.single in given else self.half
+        return self.single if self.single in given or self.sizes.intersection(names) else self.half
+
+    def _is_there(self, node: NodeProto, known: Schema, group: Sequence[int]) -> bool:
+        """Whether TensorRT has an operator in half precision."""
+        operator, place = PEEPHOLES
+        if node.op_type == operator and len(node.input) > place and node.input[place]:
+            return False
+        return node.op_type not in self.lacking and all(known.takes(place, self.half) for place in group)
 
     def _scales_fit(self, name: str) -> bool:
         """Whether the scales of a quantizer are normal numbers in half precision."""
@@ -194,7 +245,9 @@ class _Narrowing:
         copy = NodeProto()
         copy.CopyFrom(node)
         for place, name in enumerate(node.input):
-            if place in operands and not (node.op_type in SHAPES and name in self.free):
+            if node.op_type in SHAPES:
+                copy.input[place] = self._there(name)
+            elif place in operands:
                 copy.input[place] = self._read(name, operands[place])
             elif name:
                 copy.input[place] = self._any(name)
@@ -232,8 +285,23 @@ class _Narrowing:
             self.names[name], self.dtypes[new] = new, dtype
             self.producers[new] = copy
         self.writer.nodes.append(copy)
-        if self.wide.narrow_after(node) and self.dtypes[copy.output[0]] == self.single:
-            self.names[node.output[0]] = self._cast(copy.output[0], self.half)
+        if self._narrows_after(node):
+            for name in node.output:
+                if name and name not in self.public and self.dtypes[self.names[name]] == self.single:
+                    self.names[name] = self._cast(self.names[name], self.half)
+
+    def _narrows_after(self, node: NodeProto) -> bool:
+        """Whether what follows a node that computes in float32 computes in half precision again."""
+        if self.wide.narrow_after(node):
+            return True
+        aside = node.op_type in self.lacking or any(name in self.sizes for name in node.input)
+        return aside and not self._reads_float32(node)
+
+    def _reads_float32(self, node: NodeProto) -> bool:
+        """Whether a node reads values that the graph itself makes float32."""
+        return any(
+            self.dtypes.get(self.names.get(name, "")) == self.single for name in node.input if name not in self.free
+        )
 
     def _cast_node(self, node: NodeProto) -> None:
         """A cast of the graph itself: one to float32 stays; one to half precision says what is done anyway."""
@@ -244,9 +312,18 @@ class _Narrowing:
             to = self.half if node.input[1] in self.free else self.dtypes[self.names[node.input[1]]]
         else:
             to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
-        if name in self.free and to == self.half and node.output[0] not in self.public:
-            self.free[node.output[0]] = self._moved(node)
-            return
+        if node.output[0] not in self.public:
+            if name in self.free and to == self.half:
+                self.free[node.output[0]] = self._moved(node)
+                return
+            if name in self.sizes and to == self.single:
+                self.free[node.output[0]] = self._moved(node)
+                self.sizes.add(node.output[0])
+                return
+            if name in self.constant and name not in self.free and to in (self.single, self.half):
+                self.free[node.output[0]] = self._to_float32(node)
+                self.sizes.add(node.output[0])
+                return
         copy = NodeProto(op_type="Cast", name=node.name, input=[self._any(name)], output=node.output)
         copy.attribute.add(name="to", i=to, type=2)
         self._finish(node, copy, [to])
@@ -256,6 +333,11 @@ class _Narrowing:
         from onnx import helper
 
         return helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name)
+
+    def _to_float32(self, node: NodeProto) -> NodeProto:
+        from onnx import helper
+
+        return helper.make_node("Cast", node.input[:1], node.output[:1], name=node.name, to=self.single)
 
     def _whole(self, node: NodeProto) -> None:
         """A node whose dtypes stay: one with graphs of its own, or of an operator that nothing is known of."""
@@ -286,6 +368,11 @@ class _Narrowing:
     def _any(self, name: str) -> str:
         """A value in the dtype that it is there in, float32 where it has none."""
         return self._read(name, self.single) if name in self.free else self.names.get(name, name)
+
+    def _there(self, name: str) -> str:
+        """A value whose dtype makes no difference."""
+        there = [self.brought[key] for dtype in (self.half, self.single) if (key := (name, dtype)) in self.brought]
+        return there[0] if there else self._read(name, self.half) if name in self.free else self.names[name]
 
     def _read(self, name: str, dtype: int) -> str:
         """A value in a dtype."""
@@ -322,7 +409,7 @@ class _Narrowing:
         copy.CopyFrom(source)
         copy.output[0] = new
         if new != name and copy.name:
-            copy.name = self.writer.new(copy.name)
+            copy.name = f"{copy.name}.{self.suffix[dtype]}"
         moved = source.op_type in VIEWS
         for place, read in enumerate(source.input):
             if read and self._is_floating(read) and (place == 0 or not moved):
