@@ -60,7 +60,7 @@ class ReferenceEngine:
         self.interface: Interface = manifest.interface
         self.profiles: tuple[Profile, ...] = manifest.plans[0].profiles or ()
         self._call_signature = CallSignature(self.interface, self.profiles)
-        self._program: Program
+        self._program: ReferenceProgram
         if manifest.program.torch is None:
             from .reference_onnx import OnnxProgram
 
@@ -119,7 +119,7 @@ class ReferenceEngine:
         return self._program.run(arrays)
 
 
-class Program(Protocol):
+class ReferenceProgram(Protocol):
     """What answers."""
 
     def run(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

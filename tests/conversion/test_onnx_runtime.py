@@ -49,7 +49,7 @@ def test_an_operator_that_is_missing_is_told_from_a_fault(tmp_path):
     with pytest.raises(onnx_runtime.NotThereError, match="NotImplemented"):
         onnx_runtime.session(saved(tmp_path, kind=TensorProto.BFLOAT16))
     (tmp_path / "m.onnx").write_bytes(b"no graph")
-    with pytest.raises(Exception, match="(?i)protobuf") as fault:
+    with pytest.raises(Exception, match=r"(?i)protobuf") as fault:
         onnx_runtime.session(tmp_path / "m.onnx")
     assert not isinstance(fault.value, onnx_runtime.NotThereError)
     assert "\n" not in onnx_runtime.words(fault.value)

@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """On a GPU: engines made of graphs answer as ONNX Runtime does, at every size, in every precision."""
 
 from __future__ import annotations
