@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import ConversionError, UnsupportedOperatorError
+from ...plan.dtypes import STORAGE
 from .element_types import entries, kind_of, name_of, size
 from .graphs import graphs, nodes, tensors, where
 from .skeleton import skeleton
@@ -19,7 +20,7 @@ broadcast otherwise."""
 CLASSICAL = "ai.onnx.ml"
 STANDARD = ("", "ai.onnx")
 
-FED = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+FED = tuple(STORAGE)
 """Dtypes of inputs."""
 
 

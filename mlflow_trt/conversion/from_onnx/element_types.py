@@ -6,10 +6,10 @@ import re
 from math import prod
 from typing import TYPE_CHECKING
 
+from ...plan.dtypes import ONNX
+
 if TYPE_CHECKING:
     from onnx import TensorProto, ValueInfoProto
-
-_NAMES = {"float": "float32", "double": "float64"}
 
 
 def name_of(number: int) -> str | None:
@@ -18,8 +18,8 @@ def name_of(number: int) -> str | None:
 
     if number not in TensorProto.DataType.values() or number == TensorProto.UNDEFINED:
         return None
-    name = str(TensorProto.DataType.Name(number)).lower()
-    return _NAMES.get(name, name)
+    name = str(TensorProto.DataType.Name(number))
+    return ONNX.get(name, name.lower())
 
 
 def kind_of(value: ValueInfoProto) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...plan.dtypes import DTYPE_OF
+from ...plan.dtypes import DTYPE_OF, ONNX
+from .element_types import name_of
 from .graphs import graphs, nodes, tensors
 from .model import OnnxModel
 from .narrowing import narrowed
@@ -46,7 +47,7 @@ def cast(model: OnnxModel, precision: str | None) -> Cast:
     """
     from onnx import TensorProto
 
-    wanted = int(TensorProto.DataType.Value(_ONNX[DTYPE_OF[precision]])) if precision else None
+    wanted = int(TensorProto.DataType.Value(_MEMBERS[DTYPE_OF[precision]])) if precision else None
     replaced = _replaced(wanted)
     proto = model.proto
     public = {
@@ -62,7 +63,7 @@ def cast(model: OnnxModel, precision: str | None) -> Cast:
     return Cast(OnnxModel(made, model.folder), kept, frozenset(_dtypes(made)))
 
 
-_ONNX = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+_MEMBERS = {name: member for member, name in ONNX.items()}
 _PUBLIC = {11: 1, 16: 1}
 """What callers see of DOUBLE and BFLOAT16: FLOAT."""
 
@@ -121,24 +122,11 @@ def _rename(node, renamed):  # type: ignore[no-untyped-def]
 def _dtypes(model: ModelProto) -> Iterator[str]:
     """Floating dtypes come into a graph by inputs, weights, constants and casts."""
     for graph in graphs(model):
-        yield from (_plain(value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output))
-    yield from (_plain(tensor.data_type) for tensor in tensors(model))
+        yield from (_name(value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output))
+    yield from (_name(tensor.data_type) for tensor in tensors(model))
     for node in nodes(model):
-        yield from (_plain(a.i) for a in node.attribute if a.name in DTYPE_ATTRIBUTES and a.i)
+        yield from (_name(a.i) for a in node.attribute if a.name in DTYPE_ATTRIBUTES and a.i)
 
 
-def _plain(dtype: int) -> str:
-    """The name in :mod:`mlflow_trt.plan.dtypes` of a dtype of ``TensorProto``."""
-    from onnx import TensorProto
-
-    name = str(TensorProto.DataType.Name(dtype)).lower()
-    return _NAMES.get(name, name)
-
-
-_NAMES = {
-    "float": "float32",
-    "double": "float64",
-    "float8e4m3fn": "float8",
-    "float4e2m1": "float4",
-    "float8e8m0": "float8_e8m0",
-}
+def _name(dtype: int) -> str:
+    return name_of(dtype) or "unknown"
