@@ -44,7 +44,7 @@ workers := -n auto --maxprocesses 8 --dist loadgroup
 pytest = $(1)/bin/python tests/releases.py && $(1)/bin/python -m pytest $(2) $(workers)
 
 saving := $(addprefix flavor/,test_save.py test_load.py test_staging.py test_mlmodel.py test_imported.py \
-  test_cleanup.py)
+  test_cleanup.py test_convert.py sources)
 # The main job from conversion to serving, and what touches MLflow, Torch-TensorRT and TensorRT itself.
 oldest_tests := $(addprefix tests/,test_installs.py test_store.py plan/test_manifest.py plan/test_files.py $(saving) \
   cli/test_main.py conversion/test_convert.py conversion/test_core.py conversion/test_settings.py \

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import datetime
+import inspect
 import json
 import os
 import subprocess
@@ -32,6 +33,8 @@ from .machine import describe, label
 PRECISIONS = ("fp16", "own")
 RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings")
 """Packages whose version is TensorRT-RTX's; the first is missing where only what it installs was."""
+COMPARED = "torch_tensorrt"
+"""In a row: what Torch-TensorRT's own entry point makes of the module."""
 OUTCOMES = ("right", "built", "refused", "wrong", "failed", "not measured")
 """built: without a GPU. failed: with an error that is none of ours, or none at all before the time was up."""
 
@@ -100,8 +103,11 @@ def apart(name: str, options: argparse.Namespace, end: float, threads: int) -> l
             why = f"its process ended with {done.returncode}: {' '.join(done.stderr.split())[-300:]}"
         except subprocess.TimeoutExpired:
             why = f"not done after {left:.0f} s"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        # A later line of a precision adds to an earlier one: what others do with the module, which may end the process.
+        rows = list({found["precision"]: found for found in map(json.loads, path.read_text().splitlines())}.values())
     there = {found["precision"] for found in rows}
+    if options.compare and rows and rows[-1]["outcome"] == "right" and COMPARED not in rows[-1]:
+        rows[-1][COMPARED] = why
     return rows + [row(name, p, "failed", why=why) for p in PRECISIONS if p not in there]
 
 
@@ -115,20 +121,28 @@ def one(name: str, path: Path, converter: str, compare: bool) -> None:
     import warnings
 
     warnings.filterwarnings("ignore")
-    from .architectures import make
+    from .architectures import BATCH, make
 
     for precision in PRECISIONS:
         try:
-            found = save(name, make(name), precision, converter, compare)
+            architecture = make(name)
+            found = save(name, architecture, precision, converter)
         except ImportError as error:
             found = row(name, precision, "not measured", why=str(error))
-        with path.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+        write(path, found)
+        if compare and found["outcome"] == "right":
+            write(path, found | compared(architecture, precision, BATCH))
     # TensorRT and CUDA may crash while an interpreter is torn down; what was found is written already.
     os._exit(0)
 
 
-def save(name: str, architecture: Any, precision: str, converter: str, compare: bool) -> dict[str, Any]:
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Adds a row to a file of a child process."""
+    with path.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+def save(name: str, architecture: Any, precision: str, converter: str) -> dict[str, Any]:
     """Saves an architecture; a row with its outcome, and what was measured."""
     import mlflow_trt
     from mlflow_trt.errors import ParityError, TrtError
@@ -161,8 +175,6 @@ def save(name: str, architecture: Any, precision: str, converter: str, compare: 
         found["outcome"] = "right"
         found["rel_l2"] = max(o.rel_l2 for point in record.parity.points for o in point.outputs)
         found["p50_ms"] = next((p.p50_ms for p in record.latency.points if p.point == "opt"), None)
-        if compare:
-            found |= compared(architecture, precision, BATCH)
     elif "no GPU" not in (record.parity.reason or ""):
         found["outcome"], found["why"] = "not measured", record.parity.reason
     return found
@@ -177,6 +189,9 @@ def compared(architecture: Any, precision: str, batches: tuple[int, int, int]) -
 
     half = precision == "fp16"
     module = architecture.module.cuda()
+    # By position, as the documentation shows it, where the inputs are the first parameters; 2.11 takes no others.
+    names = [key for key, *_ in architecture.inputs]
+    by_position = list(inspect.signature(module.forward).parameters)[: len(names)] == names
     examples = [
         {k: v.cuda() for k, v in architecture.example(b, torch.Generator().manual_seed(b)).items()} for b in batches
     ]
@@ -208,11 +223,16 @@ def compared(architecture: Any, precision: str, batches: tuple[int, int, int]) -
                 for k, v in examples[0].items()
             }  # fmt: skip
             options = {"enabled_precisions": {torch.float16}} if half else {}
-            other = torch_tensorrt.compile(module, ir="dynamo", kwarg_inputs=specs, arg_inputs=[], **options)
-            errors = [float((other(**given) - want).norm() / want.norm()) for given, want in zip(examples, wanted)]
-            found["torch_tensorrt"] = f"{max(errors):.1e}"
+            if by_position:
+                other = torch_tensorrt.compile(module, ir="dynamo", inputs=[specs[key] for key in names], **options)
+                answers = [other(*(given[key] for key in names)) for given in examples]
+            else:
+                other = torch_tensorrt.compile(module, ir="dynamo", kwarg_inputs=specs, arg_inputs=[], **options)
+                answers = [other(**given) for given in examples]
+            errors = [float((answer - want).norm() / want.norm()) for answer, want in zip(answers, wanted)]
+            found[COMPARED] = f"{max(errors):.1e}"
         except Exception as error:
-            found["torch_tensorrt"] = f"{type(error).__name__}: {words(error)}"
+            found[COMPARED] = f"{type(error).__name__}: {words(error)}"
     return found
 
 
@@ -252,7 +272,7 @@ def table(report: Mapping[str, Any]) -> str:
         cells = [
             found["name"], found["precision"], found["outcome"], found.get("converter") or "",
             number(found.get("seconds"), ".0f"), number(found.get("rel_l2"), ".1e"), number(found.get("p50_ms"), ".2f"),
-            number(found.get("torch_compile_ms"), ".2f"), str(found.get("torch_tensorrt", ""))[:80], found["why"][:160],
+            number(found.get("torch_compile_ms"), ".2f"), str(found.get(COMPARED, ""))[:80], found["why"][:160],
         ]  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

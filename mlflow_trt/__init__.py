@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .conversion import convert as convert
     from .engine import Engine as Engine
     from .errors import BusyError as BusyError
     from .errors import CompatibilityError as CompatibilityError
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import UnsupportedOperatorError as UnsupportedOperatorError
     from .flavor.benchmark import BenchmarkReport as BenchmarkReport
     from .flavor.benchmark import benchmark as benchmark
+    from .flavor.convert import convert as convert
     from .flavor.inspection import check as check
     from .flavor.inspection import inspect as inspect
     from .flavor.load import load_model as load_model
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "flavor.benchmark": ("benchmark", "BenchmarkReport"),
-    "conversion": ("convert",),
+    "flavor.convert": ("convert",),
     "errors": (
         "BusyError",
         "CompatibilityError",

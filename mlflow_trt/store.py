@@ -55,7 +55,7 @@ class StoredModel:
         if selected is not None:
             record = selected.record
             return [record.file, *([record.runtime_cache] if record.runtime_cache else [])]
-        return [self.manifest.program.file] if self.manifest.program else []
+        return self.manifest.program.files() if self.manifest.program else []
 
     def golden(self) -> GoldenTensors | None:
         """Fetches and reads the golden tensors; None: the model was logged without.
@@ -103,11 +103,11 @@ class StoredModel:
             path = self.folder / "MLmodel"
             return path.read_text() if path.is_file() else None
         with _scratch() as scratch:
-            return _download(self.repository, self.uri, "MLmodel", scratch).read_text()
+            return download_file(self.repository, self.uri, "MLmodel", scratch).read_text()
 
     def _download(self, file: File) -> None:
         with _scratch() as scratch:
-            _download(self.repository, self.uri, file.path, scratch)
+            download_file(self.repository, self.uri, file.path, scratch)
             verify(scratch, file)
             target = self.folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,18 +132,18 @@ def open_model(uri: str | Path) -> StoredModel:
     if local is not None:
         return StoredModel(str(uri), manifest.read(local), local)
     uri = str(uri)
-    repository = _repository(uri)
+    repository = artifact_repository(uri)
     with _scratch() as scratch:
         # Looked for first: what is not there, servers of MLflow 3.10 call an error of theirs, which is asked for again
         # for minutes.
-        names = _names(repository)
+        names = root_names(repository)
         if "MLmodel" in names and manifest.FILE_NAME not in names:
             raise ManifestError(
                 f"{uri} has no {manifest.FILE_NAME}.",
                 "a model that mlflow_trt.log_model wrote",
                 "log it with mlflow_trt.log_model, or load it with the flavor that wrote it",
             )
-        text = _download(repository, uri, manifest.FILE_NAME, scratch).read_bytes()
+        text = download_file(repository, uri, manifest.FILE_NAME, scratch).read_bytes()
         parsed = manifest.parse(text, f"{uri}/{manifest.FILE_NAME}")
         folder = cache.folder() / "models" / hashlib.sha256(text).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def open_cached(uri: str, digest: str) -> StoredModel:
     try:
         text = (folder / manifest.FILE_NAME).read_bytes()
     except OSError as error:
-        raise _store_error(f"{folder}/{manifest.FILE_NAME}", error) from error
+        raise store_error(f"{folder}/{manifest.FILE_NAME}", error) from error
     if hashlib.sha256(text).hexdigest() != digest:
         raise PlanError(f"{folder}/{manifest.FILE_NAME} was altered.", f"SHA-256 {digest}", f"delete {folder}")
     return StoredModel(uri, manifest.parse(text, f"{folder}/{manifest.FILE_NAME}"), folder, _Away())
@@ -206,17 +206,26 @@ def _scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-def _repository(uri: str) -> Any:
+def artifact_repository(uri: str) -> Any:
+    """MLflow's repository of a model's files; an alias is resolved once, here.
+
+    Raises:
+        StoreError: There is none, or the registry can't be read.
+    """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
         return get_artifact_repository(uri)
     except Exception as error:
-        raise _store_error(uri, error) from error
+        raise store_error(uri, error) from error
 
 
-def _download(repository: Any, uri: str, path: str, scratch: Path) -> Path:
-    """Downloads one file to its place below ``scratch``."""
+def download_file(repository: Any, uri: str, path: str, scratch: Path) -> Path:
+    """Downloads one file to its place below ``scratch``.
+
+    Raises:
+        StoreError: It is not there, or the store can't be read.
+    """
     try:
         downloaded = Path(repository.download_artifacts(path, dst_path=str(scratch)))
         target = scratch / path
@@ -227,10 +236,10 @@ def _download(repository: Any, uri: str, path: str, scratch: Path) -> Path:
             shutil.copyfile(downloaded, target)
         return target
     except Exception as error:
-        raise _store_error(f"{uri}/{path}", error) from error
+        raise store_error(f"{uri}/{path}", error) from error
 
 
-def _names(repository: Any) -> set[str]:
+def root_names(repository: Any) -> set[str]:
     """What lies at a model's root; nothing where that can't be read."""
     try:
         return {str(entry.path) for entry in repository.list_artifacts(None)}
@@ -238,7 +247,8 @@ def _names(repository: Any) -> set[str]:
         return set()
 
 
-def _store_error(what: str, error: Exception) -> StoreError:
+def store_error(what: str, error: Exception) -> StoreError:
+    """What MLflow raised, as an error of this package."""
     reason = str(getattr(error, "message", "") or error).strip().splitlines() or [""]
     return StoreError(
         f"{what} can't be read: {type(error).__name__}: {reason[0][:500]}",

@@ -27,6 +27,7 @@ from mlflow_trt.plan.manifest import (
     Precision,
     Program,
     ShapeRange,
+    SourceRecord,
     Tensor,
     TensorLeaf,
     Tolerance,
@@ -192,5 +193,11 @@ MANIFEST = Manifest(
     program=Program(file=file("program/model.pt2", b"the program"), torch="2.14.1"),
     golden=Golden(
         inputs=file("golden/inputs.safetensors", b"inputs"), outputs=file("golden/outputs.safetensors", b"outputs")
+    ),
+    source=SourceRecord(
+        uri="models:/resnet/3",
+        flavor="pytorch",
+        files=(file("data/model.pt2", b"what was converted"),),
+        model_id="m-8a1f0c5be1b94a5f9ac53c9a5f1b8d2e",
     ),
 )

@@ -72,6 +72,13 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             "min:opt:max, or name=min:opt:max: dimensions of one name always have the same size; ';' stands between "
             "optimization profiles. Repeat for several inputs.",
         ),
+        click.option(
+            "--dim",
+            "dims",
+            multiple=True,
+            metavar="NAME=SIZE",
+            help="For a graph in ONNX: a dynamic dimension's size, or min:opt:max: batch=1:8:32; repeatable.",
+        ),
         click.option("--precision", help="fp32, tf32, fp16 or bf16.  [default: the model's own]"),
         click.option(
             "--capability",
@@ -105,35 +112,58 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="SECONDS",
             help="How long measuring on this machine's GPU may take.",
         ),
+        click.option(
+            "--from",
+            "uri",
+            metavar="URI",
+            help="Instead of SOURCE: a model of MLflow's flavor pytorch or onnx, as models:/NAME/VERSION, "
+            "models:/NAME@ALIAS, models:/m-ID, runs:/ID/PATH or a local folder.",
+        ),
+        click.option(
+            "--allow-pickle",
+            is_flag=True,
+            help="With --from: load a model that was logged as pickled Python code, which can do anything.",
+        ),
     ]
 
     @functools.wraps(command)
     def collected(
         inputs: tuple[str, ...],
+        dims: tuple[str, ...],
         precision: str | None,
         capabilities: tuple[str, ...],
         output_names: tuple[str, ...],
         converter: str,
         settings: tuple[str, ...],
+        source: str | None,
+        uri: str | None,
+        allow_pickle: bool,
         **rest: Any,
     ) -> Any:
+        if (source is None) == (uri is None):
+            raise click.UsageError("Give a SOURCE, or --from with the URI of a model in MLflow.")
+        if allow_pickle and uri is None:
+            raise click.UsageError("--allow-pickle needs --from.")
         from . import parsing
 
         given = {
             "inputs": [parsing.parse_input(text) for text in inputs],
+            "dims": parsing.parse_dims(dims),
             "precision": precision,
             "compute_capabilities": list(capabilities),
             "output_names": list(output_names),
             "converter": "" if converter == "auto" else converter,
+            "allow_pickle": allow_pickle or None,
             **parsing.parse_settings(settings),
         }
-        return command(conversion={name: value for name, value in given.items() if value or value is False}, **rest)
+        conversion = {name: value for name, value in given.items() if value or value is False}
+        return command(source=source, uri=uri, conversion=conversion, **rest)
 
     return functools.reduce(lambda made, option: option(made), reversed(options), collected)
 
 
 @main.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option(
     "-o",
     "--output",
@@ -144,16 +174,18 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
 @_conversion
 @terminal.json_option
 def convert(
-    source: str,
+    source: str | None,
+    uri: str | None,
     output: Path,
     omit_program: bool,
     measure_timeout: float,
     as_json: bool,
     conversion: dict[str, Any],
 ) -> None:
-    """Convert a PyTorch model to a TensorRT engine.
+    """Convert a model to a TensorRT engine.
 
-    SOURCE is a file that torch.export.save wrote (.pt2), or module:attribute, a model or a function that returns one.
+    SOURCE is a graph in ONNX (.onnx), a file that torch.export.save wrote (.pt2), or module:attribute, a model or a
+    function that returns one. A model that MLflow holds is named by --from instead.
     """
     import mlflow_trt
 
@@ -163,13 +195,13 @@ def convert(
         if not output.absolute().parent.is_dir():
             raise click.UsageError(f"There is no folder {output.absolute().parent}.")
         if output.suffix in ENGINE_SUFFIXES:
-            plan = mlflow_trt.convert(parsing.load_source(source), **conversion)
+            plan = mlflow_trt.convert(parsing.load(source, uri), **conversion)
             plan.save(output)
             record = plan.record.model_copy(update={"file": plan.record.file.model_copy(update={"path": output.name})})
             manifest = plan.manifest.model_copy(update={"plans": (record,)})
         else:
             mlflow_trt.save_model(
-                parsing.load_source(source),
+                parsing.load(source, uri),
                 output,
                 program=_program(omit_program),
                 measure_timeout=measure_timeout,
@@ -185,14 +217,15 @@ def convert(
 
 
 @main.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("--name", help="The logged model's name.  [default: model]")
 @click.option("--register", metavar="NAME", help="Register a version under this name.")
 @click.option("--alias", "aliases", multiple=True, help="An alias for the registered version; repeatable.")
 @_conversion
 @terminal.json_option
 def log(
-    source: str,
+    source: str | None,
+    uri: str | None,
     name: str | None,
     register: str | None,
     aliases: tuple[str, ...],
@@ -203,8 +236,9 @@ def log(
 ) -> None:
     """Log a model to MLflow, converting it where needed.
 
-    SOURCE is a .pt2 file or module:attribute, as for convert; or an engine that is already built: a folder that convert
-    wrote, or the file of another program (trtexec --saveEngine).
+    SOURCE is an .onnx or .pt2 file or module:attribute, as for convert; or an engine that is already built: a folder
+    that convert wrote, or the file of another program (trtexec --saveEngine). A model that MLflow holds is named by
+    --from instead, and its version is recorded: log --from models:/resnet/3 --register resnet-trt
     """
     if aliases and not register:
         raise click.UsageError("--alias needs --register.")
@@ -213,7 +247,8 @@ def log(
     from . import parsing
 
     with terminal.results() as stdout:
-        model = Path(source) if parsing.is_engine_or_folder(source) else parsing.load_source(source)
+        built = source is not None and parsing.is_engine_or_folder(source)
+        model = Path(str(source)) if built else parsing.load(source, uri)
         info = mlflow_trt.log_model(
             model,
             name,

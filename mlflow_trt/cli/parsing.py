@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from ..flavor.sources.graphs import is_graph
 from ..inputs import Dimension, Input
 
 _EXAMPLE = "x=float32[1:8:32,3,224,224]"
@@ -34,6 +35,27 @@ def parse_input(text: str) -> Input:
         raise _unreadable(text, "it is not NAME=DTYPE[DIMENSIONS]")
     profiles = [_shape(shape, text) for shape in match["shapes"].split(";")]
     return Input(profiles=profiles, dtype=match["dtype"], name=match["name"] and match["name"].strip())
+
+
+def parse_dims(texts: Iterable[str]) -> dict[str, int | tuple[int, int, int]]:
+    """Reads ``NAME=SIZE`` and ``NAME=MIN:OPT:MAX`` of dynamic dimensions.
+
+    Raises:
+        SettingError: A text is neither, or a name comes twice.
+    """
+    dims: dict[str, int | tuple[int, int, int]] = {}
+    for text in texts:
+        name, _, span = text.rpartition("=")
+        sizes = [size.strip() for size in span.split(":")]
+        if not name or len(sizes) not in (1, 3) or not all(size.isdecimal() for size in sizes):
+            raise SettingError(
+                f"The dimension {text!r} can't be read.", "NAME=SIZE or NAME=MIN:OPT:MAX", "write it like batch=1:8:32"
+            )
+        if name in dims:
+            raise SettingError(f"The dimension {name} is given twice.", "each once", "leave one of them out")
+        numbers = [int(size) for size in sizes]
+        dims[name] = numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
+    return dims
 
 
 def _shape(shape: str, text: str) -> tuple[Dimension, ...]:
@@ -85,19 +107,45 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
+def load(source: str | None, uri: str | None) -> Any:
+    """What is to be converted: a source, which is loaded, or a URI, which names a model in MLflow.
+
+    Args:
+        source: As :func:`load_source` takes it; None: there is a URI.
+        uri: ``models:/name/3``, another URI of a model, or its folder.
+
+    Raises:
+        SettingError: The source can't be loaded, or the URI is none.
+    """
+    if source is not None:
+        return load_source(source)
+    from ..flavor.sources.stored import is_source
+
+    if not is_source(uri):
+        raise SettingError(
+            f"{uri} is neither the URI of a model nor a folder of MLflow's flavor pytorch or onnx.",
+            "models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID, runs:/ID/PATH, or such a folder",
+            "correct it, or name a .pt2 file, module:attribute or engine without --from",
+        )
+    return uri
+
+
 def load_source(text: str) -> Any:
     """Loads what is to be converted.
 
     Args:
-        text: A file that ``torch.export.save`` wrote (``.pt2``), or ``module:attribute``: a model, or a function or
-            class that makes one when called without arguments. Modules are looked up in the working directory too.
+        text: A file that ``torch.export.save`` wrote (``.pt2``), a graph in ONNX (``.onnx``), or ``module:attribute``:
+            a model, or a function or class that makes one when called without arguments. Modules are looked up in the
+            working directory too.
 
     Returns:
-        An ``ExportedProgram`` or an ``nn.Module``.
+        An ``ExportedProgram``, an ``nn.Module``, or the graph's path.
 
     Raises:
         SettingError: There is no such file, module or attribute, it is no model, or torch is not installed.
     """
+    if is_graph(text):
+        return text
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -118,9 +166,9 @@ def load_source(text: str) -> Any:
             ) from error
     if not _SOURCE.fullmatch(text):
         raise SettingError(
-            f"The model {text!r} is neither a .pt2 file nor module:attribute.",
-            "a file that torch.export.save wrote, or a name such as models:make_classifier",
-            "give one of the two",
+            f"The model {text!r} is neither a .pt2 or .onnx file nor module:attribute.",
+            "a file that torch.export.save wrote, an .onnx file, or a name such as models:make_classifier",
+            "give one of the two; a model that MLflow holds is named by --from",
         )
     named = _attribute(text)
     model = named if isinstance(named, torch.nn.Module) or not callable(named) else named()
@@ -135,7 +183,7 @@ def load_source(text: str) -> Any:
 
 def is_engine_or_folder(text: str) -> bool:
     """Whether a source is already built: an engine's file, or a folder that ``save_model`` wrote."""
-    return Path(text).exists() and not text.endswith(".pt2")
+    return Path(text).exists() and not text.endswith(".pt2") and not is_graph(text)
 
 
 def _attribute(text: str) -> Any:

@@ -13,7 +13,17 @@ from rich.text import Text
 
 from ..plan import parity as _parity
 from ..plan.files import folder_name
-from ..plan.manifest import Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Profile, ShapeRange, Tensor
+from ..plan.manifest import (
+    Host,
+    LatencyRecord,
+    Manifest,
+    ParityRecord,
+    PlanRecord,
+    Profile,
+    ShapeRange,
+    SourceRecord,
+    Tensor,
+)
 
 if TYPE_CHECKING:
     from ..plan.compatibility import Report, Verdict
@@ -23,7 +33,7 @@ STATUS = {"passed": GOOD, "failed": BAD, "measured": "", "not_measured": UNSURE}
 
 
 def of_manifest(manifest: Manifest) -> Group:
-    """Everything a manifest says: interface, plans, files."""
+    """Everything a manifest says: interface, plans, source, files."""
     common = next((p.profiles for p in manifest.plans if p.profiles), None)
     parts: list[RenderableType] = []
     if manifest.interface is None:
@@ -35,6 +45,8 @@ def of_manifest(manifest: Manifest) -> Group:
         ]
     for number, record in enumerate(manifest.plans, 1):
         parts += [_heading(f"Plan {number} of {len(manifest.plans)}", folder_name(record)), _plan(record, common)]
+    if manifest.source is not None:
+        parts += [_heading("Source", manifest.source.uri), _source(manifest.source)]
     return Group(*parts, _files(manifest))
 
 
@@ -134,12 +146,7 @@ def _plan(record: PlanRecord, common: tuple[Profile, ...] | None) -> RenderableT
     rows["latency"] = _latency_line(record.latency)
     if record.runtime_cache:
         rows["runtime cache"] = size(record.runtime_cache.size)
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column()
-    for name, value in rows.items():
-        grid.add_row(name, value)
-    return _below(grid)
+    return _rows(rows)
 
 
 def _targets(record: PlanRecord) -> str:
@@ -208,6 +215,24 @@ def _latency_line(latency: LatencyRecord) -> Text:
     points = [p for p in latency.points if p.point == "opt"] or list(latency.points)
     shown = (f"{p.p50_ms:.2f} ms" + (f" at batch {p.batch}" if p.batch is not None else "") for p in points)
     return text.append(f": {', '.join(shown)}", style="none")
+
+
+def _source(source: SourceRecord) -> RenderableType:
+    rows = {
+        "flavor": source.flavor,
+        "model id": source.model_id or "not logged",
+        "files": "\n".join(f"{file.path}  {size(file.size)}, sha256 {file.sha256[:12]}" for file in source.files),
+    }
+    return _rows(rows)
+
+
+def _rows(rows: Mapping[str, RenderableType]) -> Padding:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    return _below(grid)
 
 
 def _files(manifest: Manifest) -> Group:

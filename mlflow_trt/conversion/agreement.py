@@ -19,7 +19,7 @@ from ..plan.manifest import Tolerance
 from ..plan.parity import NOT_FINITE, compare
 from .arguments import Spec
 from .operators import dtypes_of
-from .sizes import Point
+from .points import Point, shapes_text
 
 # The same operations on the same processor: what is left is another kernel for the same product (attention's masks and
 # layouts). A lost branch differs by whole values.
@@ -130,11 +130,6 @@ def refuse_random(module: str, point: Point, what: str) -> None:
         "as an input; where an input points into other tensors (indices, boxes), give golden_inputs with real values: "
         "those that were made up may lead out of them, to whatever the memory holds there",
     )
-
-
-def shapes_text(point: Point) -> str:
-    """``x [4, 6], mask [4]``."""
-    return ", ".join(f"{name} {list(shape)}" for name, shape in point.shapes.items())
 
 
 def _guilty(

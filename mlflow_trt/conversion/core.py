@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from .. import plan as _plan
-from ..errors import ConversionError, PrecisionError, SettingError, TrtError
+from ..errors import SettingError
 from ..plan import degenerate
 from ..plan.dtypes import DTYPE_OF
 from ..plan.files import Plan
-from ..plan.manifest import File, Host, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Tolerance
+from ..plan.manifest import Host, Manifest, ParityRecord, Precision, Tolerance
 from . import arguments as _arguments
 from . import converters, cpu_only, dimensions, interface, progress, ranges
 from . import golden as _golden
 from . import settings as _settings
-from .job import BindingSpec, Built, Job
+from .job import BindingSpec, Job
+from .plan_record import check_precision, describe, tolerance_of, typed
 from .precision import Prepared, prepare
 from .program import export, flatten, placeholder_values, refuse_mutation
 from .shapes import check_shapes
@@ -31,27 +30,7 @@ from .subject import subject
 _logger = logging.getLogger(__name__)
 
 
-def _typed(function: Callable[..., Plan]) -> Callable[..., Plan]:
-    """Makes a ConversionError of what another library raises on the way, with the step that it came from."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Plan:
-        try:
-            return function(*args, **kwargs)
-        except (TrtError, OSError, MemoryError):
-            raise
-        except Exception as error:
-            raise ConversionError(
-                f"The conversion failed at a step that should not fail: {type(error).__name__}: "
-                f"{str(error).strip()[:600] or 'no reason given'}",
-                "a model that torch.export and a converter take",
-                "look at the error that this one was raised from: it says where in the model or in which library",
-            ) from error
-
-    return guarded
-
-
-@_typed
+@typed
 def convert(
     model: torch.nn.Module | ExportedProgram,
     inputs: Any = None,
@@ -68,36 +47,22 @@ def convert(
     converter: str = "auto",
     **settings: Any,
 ) -> Plan:
-    """Converts a PyTorch model to a TensorRT engine, described and ready to be logged.
-
-    On a machine with a GPU the engine is built in this process for that GPU. Without one, or where compute
-    capabilities are named, TensorRT-RTX builds it in a child process for these.
+    """Converts a PyTorch model that is in memory; what the arguments mean stands at :func:`mlflow_trt.convert`.
 
     Args:
         model: A module, which is exported in evaluation mode and left as it is, or an exported program.
-        inputs: What the model takes by position, in its own nesting: :class:`mlflow_trt.Input`,
-            ``torch_tensorrt.Input``, example tensors (their shape is fixed, and their values become golden inputs),
-            and lists, tuples or dicts of these. An input with a name goes to that parameter. Numbers, strings and
-            None are baked into the engine: they are the same at every call. None for a static exported program.
-        arg_inputs: Another name for ``inputs``, as Torch-TensorRT has it.
+        inputs: What the model takes by position, in its own nesting; None for a static exported program.
+        arg_inputs: Another name for ``inputs``.
         kwarg_inputs: What the model takes by keyword.
-        precision: ``"fp32"`` (no TF32), ``"tf32"``, ``"fp16"`` or ``"bf16"``: what convolutions and matrix products
-            compute in. Where the model itself casts to float32, that stays. None: the model's own dtypes, with
-            TensorRT's TF32 default. Inputs and outputs stay float32 in any case.
-        enabled_precisions: The same as Torch-TensorRT's documentation writes it: ``{torch.float16}``.
-        compute_capabilities: TensorRT-RTX: what to build for: ``["8.6", "sm89"]``. None: the current GPU; without a
-            GPU, all that TensorRT-RTX supports.
-        output_names: Names for the outputs that the engine computes. Default: the keys of the model's own structure,
-            or ``output0``, …
-        golden_inputs: Real inputs to compare the engine with PyTorch on: a list of dicts by input name, or of
-            argument tuples. The profile points take their values from the first.
-        tolerance: How far the engine may be from PyTorch; a number is the relative L2 error. Default: by precision.
+        precision: ``"fp32"``, ``"tf32"``, ``"fp16"``, ``"bf16"``; None: the model's own dtypes.
+        enabled_precisions: The same in Torch-TensorRT's words.
+        compute_capabilities: What to build for; None: the current GPU, or without one all that the runtime supports.
+        output_names: Names for the outputs that the engine computes.
+        golden_inputs: Real inputs to compare the engine with PyTorch on.
+        tolerance: How far the engine may be from PyTorch.
         timeout: Seconds that the building child may take; None: any time.
-        converter: ``"torch_tensorrt"``; ``"onnx"``: ``torch.onnx.export`` and TensorRT's own parser; ``"auto"``: the
-            first and, where that can't convert the whole model, the second.
-        **settings: Torch-TensorRT's own, as of the installed release: ``optimization_level``, ``version_compatible``,
-            ``immutable_weights``, … Different from upstream's defaults are ``attn_bias_is_causal=False``,
-            ``truncate_double=True`` and ``require_full_compilation=True``.
+        converter: ``"auto"``, ``"torch_tensorrt"`` or ``"onnx"``.
+        **settings: Torch-TensorRT's own, as of the installed release.
 
     Returns:
         The plan, with its manifest, the exported program, and what PyTorch answered at every profile point.
@@ -118,7 +83,7 @@ def convert(
     capabilities = None if gpu and compute_capabilities is None else cpu_only.capabilities(compute_capabilities)
     chosen = _settings.complete(settings, precision, gpu=capabilities is None, converter=converter)
     converters.check(converter, chosen)
-    limits = _tolerance(tolerance, precision)
+    limits = tolerance_of(tolerance, precision)
 
     given = _arguments.parse(model, inputs if inputs is not None else arg_inputs, kwarg_inputs)
     module = None if isinstance(model, ExportedProgram) else model
@@ -161,10 +126,10 @@ def convert(
         conversion = converters.build(what, job, converter, timeout, listener)
     built, job = conversion.built, conversion.job
     if precision is not None:
-        _check_precision(precision, built, prepared, chosen)
+        check_precision(precision, built.network, prepared.kept, chosen)
     described = interface.describe(program, specs, outputs, bindings, built.network.outputs, symbols)
     host = _host()
-    record = _record(built, job, capabilities or ((host.capability,) if host.capability else None))
+    record = describe(built, job, capabilities or ((host.capability,) if host.capability else None))
     record = record.model_copy(
         update={
             "profiles": interface.profiles(specs),
@@ -188,77 +153,6 @@ def _warn(program: ExportedProgram, prepared: Prepared, golden: _plan.GoldenTens
     if precision == "fp16":
         for sentence in ranges.sentences(program, ranges.half_nodes(prepared.program), golden):
             _logger.warning("%s", sentence)
-
-
-def _record(built: Built, job: Job, capabilities: tuple[str, ...] | None) -> PlanRecord:
-    header = _plan.read_header(built.serialized)
-    settings = job.settings
-    full = header.runtime == "tensorrt"
-    record = PlanRecord(
-        file=File(path="plan", size=len(built.serialized), sha256=hashlib.sha256(built.serialized).hexdigest()),
-        runtime=header.runtime,
-        release=header.release,
-        capabilities=capabilities,
-        # TensorRT-RTX takes these two and does nothing with them.
-        hardware_compatible=full and bool(settings.get("hardware_compatible", False)),
-        version_compatible=full and bool(settings.get("version_compatible", False)),
-        refittable=settings.get("immutable_weights") is False,
-        profiles=None,
-        precision=Precision(requested=None),
-        settings={name: _settings.json_safe(value) for name, value in settings.items()},
-        build_seconds=round(built.seconds, 3),
-        parity=ParityRecord(status="not_measured"),
-        latency=LatencyRecord(status="not_measured", reason="measured when the plan is logged on a GPU"),
-    )
-    path = f"plans/{_plan.folder_name(record)}/{_plan.MODEL_PLAN}"
-    return record.model_copy(update={"file": record.file.model_copy(update={"path": path})})
-
-
-def _check_precision(precision: str, built: Built, prepared: Prepared, settings: Mapping[str, Any]) -> None:
-    """Compares the network that was built with the precision that was asked for.
-
-    Raises:
-        PrecisionError: A layer that carries arithmetic has another dtype.
-    """
-    network = built.network
-    if network.tf32 != (precision != "fp32") and precision in ("fp32", "tf32"):
-        raise PrecisionError(
-            f"The network was built with TF32 {'on' if network.tf32 else 'off'}.",
-            f"precision={precision!r}",
-            "report this with the model: the setting had no effect",
-        )
-    wanted = DTYPE_OF[precision]
-    other = [(name, kind, dtype) for name, kind, dtype in network.arithmetic if dtype != wanted]
-    # With use_fp32_acc float32 products are asked for.
-    allowed = len(network.arithmetic) if settings.get("use_fp32_acc") else 2 * len(prepared.kept)
-    if len(other) > allowed or (other and len(other) == len(network.arithmetic) and not settings.get("use_fp32_acc")):
-        listed = "\n".join(f"  {kind.lower()} {name}: {dtype}" for name, kind, dtype in other[:20])
-        raise PrecisionError(
-            f"{len(other)} of {len(network.arithmetic)} layers that carry the arithmetic are not {wanted}:\n{listed}",
-            f"precision={precision!r} throughout",
-            "take explicit casts out of the model's own code, or ask for precision=None to keep its dtypes",
-        )
-
-
-def _tolerance(given: Tolerance | Mapping[str, float] | float | None, precision: str | None) -> Tolerance:
-    from ..plan.parity import default_tolerance
-
-    default = default_tolerance(precision)
-    if given is None:
-        return default
-    if isinstance(given, Tolerance):
-        return given
-    changes = dict(given) if isinstance(given, Mapping) else {"rel_l2": given}
-    try:
-        if unknown := set(changes) - set(Tolerance.model_fields):
-            raise ValueError(f"it has no {' and no '.join(sorted(unknown))}")
-        return Tolerance.model_validate({**default.model_dump(), **changes})
-    except (ValueError, TypeError) as error:
-        raise SettingError(
-            f"The tolerance {given!r} is not valid: {str(error).splitlines()[-1].strip()}",
-            "a relative L2 error above 0, or a dict with rel_l2, cosine, top1",
-            "write tolerance=0.01",
-        ) from error
 
 
 def _host() -> Host:

@@ -13,12 +13,9 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.export import ExportedProgram
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError, ConverterError, SettingError, TrtError
 from ..plan.targets import numbers, parse_capability
@@ -26,7 +23,9 @@ from . import build_child, child_process
 from .build_child import JOB, PLAN, PROGRAM
 from .job import Built, Job, ProgressListener
 from .network import Network
-from .registrations import modules_of
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 _logger = logging.getLogger(__name__)
 
@@ -60,12 +59,12 @@ def capabilities(given: Any) -> tuple[str, ...]:
     return tuple(c for c in supported if c in named)
 
 
-def fitting(targets: tuple[str, ...], dtypes: set[torch.dtype], named: bool) -> tuple[str, ...]:
+def fitting(targets: tuple[str, ...], dtypes: Collection[str], named: bool) -> tuple[str, ...]:
     """Leaves out the compute capabilities that lack a dtype of the network.
 
     Args:
         targets: What is to be built for.
-        dtypes: What the network holds.
+        dtypes: What the network holds, by torch's names or ours.
         named: Whether the caller named the targets.
 
     Raises:
@@ -75,7 +74,7 @@ def fitting(targets: tuple[str, ...], dtypes: set[torch.dtype], named: bool) -> 
     left = tuple(t for t in targets if numbers(t) >= needed)
     lacking = [t for t in targets if t not in left]
     if lacking and (named or not left):
-        holds = ", ".join(str(d).removeprefix("torch.") for d in _NEEDS if d in dtypes)
+        holds = ", ".join(d for d in _NEEDS if d in dtypes)
         raise SettingError(
             f"The network holds {holds}, which the compute capability {', '.join(lacking)} does not have.",
             f"{needed[0]}.{needed[1]} and newer",
@@ -87,7 +86,7 @@ def fitting(targets: tuple[str, ...], dtypes: set[torch.dtype], named: bool) -> 
 
 
 # Turing has no bfloat16, Ampere no FP8: TensorRT-RTX says "the model contains HW-specific datatypes".
-_NEEDS = {torch.bfloat16: (8, 0), torch.float8_e4m3fn: (8, 9), torch.float8_e5m2: (8, 9)}
+_NEEDS = {"bfloat16": (8, 0), **dict.fromkeys(("float8", "float8_e4m3fn", "float8_e5m2"), (8, 9))}
 
 
 def supported_capabilities() -> tuple[str, ...]:
@@ -170,6 +169,10 @@ def write_program(program: ExportedProgram, folder: Path) -> list[str]:
     Raises:
         UnsupportedOperatorError: No module that the child could import registers one of them.
     """
+    import torch
+
+    from .registrations import modules_of
+
     imports = modules_of(program)
     torch.export.save(program, folder / PROGRAM)
     return imports

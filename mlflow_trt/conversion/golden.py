@@ -17,14 +17,15 @@ from .._torch import pytree
 from ..errors import ConversionError, SettingError
 from ..plan.files import BETWEEN, GoldenTensors
 from ..plan.manifest import Dimension
-from .agreement import Difference, differs, refuse, refuse_random, rounding, shapes_text
+from .agreement import Difference, differs, refuse, refuse_random, rounding
 from .arguments import Spec
 from .dimensions import refuse_unequal
 from .original import call, undisturbed
+from .points import Point, shapes_text
 from .program import module_of, placeholder_values
 from .roles import Role, roles
 from .shapes import holds, requirements
-from .sizes import Point, points, probes
+from .sizes import points, probes
 from .structure import Output, user_inputs
 from .values import synthesize
 

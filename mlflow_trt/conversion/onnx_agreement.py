@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from .._torch import pytree
 from ..errors import ConverterError
 from ..plan.files import GoldenTensors
+from . import onnx_runtime
 from .agreement import differs, rounding
 from .job import Job
 from .operators import QUANTIZERS, operator_name
@@ -45,9 +46,13 @@ def check(path: Path, program: ExportedProgram, job: Job, golden: GoldenTensors,
     Raises:
         ConverterError: It is no valid graph, fails where the model answers, or answers otherwise.
     """
-    session = _session(path)
-    if session is None:
+    try:
+        session = onnx_runtime.widened_session(path)
+    except onnx_runtime.NotThereError as error:
+        _logger.warning("ONNX Runtime can't compute the model's ONNX graph, so it was not compared: %s", error)
         return
+    except Exception as error:
+        raise _refused(f"is not valid: {onnx_runtime.words(error)}") from error
     half = any(t in _HALF for t in _dtypes(program))
     quantized = any(operator_name(node) in QUANTIZERS for node in program.graph.nodes)
     least = _ROUNDING_OF_FP8 if quantized else _ROUNDING
@@ -57,7 +62,7 @@ def check(path: Path, program: ExportedProgram, job: Job, golden: GoldenTensors,
         try:
             got = session.run(list(job.outputs), {i.name: fed[i.name] for i in session.get_inputs()})
         except Exception as error:
-            raise _refused(f"fails at {where}: {_words(error)}") from error
+            raise _refused(f"fails at {where}: {onnx_runtime.words(error)}") from error
         wanted = [outputs[name] for name in names]
         what = _differs(wanted, got, names, max(rounding(program), least))
         if what is not None and half:
@@ -84,81 +89,6 @@ def _differs(wanted: Sequence[Any], got: Sequence[Any], names: Sequence[str], re
         lambda tensor: tensor.numpy(),
         rel,
     )
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-
-
-def _session(path: Path) -> Any:
-    """ONNX Runtime with the graph; None where it has not all of its operators."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Each of the two would hold the weights once more.
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    # The graph itself is asked, not an optimizer; without the basic ones an input of If can be missing.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    try:
-        return onnxruntime.InferenceSession(_widened_graph(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        if type(error).__name__ == "NotImplemented":
-            _logger.warning(
-                "ONNX Runtime can't compute the model's ONNX graph, so it was not compared: %s", _words(error)
-            )
-            return None
-        raise _refused(f"is not valid: {_words(error)}") from error
-
-
-def _widened_graph(path: Path) -> bytes:
-    """A graph that computes in float32 where that of the file does in half precision, from the same weights."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    _widen(model.graph)
-    return bytes(model.SerializeToString())
-
-
-def _widen(graph: Any) -> None:
-    """Half precision comes into a graph by inputs, weights, constants and casts."""
-    from onnx import NodeProto, TensorProto, helper, numpy_helper
-
-    half = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    entries = [i.name for i in graph.input if i.type.tensor_type.elem_type in half]
-    entries += [i.name for i in graph.initializer if i.data_type in half]
-    renamed = {name: f"{name}.wide" for name in entries}
-    nodes = [helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT) for name, wide in renamed.items()]
-    _rename(graph, renamed)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i in half:
-                attribute.i = TensorProto.FLOAT
-            elif attribute.HasField("t") and attribute.t.data_type in half:
-                values = numpy_helper.to_array(attribute.t).astype(np.float32)
-                attribute.t.CopyFrom(numpy_helper.from_array(values))
-            elif attribute.HasField("g"):
-                _widen(attribute.g)
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        nodes.append(copy)
-    for value in graph.output:
-        if value.type.tensor_type.elem_type in half:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
-
-
-def _rename(graph: Any, renamed: dict[str, str]) -> None:
-    """Reads what a graph takes from the one around it by its new name."""
-    for node in graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = renamed.get(name, name)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename(attribute.g, renamed)
 
 
 def _dtypes(program: ExportedProgram) -> set[torch.dtype]:

@@ -81,14 +81,14 @@ class Prepared:
     uint8: tuple[int, ...] = ()
     """Positions of the outputs that are uint8: float32 here, cast where they leave the network."""
 
-    def dtypes(self) -> set[torch.dtype]:
-        """Every dtype that a value of the network has."""
+    def dtypes(self) -> set[str]:
+        """Every dtype that a value of the network has, by torch's name."""
         dtypes = {dtype for node in self.program.graph.nodes for dtype in dtypes_of(node.meta.get("val"))}
         for node in self.program.graph.nodes:
             # modelopt's quantizers give back what they take; FP8 lies between: (x, amax, 8 bits, 4 of exponent).
             if operator_name(node) in QUANTIZERS and 4 in node.args[2:]:
                 dtypes.add(torch.float8_e4m3fn)
-        return dtypes
+        return {str(dtype).removeprefix("torch.") for dtype in dtypes}
 
 
 def prepare(

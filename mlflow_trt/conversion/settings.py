@@ -91,7 +91,7 @@ def check(settings: Mapping[str, Any], converter: str = "torch_tensorrt") -> Non
         if name in _OURS:
             raise SettingError(f"{name} is no setting.", "Torch-TensorRT's own settings", _OURS[name])
         if name not in names:
-            ours = [p for p in inspect.signature(_public()).parameters if p != "settings"]
+            ours = [*(p for p in inspect.signature(_public()).parameters if p != "settings"), "allow_pickle"]
             near = difflib.get_close_matches(name, [*names, *ours], n=1, cutoff=0.5)
             raise SettingError(
                 f"The setting {name!r} is unknown to "

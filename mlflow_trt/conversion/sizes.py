@@ -7,32 +7,20 @@ is asked at sizes that break a guard, and with every dynamic size at 1.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch.export import ExportedProgram
 
 from ..plan.files import BETWEEN
 from .arguments import Spec
+from .points import Point, Shapes, between
 from .program import placeholder_values
 from .shapes import fixed_size, holds
 
-Shapes = dict[str, tuple[int, ...]]
-
 _MOST_PROBES = 6
 """Probes that a profile may cost: each is one call more."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """Shapes of all inputs, within one profile."""
-
-    profile: int
-    name: str
-    shapes: Shapes
 
 
 def points(program: ExportedProgram, specs: Mapping[str, Spec], requirements: Iterable[str]) -> list[Point]:
@@ -80,14 +68,6 @@ def probes(
                 known.append(shapes)
                 probes.append(Point(profile, "a size between", shapes))
     return probes
-
-
-def between(low: int, opt: int, high: int) -> Iterator[int]:
-    """Sizes strictly between, the best first: odd ones of the lower half, where calls are cheap."""
-    # A range may be of thousands of millions of sizes: only the first are looked at.
-    sizes = list(itertools.islice((n for n in range(low + 1, high) if n != opt), 4096))
-    middle = (low + opt) // 2 if opt - low > 1 else (opt + high) // 2
-    yield from sorted(sizes, key=lambda n: (n % 2 == 0, abs(n - middle), n))
 
 
 class _Grid:

@@ -1,4 +1,4 @@
-"""The logged program, run by PyTorch on the CPU behind an engine's interface.
+"""The logged program, run on the CPU behind an engine's interface: by PyTorch or, a graph in ONNX, by ONNX Runtime.
 
 Chosen by the user, never silently: to try a version where there is no GPU, or to compare an engine with what it was
 built from. The one place in this package where running a model imports torch.
@@ -13,13 +13,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import DeviceError, InputError, ManifestError, SettingError
 from ..plan.api import Backend, Result
-from ..plan.files import verify
+from ..plan.files import verify_program
 from ..plan.manifest import Branch, InputLeaf, Interface, Manifest, Profile, Structure, TensorLeaf
 from ..plan.pytree import leaves
 from ..plan.signature import CallSignature
@@ -32,7 +32,7 @@ _alone = threading.Lock()
 
 
 class ReferenceEngine:
-    """Runs a version's exported program with PyTorch on the CPU.
+    """Runs a version's exported program with PyTorch on the CPU, or its graph with ONNX Runtime.
 
     Inputs are checked against the first plan's optimization profiles, as an engine would check them, so that a call
     that works here works there. Outputs have an engine's names, structure and dtypes.
@@ -42,7 +42,7 @@ class ReferenceEngine:
         manifest: Its manifest.
 
     Raises:
-        SettingError: The version was logged without its program, or torch is not installed.
+        SettingError: The version was logged without its program, or torch (or onnxruntime) is not installed.
         PlanError: The program's file is missing, cut short, or altered.
         ManifestError: The program does not fit the manifest.
     """
@@ -56,11 +56,17 @@ class ReferenceEngine:
                 "a version that was logged with its program",
                 'load it with backend="tensorrt", or log the model again with program="include"',
             )
-        path = verify(folder, manifest.program.file)
+        path = verify_program(folder, manifest.program)
         self.interface: Interface = manifest.interface
         self.profiles: tuple[Profile, ...] = manifest.plans[0].profiles or ()
         self._call_signature = CallSignature(self.interface, self.profiles)
-        self._program = _Program(path, self.interface, manifest.program.torch)
+        self._program: ReferenceProgram
+        if manifest.program.torch is None:
+            from .reference_onnx import OnnxProgram
+
+            self._program = OnnxProgram(path, self.interface)
+        else:
+            self._program = _Program(path, self.interface, manifest.program.torch)
         self._closed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,6 +117,13 @@ class ReferenceEngine:
         if self._closed:
             raise DeviceError("The model was closed.", "an open one", "load it again")
         return self._program.run(arrays)
+
+
+class ReferenceProgram(Protocol):
+    """What answers."""
+
+    def run(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Answers arrays in the interface's order; by output name."""
 
 
 class _Program:

@@ -13,6 +13,8 @@ TARGET = "mlflow_trt.target"
 PRECISION = "mlflow_trt.precision"
 CONVERTER = "mlflow_trt.converter"
 """Where it is known."""
+SOURCE = "mlflow_trt.source"
+"""The URI of the model in MLflow that it was converted from, where there is one."""
 PARITY = "mlflow_trt.parity"
 LATENCY = "mlflow_trt.latency"
 

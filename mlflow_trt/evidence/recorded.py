@@ -163,7 +163,7 @@ def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) 
     """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
     precision = manifest.plans[0].precision.requested
     reasons = degenerate.reasons(golden, precision)
-    if precision == "fp16" and manifest.program is not None and manifest.interface is not None:
+    if precision == "fp16" and manifest.program and not manifest.program.is_onnx and manifest.interface is not None:
         try:
             import torch
 
@@ -203,6 +203,7 @@ def tags(manifest: Manifest) -> dict[str, str]:
         names.TARGET: ", ".join(_plan.folder_name(r) for r in manifest.plans),
         names.PRECISION: record.precision.requested or "model",
         **({names.CONVERTER: record.converter} if record.converter else {}),
+        **({names.SOURCE: manifest.source.uri} if manifest.source else {}),
         names.PARITY: record.parity.status,
         names.LATENCY: record.latency.status,
     }
@@ -275,12 +276,26 @@ def log(info: Any, run_id: str, manifest: Manifest, measurements: Measurements, 
         [Param(key, value) for key, value in params(manifest).items()],
         [RunTag(key, value) for key, value in tags(manifest).items()],
     )
+    if manifest.source is not None and manifest.source.model_id is not None:
+        _log_source(client, run_id, manifest.source.model_id)
     folder = names.folder_of(info.model_id)
     client.log_text(run_id, manifest.to_json(), f"{folder}/{_manifest.FILE_NAME}")
     if measurements.layers:
         client.log_text(run_id, _csv(measurements.layers), f"{folder}/{names.LAYERS}")
     if measurements.latency_by_batch and find_spec("matplotlib"):  # the light runtime has none
         client.log_figure(run_id, latency_figure(measurements.latency_by_batch), f"{folder}/{names.LATENCY_FIGURE}")
+
+
+def _log_source(client: Any, run_id: str, model_id: str) -> None:
+    """Makes the source an input of the run, which MLflow shows beside its outputs; one that this server knows."""
+    from mlflow.entities import LoggedModelInput
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_logged_model(model_id)  # MLflow would take any id: of another server, or of a model that was deleted
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+    except MlflowException as error:
+        _logger.warning("The source %s is not among the run's inputs: %s", model_id, error)
 
 
 def latency_figure(rows: Sequence[Mapping[str, float]]) -> Any:

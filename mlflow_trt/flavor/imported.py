@@ -16,6 +16,7 @@ from ..plan.files import (
     folder_name,
     read_header,
     verify,
+    verify_program,
 )
 from ..plan.manifest import File, Interface, LatencyRecord, Manifest, ParityRecord, PlanRecord, Precision, Profile
 
@@ -94,7 +95,7 @@ def _ask_engine(serialized: bytes, record: PlanRecord) -> tuple[Interface | None
 def _read_folder(folder: Path) -> list[Plan]:
     model = store.open_model(folder)
     manifest, golden = model.manifest, model.golden()
-    program = verify(folder, manifest.program.file) if manifest.program else None
+    program = verify_program(folder, manifest.program) if manifest.program else None
     return [_read_plan(folder, manifest, record, golden, program) for record in manifest.plans]
 
 

@@ -34,6 +34,8 @@ def save_model(
     golden_inputs: Any = None,
     tolerance: Any = None,
     converter: str | None = None,
+    dims: Mapping[str, Any] | None = None,
+    allow_pickle: bool = False,
     measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     mlflow_model: Model | None = None,
@@ -62,6 +64,8 @@ def save_model(
         golden_inputs: Real inputs for the parity check.
         tolerance: How far the engine may be from PyTorch.
         converter: ``"auto"``, ``"torch_tensorrt"`` or ``"onnx"``.
+        dims: Ranges by the names of dynamic dimensions, for a graph in ONNX.
+        allow_pickle: Whether a model that MLflow holds as pickled code may be loaded.
         measure_timeout: Seconds that measuring on the GPU may take.
         program: Whether the exported program is kept beside the engine.
         mlflow_model: The MLflow model that this flavor is added to.
@@ -89,6 +93,8 @@ def save_model(
         golden_inputs=golden_inputs,
         tolerance=tolerance,
         converter=converter,
+        dims=dims,
+        allow_pickle=allow_pickle or None,
         **settings,
     )
     _mlflow.validate_environment(conda_env, pip_requirements, extra_pip_requirements)
@@ -125,6 +131,8 @@ def log_model(
     golden_inputs: Any = None,
     tolerance: Any = None,
     converter: str | None = None,
+    dims: Mapping[str, Any] | None = None,
+    allow_pickle: bool = False,
     measure_timeout: float | None = MEASURE_TIMEOUT,
     program: Literal["include", "omit"] = "include",
     artifact_path: str | None = None,
@@ -152,10 +160,12 @@ def log_model(
     of these fails, no run and no logged model has been touched. Where no run is active, one is started for the figures.
 
     Args:
-        model_or_plan: An ``nn.Module`` or ``ExportedProgram`` (converted first), a :class:`~mlflow_trt.Plan` or several
-            of one model (for other capabilities, releases or runtimes; the loader takes the first that its host
-            accepts), a folder that :func:`save_model` wrote, or the bytes or path of an engine that another program
-            built.
+        model_or_plan: An ``nn.Module``, an ``ExportedProgram`` or a graph in ONNX (its file, bytes or ``ModelProto``),
+            which is converted first; a :class:`~mlflow_trt.Plan` or several of one model (for other capabilities,
+            releases or runtimes; the loader takes the first that its host accepts), a folder that :func:`save_model`
+            wrote, or the bytes or path of an engine that another program built. Or the URI of a model of MLflow's
+            flavor ``pytorch`` or ``onnx`` (converted first), see :func:`mlflow_trt.convert`: it becomes an input of
+            the run, and its version is in the manifest and the tag ``mlflow_trt.source``.
         name: The model's name in MLflow.
         inputs: The model's inputs; with the rest up to ``converter``, as :func:`mlflow_trt.convert` takes them. Only
             for a model that is still to be converted.
@@ -169,6 +179,8 @@ def log_model(
         tolerance: How far the engine may be from PyTorch; default: by precision.
         converter: ``"torch_tensorrt"``, ``"onnx"``, or ``"auto"``, the default: the first and, where that can't convert
             the whole model, the second.
+        dims: For a graph in ONNX: by the name of a dynamic dimension a size, or (min, opt, max).
+        allow_pickle: Whether a model that was logged as pickled Python code, which can do anything, may be loaded.
         measure_timeout: Seconds that measuring a plan on the GPU may take; figures that are missing then are recorded
             as not measured. None: any time.
         program: ``"omit"`` leaves the exported program out: half the size, but no reference backend.
@@ -212,6 +224,8 @@ def log_model(
         golden_inputs=golden_inputs,
         tolerance=tolerance,
         converter=converter,
+        dims=dims,
+        allow_pickle=allow_pickle or None,
         **settings,
     )
     _mlflow.validate_environment(conda_env, pip_requirements, extra_pip_requirements)

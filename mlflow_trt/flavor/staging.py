@@ -15,12 +15,16 @@ from ..plan import manifest as _manifest
 from ..plan.files import Plan
 from ..plan.manifest import Manifest
 from . import imported
+from .convert import convert
+from .sources.graphs import is_graph
+from .sources.stored import is_source
 
 if TYPE_CHECKING:
     import torch
+    from onnx import ModelProto
     from torch.export import ExportedProgram
 
-ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", Plan, Sequence[Plan], bytes, str, Path]
+ModelOrPlan = Union["torch.nn.Module", "ExportedProgram", "ModelProto", Plan, Sequence[Plan], bytes, str, Path]
 
 MEASURE_TIMEOUT = 300.0
 """Seconds: most engines take a tenth of that; TensorRT may also never come back from compiling a kernel."""
@@ -65,6 +69,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
     """What to log, as plans: converted, read, or taken as they are."""
+    if is_graph(model_or_plan) or is_source(model_or_plan):
+        return [convert(model_or_plan, **conversion)]
     if isinstance(model_or_plan, (bytes, str, Path)):
         plans = imported.read_plans(model_or_plan)
     elif isinstance(model_or_plan, Plan):
@@ -72,8 +78,6 @@ def _plans(model_or_plan: Any, conversion: Mapping[str, Any]) -> Sequence[Plan]:
     elif isinstance(model_or_plan, Sequence) and model_or_plan and all(isinstance(p, Plan) for p in model_or_plan):
         plans = list(model_or_plan)
     else:
-        from ..conversion import convert
-
         return [convert(model_or_plan, **conversion)]
     if conversion:
         raise SettingError(

@@ -34,6 +34,8 @@ class Dtype:
     triton: str | None = None
     """The name in Triton's model configuration, where its TensorRT backend takes it (Triton's documentation,
     "Datatypes")."""
+    onnx: str | None = None
+    """``onnx.TensorProto.DataType``'s member."""
     tensor: bool = True
     """Whether a model's inputs and outputs may have it."""
     caller: str | None = None
@@ -45,34 +47,34 @@ class Dtype:
 # fmt: off
 TABLE = (
     Dtype("bool", np.dtype(np.bool_), tensorrt="BOOL", torch_tensorrt="b",
-          protocol="BOOL", contents="bool_contents", triton="TYPE_BOOL"),
+          protocol="BOOL", contents="bool_contents", triton="TYPE_BOOL", onnx="BOOL"),
     Dtype("int8", np.dtype(np.int8), tensorrt="INT8", torch_tensorrt="i8",
-          protocol="INT8", contents="int_contents", triton="TYPE_INT8"),
+          protocol="INT8", contents="int_contents", triton="TYPE_INT8", onnx="INT8"),
     Dtype("uint8", np.dtype(np.uint8), tensorrt="UINT8", torch_tensorrt="u8",
-          protocol="UINT8", contents="uint_contents", triton="TYPE_UINT8"),
+          protocol="UINT8", contents="uint_contents", triton="TYPE_UINT8", onnx="UINT8"),
     Dtype("int32", np.dtype(np.int32), tensorrt="INT32", torch_tensorrt="i32", torch_alias="int",
-          protocol="INT32", contents="int_contents", triton="TYPE_INT32"),
+          protocol="INT32", contents="int_contents", triton="TYPE_INT32", onnx="INT32"),
     Dtype("int64", np.dtype(np.int64), tensorrt="INT64", torch_tensorrt="i64", torch_alias="long",
-          protocol="INT64", contents="int64_contents", triton="TYPE_INT64"),
+          protocol="INT64", contents="int64_contents", triton="TYPE_INT64", onnx="INT64"),
     Dtype("float16", np.dtype(np.float16), tensorrt="HALF", torch_tensorrt="f16", torch_alias="half",
-          precision="fp16", protocol="FP16", triton="TYPE_FP16"),
+          precision="fp16", protocol="FP16", triton="TYPE_FP16", onnx="FLOAT16"),
     Dtype("bfloat16", np.dtype(np.uint16), tensorrt="BF16", torch_tensorrt="bf16",
-          precision="bf16", protocol="BF16", triton="TYPE_BF16", caller="float32"),
+          precision="bf16", protocol="BF16", triton="TYPE_BF16", caller="float32", onnx="BFLOAT16"),
     Dtype("float32", np.dtype(np.float32), tensorrt="FLOAT", torch_tensorrt="f32", torch_alias="float",
-          precision="fp32", protocol="FP32", contents="fp32_contents", triton="TYPE_FP32"),
+          precision="fp32", protocol="FP32", contents="fp32_contents", triton="TYPE_FP32", onnx="FLOAT"),
     Dtype("float64", np.dtype(np.float64), torch_tensorrt="f64", torch_alias="double",
-          protocol="FP64", contents="fp64_contents"),
+          protocol="FP64", contents="fp64_contents", onnx="DOUBLE"),
     # The protocol's, which no engine takes.
-    Dtype("int16", np.dtype(np.int16), protocol="INT16", contents="int_contents", tensor=False, wider="int32"),
-    Dtype("uint16", np.dtype(np.uint16), protocol="UINT16", contents="uint_contents", tensor=False, wider="int32"),
-    Dtype("uint32", np.dtype(np.uint32), protocol="UINT32", contents="uint_contents", tensor=False, wider="int64"),
-    Dtype("uint64", np.dtype(np.uint64), protocol="UINT64", contents="uint64_contents", tensor=False, wider="int64"),
-    Dtype("object", np.dtype(np.object_), protocol="BYTES", contents="bytes_contents", tensor=False),
+    Dtype("int16", np.dtype(np.int16), protocol="INT16", contents="int_contents", tensor=False, wider="int32", onnx="INT16"),
+    Dtype("uint16", np.dtype(np.uint16), protocol="UINT16", contents="uint_contents", tensor=False, wider="int32", onnx="UINT16"),
+    Dtype("uint32", np.dtype(np.uint32), protocol="UINT32", contents="uint_contents", tensor=False, wider="int64", onnx="UINT32"),
+    Dtype("uint64", np.dtype(np.uint64), protocol="UINT64", contents="uint64_contents", tensor=False, wider="int64", onnx="UINT64"),
+    Dtype("object", np.dtype(np.object_), protocol="BYTES", contents="bytes_contents", tensor=False, onnx="STRING"),
     # Inside engines alone.
-    Dtype("float8", tensorrt="FP8", tensor=False),
-    Dtype("int4", tensorrt="INT4", tensor=False),
-    Dtype("float4", tensorrt="FP4", tensor=False),
-    Dtype("float8_e8m0", tensorrt="E8M0", tensor=False),
+    Dtype("float8", tensorrt="FP8", tensor=False, onnx="FLOAT8E4M3FN"),
+    Dtype("int4", tensorrt="INT4", tensor=False, onnx="INT4"),
+    Dtype("float4", tensorrt="FP4", tensor=False, onnx="FLOAT4E2M1"),
+    Dtype("float8_e8m0", tensorrt="E8M0", tensor=False, onnx="FLOAT8E8M0"),
 )
 # fmt: on
 """Every dtype, one a row: nothing else in this package has a table of their names."""
@@ -85,6 +87,9 @@ CALLERS = {d.name: d.caller or d.name for d in TABLE if d.tensor}
 
 TENSORRT = {d.tensorrt: d.name for d in TABLE if d.tensorrt}
 """``tensorrt.DataType``'s members → our names."""
+
+ONNX = {d.onnx: d.name for d in TABLE if d.onnx}
+"""``onnx.TensorProto.DataType``'s members → our names."""
 
 WIDER = {d.name: d.wider for d in TABLE if d.wider}
 """A dtype that no engine takes → the one to convert it to."""

@@ -10,14 +10,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Protocol, Union, runtime_checkable
 
 import numpy as np
 
 from ..errors import ConversionError, ManifestError, PlanError, SettingError
 from . import lookalikes
 from . import manifest as _manifest
-from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime
+from .manifest import File, Golden, Manifest, PlanRecord, Program, Runtime, SourceRecord
 from .targets import RTX_CAPABILITIES, sm
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MODEL_PLAN = "model.plan"
 RUNTIME_CACHE = "runtime-cache.bin"
 PROGRAM = "program/model.pt2"
+ONNX_PROGRAM = "program/model.onnx"
+"""Its weights lie beside it, in files whose names begin as its."""
 GOLDEN_INPUTS = "golden/inputs.safetensors"
 GOLDEN_OUTPUTS = "golden/outputs.safetensors"
 
@@ -166,6 +168,17 @@ def verify(folder: Path, file: File) -> Path:
     return path
 
 
+def verify_program(folder: Path, program: Program) -> Path:
+    """Checks all files of a model's program, and returns the one to open.
+
+    Raises:
+        PlanError: One is missing, cut short, or altered.
+    """
+    for weights in program.weights:
+        verify(folder, weights)
+    return verify(folder, program.file)
+
+
 def _differs(path: Path, file: File, fault: str, expected: str, remedy: str) -> PlanError:
     """A file that is not the manifest's: where it is of a kind that does not belong there, that says most."""
     with path.open("rb") as content:
@@ -205,6 +218,14 @@ def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
     return {key.split("/", 1)[1]: value for key, value in tensors.items() if key.split("/", 1)[0] == prefix}
 
 
+@runtime_checkable
+class OnnxGraph(Protocol):
+    """A graph in ONNX that a plan was built from."""
+
+    def write_into(self, folder: Path) -> Path:
+        """Writes it, its weights beside it, and returns its file."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A serialized engine with its description."""
@@ -214,8 +235,8 @@ class Plan:
     manifest: Manifest
     """Describes this one plan."""
     golden: GoldenTensors | None = None
-    program: Union[ExportedProgram, Path, None] = None
-    """The exported program that the engine was built from, or the file that holds it."""
+    program: Union[ExportedProgram, OnnxGraph, Path, None] = None
+    """The exported program or graph that the engine was built from, or the file that holds it."""
     runtime_cache: bytes | None = None
     """TensorRT-RTX: kernels compiled for one GPU."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -258,9 +279,11 @@ def write_files(plans: Sequence[Plan], folder: Path, *, program: bool = True) ->
         The manifest of all of them.
 
     Raises:
-        SettingError: The plans differ in interface, or two are for the same runtime, release and capabilities.
+        SettingError: The plans differ in interface, were converted from different models, or two are for the same
+            runtime, release and capabilities.
     """
     first = plans[0]
+    source = _source(plans)
     records: list[PlanRecord] = []
     for plan in plans:
         if plan.manifest.interface != first.manifest.interface:
@@ -284,7 +307,21 @@ def write_files(plans: Sequence[Plan], folder: Path, *, program: bool = True) ->
         plans=tuple(records),
         program=_write_program(folder, first.program) if program and first.program is not None else None,
         golden=_write_golden(folder, first.golden) if first.golden else None,
+        source=source,
     )
+
+
+def _source(plans: Sequence[Plan]) -> SourceRecord | None:
+    """The first plan's source; those of the others have to be the same files, whatever URI led to them."""
+    found = [plan.manifest.source for plan in plans if plan.manifest.source is not None]
+    digests = {tuple(file.sha256 for file in source.files) for source in found}
+    if len(digests) > 1:
+        raise SettingError(
+            f"The plans were converted from different models: {', '.join(source.uri for source in found)}.",
+            "plans of one model",
+            "convert all of them from the same version",
+        )
+    return found[0] if found else None
 
 
 def read_golden(folder: Path, golden: Golden) -> GoldenTensors:
@@ -306,15 +343,18 @@ def write_file(folder: Path, path: str, content: bytes) -> File:
     return File(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _describe(folder: Path, path: str) -> File:
+def describe(folder: Path, path: str) -> File:
+    """Describes a file of a folder for the manifest."""
     return File(path=path, size=(folder / path).stat().st_size, sha256=digest(folder / path))
 
 
-def _write_program(folder: Path, program: ExportedProgram | Path) -> Program:
+def _write_program(folder: Path, program: ExportedProgram | OnnxGraph | Path) -> Program:
+    (folder / PROGRAM).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(program, OnnxGraph) or (isinstance(program, Path) and program.suffix == Path(ONNX_PROGRAM).suffix):
+        return _write_graph(folder, program)
     import torch
 
     target = folder / PROGRAM
-    target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(program, Path):
         shutil.copyfile(program, target)
     else:
@@ -328,7 +368,19 @@ def _write_program(folder: Path, program: ExportedProgram | Path) -> Program:
                 "a program that torch.export.save takes",
                 'return types that torch.export can write (a dict, a tuple), or log the model with program="omit"',
             ) from error
-    return Program(file=_describe(folder, PROGRAM), torch=torch.__version__)
+    return Program(file=describe(folder, PROGRAM), torch=torch.__version__)
+
+
+def _write_graph(folder: Path, program: OnnxGraph | Path) -> Program:
+    target = folder / ONNX_PROGRAM
+    if isinstance(program, Path):
+        for file in program.parent.glob(f"{program.name}*"):
+            shutil.copyfile(file, target.parent / file.name)
+    else:
+        program.write_into(target.parent)
+    beside = sorted(file.name for file in target.parent.glob(f"{target.name}?*"))
+    weights = tuple(describe(folder, f"{Path(ONNX_PROGRAM).parent}/{name}") for name in beside)
+    return Program(file=describe(folder, ONNX_PROGRAM), weights=weights)
 
 
 def _write_golden(folder: Path, golden: GoldenTensors) -> Golden:
@@ -338,4 +390,4 @@ def _write_golden(folder: Path, golden: GoldenTensors) -> Golden:
     for path, tensors in ((GOLDEN_INPUTS, golden.inputs), (GOLDEN_OUTPUTS, golden.outputs)):
         # np.asarray with an order, not np.ascontiguousarray, which makes a scalar an array of one element.
         save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, folder / path)
-    return Golden(inputs=_describe(folder, GOLDEN_INPUTS), outputs=_describe(folder, GOLDEN_OUTPUTS))
+    return Golden(inputs=describe(folder, GOLDEN_INPUTS), outputs=describe(folder, GOLDEN_OUTPUTS))

@@ -168,8 +168,7 @@ _TABLE = (
     _Row(
         Lookalike(
             "an ONNX model",
-            "build an engine from it (trtexec --onnx=model.onnx --saveEngine=model.engine), or convert the PyTorch "
-            "model that it came from",
+            "convert it: mlflow_trt.convert takes such a file",
             ".onnx",
         ),
         _is_onnx,

@@ -245,10 +245,22 @@ class PlanRecord(_Record):
 
 
 class Program(_Record):
-    """The exported program: to rebuild, to compare, or to run without a GPU."""
+    """What the engine was built from: to rebuild, to compare, or to run without a GPU."""
 
     file: File
-    torch: str
+    """An exported program of PyTorch's, or a graph in ONNX."""
+    torch: Union[str, None] = None
+    """The release of PyTorch that wrote the program; None: it is a graph in ONNX."""
+    weights: tuple[File, ...] = ()
+    """Of a graph in ONNX, what lies beside it."""
+
+    @property
+    def is_onnx(self) -> bool:
+        return self.torch is None
+
+    def files(self) -> list[File]:
+        """The program's file, and those beside it."""
+        return [self.file, *self.weights]
 
 
 class Golden(_Record):
@@ -269,6 +281,19 @@ class Interface(_Record):
     """How the outputs are put together again."""
 
 
+class SourceRecord(_Record):
+    """The model in MLflow that a version was converted from."""
+
+    uri: str
+    """Always means the same: ``models:/resnet/3``, not an alias."""
+    flavor: str
+    """MLflow's, which was converted: ``"onnx"`` or ``"pytorch"``."""
+    files: tuple[File, ...]
+    """What was converted, relative to that model's folder; this version does not hold it."""
+    model_id: str | None = None
+    """The logged model's, ``"m-…"``; None: it was saved, not logged."""
+
+
 class Manifest(_Record):
     """A model version."""
 
@@ -278,12 +303,14 @@ class Manifest(_Record):
     plans: tuple[PlanRecord, ...] = Field(min_length=1)
     program: Program | None = None
     golden: Golden | None = None
+    source: SourceRecord | None = None
+    """None: it was not converted from a model that MLflow holds."""
 
     def files(self) -> list[File]:
         """Every file that the manifest names."""
         files = [p.file for p in self.plans] + [p.runtime_cache for p in self.plans if p.runtime_cache]
         if self.program:
-            files.append(self.program.file)
+            files += self.program.files()
         if self.golden:
             files += [self.golden.inputs, self.golden.outputs]
         return files

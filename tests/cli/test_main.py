@@ -11,6 +11,7 @@ from pathlib import Path
 
 import forged
 import pytest
+import stored_models
 from manifests import H100, MANIFEST, MEASURED
 
 import mlflow_trt
@@ -165,6 +166,8 @@ def test_parity_that_was_not_measured_is_no_failure(benchmarked):
         ("check", "{folder}", "--host", "a toaster"),
         ("benchmark", "nowhere"),
         ("log", "nowhere"),
+        ("log", "models:/net/1"),
+        ("log", "--from", "nowhere"),
         ("convert", "nowhere", "-o", "out.engine"),
         ("convert", "m:n", "-o", "out", "--input", "x"),
         ("convert", "m:n", "-o", "out", "--setting", "x"),
@@ -192,6 +195,11 @@ def test_an_expected_error_is_a_message_with_status_1_and_no_traceback(folder, a
         ("convert", "m:n", "-o", "no/such/folder/out.engine"),
         ("log", "m:n", "--alias", "champion"),
         ("log", "m:n", "--measure-timeout", "0"),
+        ("log",),
+        ("log", "m:n", "--from", "models:/net/1"),
+        ("log", "m:n", "--allow-pickle"),
+        ("convert", "-o", "out"),
+        ("convert", "m:n", "--from", "models:/net/1", "-o", "out"),
         ("benchmark", "m", "--runs", "0"),
         ("benchmark", "m", "--backend", "onnx"),
     ],
@@ -297,6 +305,41 @@ def test_a_module_is_logged_with_its_program(tmp_path, warm_programs):
     assert "program/model.pt2" in logged.stdout
     assert "Logged as models:/m-" in logged.stdout
     assert "building" in logged.stderr
+
+
+def test_a_model_of_mlflow_is_logged_with_an_engine(tmp_path):
+    pytest.importorskip("torch")
+    stored_models.log_pytorch("net")
+
+    inputs = ("--input", "float32[1:2:8,4]", "--capability", "8.6")
+    logged = run("log", "--from", "models:/net/latest", "--register", "net-trt", *inputs, "--json")
+    saved = run("convert", "--from", "models:/net/1", "-o", tmp_path / "out.engine", *inputs)
+    refused = run("convert", "--from", "models:/net@champion", "-o", tmp_path / "other.engine", *inputs)
+
+    assert logged.exit_code == 0, logged.output
+    content = json.loads(logged.stdout)
+    assert content["registered"] == {"name": "net-trt", "version": "1", "aliases": []}
+    assert content["manifest"]["source"]["uri"] == "models:/net/1"
+    assert saved.exit_code == 0, saved.output
+    assert "Source  models:/net/1" in saved.stdout
+    assert (tmp_path / "out.engine").is_file()
+    assert refused.exit_code == 1
+    assert "models:/net@champion can't be read" in refused.stderr
+    assert not (tmp_path / "other.engine").exists()
+
+
+def test_a_pickle_is_loaded_by_name_alone(tmp_path):
+    pytest.importorskip("torch")
+    folder = stored_models.save_pytorch(tmp_path / "net", pickled=True)
+    arguments = ("convert", "--from", folder, "-o", tmp_path / "out.engine", "--input", "float32[1:2:8,4]")
+
+    refused = run(*arguments)
+    allowed = run(*arguments, "--allow-pickle", "--capability", "8.6")
+
+    assert refused.exit_code == 1
+    assert "data/model.pth" in refused.stderr
+    assert "--allow-pickle" in refused.stderr
+    assert allowed.exit_code == 0, allowed.output
 
 
 def test_without_torch_a_conversion_says_what_to_install(monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_trt.cli import tables
-from mlflow_trt.cli.parsing import load_source, parse_input, parse_settings
+from mlflow_trt.cli.parsing import load, load_source, parse_input, parse_settings
 from mlflow_trt.errors import SettingError
 from mlflow_trt.inputs import DTYPES, Input
 
@@ -153,14 +153,25 @@ def test_a_model_comes_from_an_exported_program(module):
         ("{module}:number", "is a int"),
         ("no_such_module_at_all:net", "no module 'no_such_module_at_all'"),
         ("{module}.sub:net", "no module"),
-        ("{module}", "neither a .pt2 file nor module:attribute"),
-        ("some/path.onnx", "neither a .pt2 file nor module:attribute"),
+        ("{module}", "neither a .pt2 or .onnx file nor module:attribute"),
+        ("some/path.pb", "neither a .pt2 or .onnx file nor module:attribute"),
         ("nowhere.pt2", "nowhere.pt2 can't be read"),
     ],
 )
 def test_a_source_that_is_no_model_is_refused(module, text, message):
     with pytest.raises(SettingError, match=message):
         load_source(text.format(module=module))
+
+
+def test_a_uri_is_left_to_be_opened_and_anything_else_is_refused(tmp_path):
+    for uri in ("models:/net/1", "models:/net@champion", "runs:/r/net", "s3://bucket/net"):
+        assert load(None, uri) == uri
+    (tmp_path / "MLmodel").write_text("flavors: {}")
+    assert load(None, str(tmp_path)) == str(tmp_path)
+    for text in ("net:net", "nowhere.pt2", str(tmp_path.parent)):
+        with pytest.raises(SettingError, match="neither the URI of a model nor a folder") as caught:
+            load(None, text)
+        assert "without --from" in caught.value.remedy
 
 
 def test_a_file_that_is_no_exported_program_is_refused(module):

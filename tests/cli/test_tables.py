@@ -44,6 +44,9 @@ def test_inspect_shows_inputs_outputs_plans_measurements_and_files(folder):
         "0.78 ms at batch 1, 2.40 ms at batch 16",
         "Plan 2 of 2  tensorrt-11.1.0.23-sm90",
         "not measured: no GPU was there",
+        "Source  models:/resnet/3",
+        "m-8a1f0c5be1b94a5f9ac53c9a5f1b8d2e",
+        f"data/model.pt2  18 bytes, sha256 {MANIFEST.source.files[0].sha256[:12]}",
         "golden/inputs.safetensors",
         MEASURED.file.sha256[:12],
     ):

@@ -116,14 +116,14 @@ def test_without_a_precision_nothing_is_cast():
 def test_casts_to_another_half_precision_follow_the_one_that_is_asked_for():
     model = Function(lambda x: (x.bfloat16() @ torch.eye(4, dtype=torch.bfloat16)).float())
     _, half = prepared(model, [Input((2, 4))], torch.float16)
-    assert torch.bfloat16 not in half.dtypes()
+    assert "bfloat16" not in half.dtypes()
     _, own = prepared(model, [Input((2, 4))], None)
-    assert torch.bfloat16 in own.dtypes()
+    assert "bfloat16" in own.dtypes()
 
 
 def test_double_module_takes_what_its_input_says():
     model = nn.Linear(4, 4).double()
     _, single = prepared(model, [Input((2, 4))], None)
-    assert torch.float64 not in single.dtypes()
+    assert "float64" not in single.dtypes()
     x = torch.randn(2, 4)
     assert relative(run(single.program, x)[0], model(x.double())) < 1e-5

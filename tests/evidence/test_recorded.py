@@ -6,6 +6,7 @@ import csv
 import io
 
 import pytest
+from manifests import MANIFEST
 
 from mlflow_trt import ParityError
 from mlflow_trt.evidence import recorded
@@ -34,6 +35,11 @@ def test_parity_metrics_are_the_worst_of_all_points():
         "trt.parity.cosine": 0.997,
         "trt.parity.top1": 0.75,
     }
+
+
+def test_a_tag_names_the_source_where_there_is_one():
+    assert recorded.tags(MANIFEST)["mlflow_trt.source"] == "models:/resnet/3"
+    assert "mlflow_trt.source" not in recorded.tags(MANIFEST.model_copy(update={"source": None}))
 
 
 def test_what_was_not_measured_gives_no_metrics():

@@ -232,6 +232,22 @@ def test_two_plans_for_one_target_are_refused(tmp_path):
         files.write([made(), made(serialized=SM86)], tmp_path)
 
 
+def test_the_source_is_that_of_all_plans(tmp_path):
+    source = MANIFEST.source
+    other = MEASURED.model_copy(update={"release": "1.5.0.114", "capabilities": None})
+
+    def of(found, record=MEASURED):
+        manifest = Manifest(interface=MANIFEST.interface, plans=(record,), source=found)
+        return Plan(made(record).serialized, manifest)
+
+    assert files.write([of(None), of(source, other)], tmp_path).source == source
+    same = source.model_copy(update={"uri": "models:/m-8a1f0c5be1b94a5f9ac53c9a5f1b8d2e"})
+    assert files.write([of(source), of(same, other)], tmp_path).source == source
+    changed = source.model_copy(update={"files": (source.files[0].model_copy(update={"sha256": "0" * 64}),)})
+    with pytest.raises(SettingError, match="converted from different models: models:/resnet/3, models:/resnet/3"):
+        files.write([of(source), of(changed, other)], tmp_path)
+
+
 def test_plans_of_different_models_are_refused(tmp_path):
     interface = MANIFEST.interface.model_copy(update={"outputs": MANIFEST.interface.outputs[:1]})
     other = Plan(SM86, Manifest(interface=interface, plans=(MEASURED.model_copy(update={"release": "1.5.0.114"}),)))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import ConversionError, UnsupportedOperatorError
-from . import external_data
+from ...plan.dtypes import STORAGE
+from .element_types import entries, kind_of, name_of, size
 from .graphs import graphs, nodes, tensors, where
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 OLDEST_OPSET = 7
 """The first that ONNX Runtime promises; TensorRT's parser reads any as if it were new, where operators of older ones
@@ -19,7 +20,7 @@ broadcast otherwise."""
 CLASSICAL = "ai.onnx.ml"
 STANDARD = ("", "ai.onnx")
 
-FED = ("bool", "int8", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+FED = tuple(STORAGE)
 """Dtypes of inputs."""
 
 
@@ -34,7 +35,7 @@ def check_versions(model: ModelProto) -> None:
     if model.ir_version > onnx.IR_VERSION:
         raise _too_new(f"IR version {model.ir_version}", str(onnx.IR_VERSION))
     opsets = {opset.domain: opset.version for opset in model.opset_import}
-    standard = next((opsets[domain] for domain in STANDARD if domain in opsets), None)
+    standard = next((opsets[domain] for domain in STANDARD if domain in opsets), 1 if model.ir_version < 3 else None)
     if standard is not None and standard < OLDEST_OPSET:
         raise ConversionError(
             f"The model is of opset {standard}.",
@@ -75,6 +76,7 @@ def check_graph(model: ModelProto) -> None:
             "names of their own",
             "export the model again",
         )
+    _check_known(model)
     _check_validity(model)
 
 
@@ -94,7 +96,7 @@ def check_weights(model: ModelProto) -> None:
                 "write them as dense tensors",
             )
     for tensor in tensors(model):
-        if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+        if name_of(tensor.data_type) is None:
             raise _damaged(tensor, f"are of a dtype that onnx does not know ({tensor.data_type})")
         if any(dim < 0 for dim in tensor.dims) or tensor.HasField("segment"):
             raise _damaged(tensor, f"are a part of a tensor, or of an impossible shape: {list(tensor.dims)}")
@@ -112,13 +114,9 @@ def _elements(tensor: TensorProto) -> tuple[int, int]:
     """How long a tensor's values should be and are: in bytes, where they are raw, or in entries of their field."""
     from onnx import helper
 
-    needed = external_data.size(tensor)
     if tensor.HasField("raw_data"):
-        return needed, len(tensor.raw_data)
-    field = helper.tensor_dtype_to_field(tensor.data_type)
-    itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    complex_ = "COMPLEX" in helper.tensor_dtype_to_string(tensor.data_type)
-    return (2 if complex_ else 1) * -(-needed // itemsize), len(getattr(tensor, field))
+        return size(tensor), len(tensor.raw_data)
+    return entries(tensor), len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type)))
 
 
 def _damaged(tensor: TensorProto, found: str) -> ConversionError:
@@ -164,18 +162,23 @@ def _check_inputs(model: ModelProto) -> None:
 _ENCODE = "leave to the program before the engine what makes numbers of it, and export the rest of the model"
 
 
-def kind_of(value: ValueInfoProto) -> str:
-    """What a value of a graph is: its dtype, or that it is a sequence, a map and the like."""
-    from onnx import TensorProto
+def _check_known(model: ModelProto) -> None:
+    from onnx import defs
 
-    kind = value.type.WhichOneof("value") or "of no type"
-    if kind != "tensor_type":
-        return f"a {kind.removesuffix('_type').replace('_', ' ')}" if kind != "of no type" else kind
-    number = value.type.tensor_type.elem_type
-    if number not in TensorProto.DataType.values():
-        return f"of a dtype that onnx does not know ({number})"
-    name = TensorProto.DataType.Name(number).lower()
-    return {"float": "float32", "double": "float64"}.get(name, str(name))
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    functions = {(function.domain, function.name) for function in model.functions}
+    unknown = [
+        node
+        for node in nodes(model)
+        if node.domain in versions
+        and (node.domain in (*STANDARD, CLASSICAL))
+        and (node.domain, node.op_type) not in functions
+        and not defs.has(node.op_type, versions[node.domain], "" if node.domain in STANDARD else node.domain)
+    ]
+    if unknown:
+        raise _unsupported(
+            unknown, "that their opset has not", "operators of ONNX; plugins of TensorRT can't be compared", _ORIGIN
+        )
 
 
 def _check_validity(model: ModelProto) -> None:
@@ -211,7 +214,7 @@ def check_operators(model: ModelProto) -> None:
             "operators of ONNX",
             "; ".join(dict.fromkeys(_ORIGINS.get(node.domain, _ORIGIN) for node in strangers)),
         )
-    random = [node for node in nodes(model) if node.op_type in _RANDOM]
+    random = [node for node in nodes(model) if node.op_type in RANDOM]
     if random:
         raise _unsupported(
             random,
@@ -221,7 +224,7 @@ def check_operators(model: ModelProto) -> None:
         )
 
 
-_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 _ORIGIN = "replace these operators, or move them out of the model, before or after the engine"
 _ORIGINS = {
     "com.microsoft": "give the model as it was before ONNX Runtime optimized or quantized it: its own operators run "
@@ -235,11 +238,28 @@ def _unsupported(strangers: Sequence[NodeProto], what: str, expected: str, remed
     first = {f"{node.domain}.{node.op_type}": node for node in reversed(strangers)}
     listed = "\n".join(f"  {where(node)}" for node in [*first.values()][::-1][:20])
     return UnsupportedOperatorError(
-        f"The model has {len(first)} operator{'s' * (len(first) != 1)} {what}:\n{listed}",
+        f"The model has operators {what}:\n{listed}",
         expected,
         remedy,
         tuple(f"onnx.{name.removeprefix('.')}" for name in [*first][::-1]),
     )
+
+
+def check_kernels(model: ModelProto) -> None:
+    """Checks what TensorRT-RTX 1.6 parses and then can't build, and says only that it has no runners for.
+
+    Raises:
+        UnsupportedOperatorError: The graph has such operators; full TensorRT builds them.
+    """
+    lacking = [node for node in nodes(model) if node.op_type == "NonMaxSuppression"]
+    if lacking:
+        raise _unsupported(
+            lacking,
+            "that TensorRT-RTX can't build",
+            "a graph whose answers have shapes that only the inputs' shapes decide",
+            "export the model without them and select boxes after the engine (Ultralytics: export(nms=False)), or "
+            "convert with full TensorRT",
+        )
 
 
 def check_outputs(model: ModelProto) -> None:

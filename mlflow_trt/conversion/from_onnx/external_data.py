@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from ...errors import ConversionError, SettingError
+from .element_types import size
 from .graphs import tensors
 from .skeleton import bare, is_large
 
@@ -59,18 +61,6 @@ def piece(tensor: TensorProto) -> Piece:
             f"{needed:,} bytes, as {list(tensor.dims)} needs",
         )
     return made
-
-
-def size(tensor: TensorProto) -> int:
-    """How many bytes a tensor's values are, raw."""
-    from onnx import TensorProto, helper
-
-    count = int(prod(tensor.dims))
-    name = TensorProto.DataType.Name(tensor.data_type)
-    for bits in (2, 4):  # numpy has these in a byte each, ONNX several in one
-        if name in (f"INT{bits}", f"UINT{bits}", f"FLOAT{bits}E2M1"):
-            return -(-count * bits // 8)
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def check(model: ModelProto, file: Path | None) -> None:
@@ -130,8 +120,13 @@ def _refused(tensor: str, found: str, expected: str) -> ConversionError:
     )
 
 
-def load(model: ModelProto, folder: Path) -> None:
-    """Reads all of them into a model, which is changed.
+def load(model: ModelProto, folder: Path, most: float = math.inf) -> None:
+    """Reads them into a model, which is changed.
+
+    Args:
+        model: The model.
+        folder: Where its files lie.
+        most: Elements of the largest that is read.
 
     Raises:
         ConversionError: A file has become shorter.
@@ -139,6 +134,8 @@ def load(model: ModelProto, folder: Path) -> None:
     from onnx import TensorProto
 
     for tensor in outside(model):
+        if prod(tensor.dims) > most:
+            continue
         place = piece(tensor)
         with (folder / place.location).open("rb") as file:
             file.seek(place.offset)

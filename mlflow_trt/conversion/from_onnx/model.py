@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import SettingError
 from . import checks, external_data
+from .element_types import kind_of
 from .parsing import OnnxSource as OnnxSource
 from .parsing import parse
+from .skeleton import SMALL
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -39,6 +41,10 @@ class OnnxModel:
     folder: Path | None = None
     """Where these files lie; None: there are none."""
 
+    def write_into(self, folder: Path) -> Path:
+        """Writes it, its weights beside it, and returns its file."""
+        return write(self, folder)
+
     @property
     def inputs(self) -> tuple[GraphTensor, ...]:
         """What the graph is fed: its inputs but for those that are weights with a default."""
@@ -65,7 +71,10 @@ def read(source: OnnxSource) -> OnnxModel:
     checks.check_versions(proto)
     checks.check_weights(proto)
     external_data.check(proto, file)
+    if file is not None:
+        external_data.load(proto, file.parent, SMALL)  # shapes, axes and conditions are asked for everywhere
     checks.check_graph(proto)
+    _forget_unknown_sizes(proto)
     return OnnxModel(proto, file.parent if file is not None and any(external_data.outside(proto)) else None)
 
 
@@ -101,14 +110,14 @@ def fixed(model: OnnxModel, sizes: Mapping[str, Sequence[int | None]]) -> OnnxMo
             found = f"has {len(dims)} dimensions" if dims is not None else "is not there"
             raise SettingError(
                 f"The input {name} {found}, and {len(wanted)} sizes were given for it.",
-                f"inputs of the graph: {', '.join(str(i) for i in model.inputs)}",
+                f"the graph's inputs: {_listed(model)}",
                 "correct the sizes",
             )
         for place, (dim, size) in enumerate(zip(dims, wanted)):
             if size is None:
                 continue
             own = dim.dim_value if dim.HasField("dim_value") else named.get(dim.dim_param)
-            if own is not None and own > 0 and own != size:
+            if own is not None and own != size:
                 raise SettingError(
                     f"Dimension {place} of the input {name}{f' ({dim.dim_param})' if dim.dim_param else ''} is {own}, "
                     f"and {size} was given.",
@@ -151,6 +160,14 @@ def external_files(model: OnnxModel) -> set[str]:
     return {external_data.piece(tensor).location for tensor in external_data.outside(model.proto)}
 
 
+def _forget_unknown_sizes(proto: ModelProto) -> None:
+    """Some exporters write -1 for a size that is not known."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
 def _copy(proto: ModelProto) -> ModelProto:
     from onnx import ModelProto
 
@@ -160,12 +177,15 @@ def _copy(proto: ModelProto) -> ModelProto:
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[GraphTensor]:
-    from onnx import helper
-
     for value in values:
         kind = value.type.tensor_type
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         shape = None
         if kind.HasField("shape"):
-            shape = tuple(d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim)
-        yield GraphTensor(value.name, dtype, shape)
+            shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+        yield GraphTensor(value.name, kind_of(value), shape)
+
+
+def _listed(model: OnnxModel) -> str:
+    return ", ".join(
+        f"{i.name} ({', '.join('?' if size is None else str(size) for size in i.shape or ())})" for i in model.inputs
+    )

@@ -203,9 +203,7 @@ class _Narrowing:
     def _operands(self, node: NodeProto, known: Schema, computed: Sequence[int]) -> dict[int, int]:
         """The dtype that each floating operand of a node is to have."""
         fixed = {
-            place
-            for place in computed
-            if (node.op_type, place) in PARAMETERS or self._is_fixed(node, known, place)
+            place for place in computed if (node.op_type, place) in PARAMETERS or self._is_fixed(node, known, place)
         }
         group = [place for place in computed if place not in fixed]
         dtype = self._computes_in(node, known, group)

@@ -37,6 +37,12 @@ def parse(source: OnnxSource) -> tuple[ModelProto, Path | None]:
         return copy, None
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _parsed(bytes(source), "The model"), None
+    if not isinstance(source, (str, Path)):
+        raise SettingError(
+            f"A model in ONNX was given as {type(source).__name__}.",
+            "the path of an ONNX file, its bytes, or an onnx.ModelProto",
+            "give one of these",
+        )
     path = Path(source)
     return _parsed(_content(path), str(path)), path
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...plan.dtypes import DTYPE_OF
+from ...plan.dtypes import DTYPE_OF, ONNX
+from .element_types import name_of
 from .graphs import inner
 from .model import OnnxModel
 from .narrowing import narrowed
@@ -47,7 +48,7 @@ def cast(model: OnnxModel, precision: str | None) -> Cast:
     """
     from onnx import TensorProto
 
-    wanted = int(TensorProto.DataType.Value(_ONNX[DTYPE_OF[precision]])) if precision else None
+    wanted = int(TensorProto.DataType.Value(_MEMBERS[DTYPE_OF[precision]])) if precision else None
     replaced = _replaced(wanted)
     proto = model.proto
     public = {
@@ -63,7 +64,7 @@ def cast(model: OnnxModel, precision: str | None) -> Cast:
     return Cast(OnnxModel(made, model.folder), kept, frozenset(_dtypes(made)))
 
 
-_ONNX = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+_MEMBERS = {name: member for member, name in ONNX.items()}
 _PUBLIC = {11: 1, 16: 1}
 """What callers see of DOUBLE and BFLOAT16: FLOAT."""
 
@@ -119,21 +120,4 @@ def _rename(node: NodeProto, renamed: Mapping[str, str]) -> None:
 
 def _dtypes(model: ModelProto) -> Iterator[str]:
     """Names of the dtypes of all values, those of quantized weights among them."""
-    return map(_plain, set(dtypes(model).values()) - {0})
-
-
-def _plain(dtype: int) -> str:
-    """The name in :mod:`mlflow_trt.plan.dtypes` of a dtype of ``TensorProto``."""
-    from onnx import TensorProto
-
-    name = str(TensorProto.DataType.Name(dtype)).lower()
-    return _NAMES.get(name, name)
-
-
-_NAMES = {
-    "float": "float32",
-    "double": "float64",
-    "float8e4m3fn": "float8",
-    "float4e2m1": "float4",
-    "float8e8m0": "float8_e8m0",
-}
+    return filter(None, map(name_of, dtypes(model).values()))

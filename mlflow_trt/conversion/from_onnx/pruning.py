@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-def prune(model: ModelProto) -> None:
-    """Leaves out the nodes of a graph that no output depends on, and the weights that none of the others reads."""
+def prune(model: ModelProto) -> bool:
+    """Leaves out the nodes of a graph that no output depends on, and the weights that none of the others reads.
+
+    Returns:
+        Whether there were any.
+    """
     graph = model.graph
     wanted = {value.name for value in graph.output}
     kept = []
@@ -22,7 +26,11 @@ def prune(model: ModelProto) -> None:
     nodes = kept[::-1]
     weights = [tensor for tensor in graph.initializer if tensor.name in wanted]
     if len(nodes) == len(graph.node) and len(weights) == len(graph.initializer):
-        return
-    del graph.node[:], graph.initializer[:]
+        return False
+    left = {tensor.name for tensor in graph.initializer} - wanted
+    inputs = [value for value in graph.input if value.name not in left]  # what had a default need not be fed
+    del graph.node[:], graph.initializer[:], graph.input[:]
+    graph.input.extend(inputs)
     graph.node.extend(nodes)
     graph.initializer.extend(weights)
+    return True

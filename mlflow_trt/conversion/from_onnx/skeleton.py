@@ -56,8 +56,9 @@ def filled(made: ModelProto, model: ModelProto) -> ModelProto:
     fed = {value.name for value in model.graph.input}
     reads = {name for node in made.graph.node for name in used(node)} | {value.name for value in made.graph.output}
     large = [tensor for tensor in model.graph.initializer if is_large(tensor)]
-    added = {tensor.name for tensor in large} - fed
-    inputs = [value for value in made.graph.input if value.name not in added]
+    names = {tensor.name for tensor in large}
+    # A weight may be an input too; without the weight it would have to be fed.
+    inputs = [value for value in made.graph.input if value.name not in names or value.name in fed & reads]
     del made.graph.input[:]
     made.graph.input.extend(inputs)
     made.graph.initializer.extend(tensor for tensor in large if tensor.name in reads)

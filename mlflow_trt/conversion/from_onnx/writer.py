@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .checks import STANDARD
 from .graphs import graphs, nodes
 
 if TYPE_CHECKING:
@@ -71,4 +72,4 @@ class Writer:
 
 def opset(model: ModelProto) -> int:
     """The opset of the standard operators."""
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    return next((o.version for o in model.opset_import if o.domain in STANDARD), 1)
