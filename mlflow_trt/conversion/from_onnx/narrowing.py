@@ -150,6 +150,9 @@ class _Narrowing:
         """
         if len(node.output) != 1 or node.op_type in (*ARITHMETIC, *QUANTIZERS, *SHAPES):
             return False
+        read = [self.single if name in self.graph.free else self.graph.dtype(name) for name in node.input]
+        if answered(node, read, self.graph.opset) != [self.single]:
+            return False
         if self._is_constant(node):
             return True
         floating = [name for name in node.input if self.graph.is_floating(name)]
