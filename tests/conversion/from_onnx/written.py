@@ -43,7 +43,7 @@ def network(made: OnnxModel, folder: Path) -> list[tuple[str, str, str]]:
     parsed = trt.OnnxParser(network, logger)
     assert parsed.parse_from_file(str(write(made, folder))), parsed.get_error(0).desc()
     layers = []
-    for layer in map(network.get_layer, range(network.num_layers)):
+    for layer in filter(lambda one: one.num_outputs, map(network.get_layer, range(network.num_layers))):
         kind = layer.type.name
         if kind in ("ACTIVATION", "ELEMENTWISE", "UNARY"):
             layer.__class__ = {
