@@ -35,7 +35,7 @@ from .kinds import (
     WITHOUT_HALF,
 )
 from .schemas import Schema, schema
-from .typed_graph import TypedGraph
+from .cast_graph import CastGraph
 from .types import STANDARD, answered, constant, dtypes
 from .wide import Wide
 
@@ -64,7 +64,7 @@ class _Narrowing:
         from onnx import TensorProto
 
         self.model, self.folder = model, folder
-        self.graph = TypedGraph(model, dtype, folder)
+        self.graph = CastGraph(model, dtype, folder)
         self.half, self.single = dtype, self.graph.single
         self.wide = Wide(model.graph, folder)
         self.kept: list[str] = []

@@ -23,7 +23,7 @@ _MASK = 1 << 20
 """Elements of a constant up to which it may be a mask."""
 
 
-class TypedGraph:
+class CastGraph:
     """A new graph for a model, in float32 and one half precision.
 
     Args:

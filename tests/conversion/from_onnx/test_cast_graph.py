@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from mlflow_trt.conversion.from_onnx.typed_graph import TypedGraph
+from mlflow_trt.conversion.from_onnx.cast_graph import CastGraph
 from mlflow_trt.conversion.from_onnx.weights import array
 
 from .written import model, rows
@@ -15,7 +15,7 @@ FLOAT, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 
 def graph():
     own = model("g (float[N, 4] x, float16[N, 4] h) => (float[N, 4] y) { y = Add (x, w) }", w=rows(4), i=np.array([1]))
-    return TypedGraph(own.proto, HALF, None)
+    return CastGraph(own.proto, HALF, None)
 
 
 def test_what_is_read_is_there_once():
