@@ -50,8 +50,20 @@ VIEWS = frozenset(
 
 QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
-MAKERS = {"RandomNormal": 1, "RandomUniform": 1, "HannWindow": 1, "HammingWindow": 1, "BlackmanWindow": 1}
-"""Operators whose attribute ``dtype`` says what they answer, and what they do without it (``TensorProto``: FLOAT)."""
-
 SHAPES = frozenset(("Shape", "Size"))
 """Operators that read no numbers of their operand."""
+
+RANDOM = frozenset(
+    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
+
+ELEMENTWISE = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum", "Mean", "Mod", "Where", "PRelu"),
+        *("Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Sign", "Floor", "Ceil", "Round"),
+        *("Relu", "LeakyRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Clip", "Shrink"),
+        *("Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish", "Softplus", "Softsign", "Identity", "Dropout"),
+        *("Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh"),
+    )
+)
+"""Operators that answer, at each place, by the numbers at that place alone."""

@@ -23,16 +23,16 @@ import numpy as np
 from . import weights
 from .graphs import inner, used
 from .inference import inferred
-from .kinds import ARITHMETIC, IN_FLOAT32, MAKERS, PARAMETERS, PEEPHOLES, QUANTIZERS, SHAPES, VIEWS, WITHOUT_HALF
+from .kinds import ARITHMETIC, IN_FLOAT32, PARAMETERS, PEEPHOLES, QUANTIZERS, RANDOM, SHAPES, VIEWS, WITHOUT_HALF
 from .schemas import Schema, schema
 from .skeleton import bare, skeleton
+from .types import STANDARD, answered, constant
 from .wide import Wide
 from .writer import Writer
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-STANDARD = ("", "ai.onnx")
 _FAR = 32
 """Nodes before a cast that are looked at for a mask."""
 
@@ -127,7 +127,7 @@ class _Narrowing:
     def _node(self, node: NodeProto) -> None:
         if self._is_constant(node):
             self.constant.update(node.output)
-        if node.op_type == "Constant" and (tensor := _constant(node)) is not None:
+        if node.op_type == "Constant" and (tensor := constant(node)) is not None:
             if tensor.data_type in (self.single, self.half):
                 self.free[node.output[0]] = tensor
                 return
@@ -184,7 +184,7 @@ class _Narrowing:
         return name
 
     def _is_constant(self, node: NodeProto) -> bool:
-        if node.op_type in MAKERS or node.op_type in ("Multinomial", "Bernoulli") or any(True for _ in inner(node)):
+        if node.op_type in RANDOM or any(True for _ in inner(node)):
             return False
         return node.op_type in SHAPES or all(name in self.constant for name in node.input if name)
 
@@ -252,27 +252,9 @@ class _Narrowing:
             elif name:
                 copy.input[place] = self._any(name)
         dtypes = [self.dtypes.get(name) if name else None for name in copy.input]
-        self._finish(node, copy, self._answers(node, dtypes, known))
+        self._finish(node, copy, answered(node, dtypes, self.writer.opset))
         if node.op_type in ARITHMETIC and set(operands.values()) == {self.single}:
             self.kept.append(node.name or node.output[0])
-
-    def _answers(self, node: NodeProto, dtypes: Sequence[int | None], known: Schema) -> list[int | None]:
-        named = {a.name: a.i for a in node.attribute if a.name in ("dtype", "output_dtype") and a.i}
-        if node.op_type == "QuantizeLinear":
-            zero = dtypes[2] if len(dtypes) > 2 else None
-            return [zero or named.get("output_dtype")]
-        if node.op_type == "DequantizeLinear":
-            return [named.get("output_dtype") or dtypes[1]]
-        if node.op_type == "ConstantOfShape":
-            tensor = _constant(node)
-            return [self.single if tensor is None else tensor.data_type]
-        if "dtype" in named:
-            return [named["dtype"]]
-        if node.op_type in MAKERS:
-            return [MAKERS[node.op_type]]
-        if node.op_type.endswith("Like") or node.op_type == "Bernoulli":
-            return [dtypes[0]]
-        return known.answers(node, dtypes)
 
     def _finish(self, node: NodeProto, copy: NodeProto, answers: Sequence[int | None]) -> None:
         """Adds a node to the new graph, its outputs by names of their own where they are of another dtype."""
@@ -463,20 +445,6 @@ class _Narrowing:
 
 _MASK = 1 << 20
 """Elements of a constant up to which it may be a mask."""
-
-
-def _constant(node: NodeProto) -> TensorProto | None:
-    """The tensor of a constant, also of one that is written as a number."""
-    from onnx import TensorProto, helper
-
-    for attribute in node.attribute:
-        if attribute.HasField("t"):
-            return attribute.t
-        if attribute.name == "value_float":
-            return helper.make_tensor("", TensorProto.FLOAT, (), [attribute.f])
-        if attribute.name == "value_floats":
-            return helper.make_tensor("", TensorProto.FLOAT, (len(attribute.floats),), attribute.floats)
-    return None
 
 
 def _captured(node: NodeProto) -> Iterable[str]:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from ...plan.dtypes import DTYPE_OF, ONNX
 from .element_types import name_of
-from .graphs import graphs, nodes, tensors
+from .graphs import inner
 from .model import OnnxModel
 from .narrowing import narrowed
-from .retyped import DTYPE_ATTRIBUTES, retyped
+from .retyped import retyped
+from .types import dtypes
 from .writer import Writer
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ def _border(model: ModelProto, public: Mapping[str, int]) -> None:
     graph.node.extend((*first, *inside, *writer.nodes))
 
 
-def _rename(node, renamed):  # type: ignore[no-untyped-def]
-    from .graphs import inner
-
+def _rename(node: NodeProto, renamed: Mapping[str, str]) -> None:
     for names in (node.input, node.output):
         for place, name in enumerate(names):
             names[place] = renamed.get(name, name)
@@ -120,12 +119,8 @@ def _rename(node, renamed):  # type: ignore[no-untyped-def]
 
 
 def _dtypes(model: ModelProto) -> Iterator[str]:
-    """Floating dtypes come into a graph by inputs, weights, constants and casts."""
-    for graph in graphs(model):
-        yield from (_name(value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output))
-    yield from (_name(tensor.data_type) for tensor in tensors(model))
-    for node in nodes(model):
-        yield from (_name(a.i) for a in node.attribute if a.name in DTYPE_ATTRIBUTES and a.i)
+    """Names of the dtypes of all values, those of quantized weights among them."""
+    return map(_name, set(dtypes(model).values()) - {0})
 
 
 def _name(dtype: int) -> str:

@@ -95,7 +95,7 @@ class Wide:
 
 def _numbers(node: NodeProto) -> Sequence[str]:
     """The operands whose numbers a node's answer holds or is computed of."""
-    return node.input[:1] if node.op_type in VIEWS else node.input
+    return list(node.input[:1] if node.op_type in VIEWS else node.input)
 
 
 def _is_two(value: np.ndarray | None) -> bool:

@@ -11,7 +11,7 @@ from .checks import STANDARD
 from .graphs import graphs, nodes
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 _AXES_ARE_INPUTS = {"ReduceSum": 13, "ReduceMax": 18, "ReduceL1": 18, "ReduceL2": 18, "Unsqueeze": 13, "Squeeze": 13}
 """The opset from which an operator takes its axes as an input."""
@@ -55,6 +55,10 @@ class Writer:
         name = self.new("constant")
         self._graph.initializer.append(numpy_helper.from_array(array, name))
         return name
+
+    def add(self, tensor: TensorProto) -> None:
+        """Adds a weight whose name is new."""
+        self._graph.initializer.append(tensor)
 
     def new(self, wish: str) -> str:
         """A name that nothing has."""
