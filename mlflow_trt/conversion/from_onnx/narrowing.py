@@ -203,13 +203,15 @@ class _Narrowing:
     def _operands(self, node: NodeProto, known: Schema, computed: Sequence[int]) -> dict[int, int]:
         """The dtype that each floating operand of a node is to have."""
         fixed = {
-            place
-            for place in computed
-            if (node.op_type, place) in PARAMETERS or known.operand(place) == "tensor(float)"
+            place for place in computed if (node.op_type, place) in PARAMETERS or self._is_fixed(node, known, place)
         }
         group = [place for place in computed if place not in fixed]
         dtype = self._computes_in(node, known, group)
         return {place: self.single if place in fixed else dtype for place in computed}
+
+    def _is_fixed(self, node: NodeProto, known: Schema, place: int) -> bool:
+        """Whether an operand is float32 by the schema; scales were, before quantizers came in half precision."""
+        return known.operand(place) == "tensor(float)" and node.op_type not in QUANTIZERS
 
     def _computes_in(self, node: NodeProto, known: Schema, group: Sequence[int]) -> int:
         names = [node.input[place] for place in group]
