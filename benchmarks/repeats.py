@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(introduction(f"python -m benchmarks.repeats {options.name}"))
     converters = [options.converter] if options.converter else ["torch_tensorrt", "onnx"]
-    return int(any([repeated(options.name, options.precision, c, options.seconds) for c in converters]))
+    found = [repeated(options.name, options.precision, converter, options.seconds) for converter in converters]
+    return int(any(found))
 
 
 def repeated(name: str, precision: str | None, converter: str, seconds: float) -> bool:
