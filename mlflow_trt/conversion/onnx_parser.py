@@ -156,7 +156,7 @@ def _tensorrt(job: Job) -> Any:
         raise SettingError(
             "Neither TensorRT-RTX nor TensorRT is installed.",
             "one of them: its parser of ONNX builds the engine",
-            "pip install 'mlflow-trt[convert-rtx]'",
+            "pip install tensorrt-rtx (the extras convert-rtx and convert-onnx-rtx bring it)",
         )
     return importlib.import_module(there[0])
 
