@@ -160,7 +160,7 @@ def runtime(job: Job) -> str:
         raise SettingError(
             "Neither TensorRT-RTX nor TensorRT is installed.",
             "one of them: its parser of ONNX builds the engine",
-            "pip install 'mlflow-trt[convert-onnx-rtx]'",
+            "pip install tensorrt-rtx (the extras convert-rtx and convert-onnx-rtx bring it)",
         )
     return there[0]
 
