@@ -82,7 +82,7 @@ class PrecisionError(ConversionError):
 
 
 class ParityError(TrtError):
-    """The engine's outputs differ from PyTorch's by more than the tolerance."""
+    """The engine's outputs differ from the model's own by more than the tolerance."""
 
     error_code_number = INVALID_STATE
 

@@ -56,6 +56,7 @@ def share(text, what):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)  # it runs twice: more than 200 s on a GPU, beside other tests
 def test_quickstart(run, tmp_path):
     need("sklearn")
     first = run_script("quickstart.py", tmp_path)  # entirely as a user runs it

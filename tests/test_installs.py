@@ -86,12 +86,14 @@ def test_runtime_and_conversion_promise_the_same_releases_of_tensorrt_rtx():
 
 @needs_source
 @pytest.mark.slow
-def test_a_fresh_runtime_host_and_a_fresh_conversion_host_get_one_release(tmp_path):
-    folders = [tmp_path / extra for extra in ("rtx", "convert-rtx")]
+def test_fresh_hosts_get_one_release_and_only_those_that_convert_pytorch_get_it(tmp_path):
+    folders = [tmp_path / extra for extra in ("rtx", "convert-rtx", "convert-onnx-rtx")]
     with ThreadPoolExecutor(len(folders)) as pool:  # pip waits for the index most of the time
-        runtime, conversion = pool.map(lambda folder: resolve(lines_of(folder.name), folder), folders)
+        runtime, of_torch, of_onnx = pool.map(lambda folder: resolve(lines_of(folder.name), folder), folders)
 
-    assert runtime["tensorrt-rtx"] == conversion["tensorrt-rtx"]
+    assert runtime["tensorrt-rtx"] == of_torch["tensorrt-rtx"] == of_onnx["tensorrt-rtx"]
+    assert "torch" in of_torch
+    assert not {name for name in of_onnx if name.startswith(("torch", "onnxscript"))}
 
 
 def lines_of(extra: str) -> list[str]:

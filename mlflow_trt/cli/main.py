@@ -395,7 +395,7 @@ def _check_upgrade(upgrade: str, fleet: Path | None, as_json: bool) -> None:
 @click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed calls at each point.")
 @terminal.json_option
 def benchmark(model: str, device: int, backend: Any, runs: int, as_json: bool) -> None:
-    """Measure a logged model's parity with PyTorch and its latency here, and log them to its run.
+    """Measure a logged model's parity and latency here, and log them to its run.
 
     The exit status is 1 if the parity check fails.
     """

@@ -150,8 +150,8 @@ def load_source(text: str) -> Any:
         import torch
     except ModuleNotFoundError as error:
         raise SettingError(
-            "torch is not installed here.",
-            "torch and Torch-TensorRT, which convert models",
+            f"torch is not installed here, and {text} names a PyTorch model.",
+            "torch and Torch-TensorRT, which convert such models, or a graph in ONNX (.onnx)",
             "pip install 'mlflow-trt[convert-rtx]', or [convert] for full TensorRT",
         ) from error
 

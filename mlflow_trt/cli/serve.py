@@ -65,7 +65,7 @@ def _option(flag: str, name: str, default: float | None, text: str, unit: float 
     type=click.Choice(["tensorrt", "reference"]),
     default=_DEFAULTS.options.backend,
     show_default=True,
-    help="What runs the models; reference: PyTorch, on the CPU.",
+    help="What runs the models; reference: their programs, on the CPU, by PyTorch or ONNX Runtime.",
 )
 @click.option("--device", "devices", default="0", show_default=True, help="Indices of the GPUs: 0,1")
 @_option("--max-contexts", "max_contexts", _DEFAULTS.options.max_contexts, "Calls that run at once on each GPU.")

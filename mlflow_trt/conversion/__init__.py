@@ -33,8 +33,8 @@ def __getattr__(name: str) -> Any:
             from ..errors import SettingError
 
             raise SettingError(
-                "torch is not installed, and converting needs it.",
-                "the conversion extra",
+                "torch is not installed, and converting a PyTorch model needs it.",
+                "the conversion extra, or a graph in ONNX, which needs no torch",
                 'pip install "mlflow-trt[convert-rtx]" (or "mlflow-trt[convert]" for the full TensorRT)',
             ) from error
         return convert

@@ -99,7 +99,7 @@ def supported_capabilities() -> tuple[str, ...]:
         raise SettingError(
             "There is no GPU here (or compute capabilities were named), and TensorRT-RTX is not installed.",
             "TensorRT-RTX, which builds without a GPU; full TensorRT builds only on the GPU that it builds for",
-            "pip install 'mlflow-trt[convert-rtx]', or convert on a machine with a GPU",
+            "pip install tensorrt-rtx (convert-rtx and convert-onnx-rtx bring it), or convert where there is a GPU",
         )
     import tensorrt_rtx
 

@@ -91,7 +91,7 @@ def check(settings: Mapping[str, Any], converter: str = "torch_tensorrt") -> Non
         if name in _OURS:
             raise SettingError(f"{name} is no setting.", "Torch-TensorRT's own settings", _OURS[name])
         if name not in names:
-            ours = [*(p for p in inspect.signature(_public()).parameters if p != "settings"), "allow_pickle"]
+            ours = [*(p for p in inspect.signature(_public(converter)).parameters if p != "settings"), "allow_pickle"]
             near = difflib.get_close_matches(name, [*names, *ours], n=1, cutoff=0.5)
             raise SettingError(
                 f"The setting {name!r} is unknown to "
@@ -145,7 +145,12 @@ def converter_of(name: str) -> str:
     return name
 
 
-def _public() -> Any:
+def _public(converter: str) -> Any:
+    """What has the package's own arguments: for ONNX, the function that needs no torch."""
+    if converter == "onnx":
+        from .from_onnx.convert import convert as of_graph
+
+        return of_graph
     from .core import convert
 
     return convert

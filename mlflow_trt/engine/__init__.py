@@ -39,8 +39,8 @@ def load(
         folder: Where the manifest's files are; of the plans, only the chosen one need be there.
         manifest: The model's manifest.
         device: Index of the GPU.
-        backend: ``"tensorrt"``, or ``"reference"`` to run the logged program with PyTorch on the CPU. Never chosen for
-            you: where no plan loads, this fails.
+        backend: ``"tensorrt"``, or ``"reference"`` to run the logged program on the CPU, with PyTorch or ONNX
+            Runtime. Never chosen for you: where no plan loads, this fails.
         max_contexts: How many calls run on the GPU at once; further ones wait.
         memory_limit: Bytes of GPU memory that execution contexts and their buffers may take, beside the engine's
             weights; None: a quarter of what is free once the engine is loaded.
@@ -63,7 +63,8 @@ def load(
 
         reference = ReferenceEngine(folder, manifest)
         _logger.info(
-            "backend=reference, as asked: PyTorch on the CPU answers, with the program that the plans were built from"
+            "backend=reference, as asked: %s on the CPU answers, with the program that the plans were built from",
+            "ONNX Runtime" if manifest.program is not None and manifest.program.is_onnx else "PyTorch",
         )
         return reference
     if selected is None:

@@ -88,7 +88,7 @@ def require_device(device: int) -> None:
             f"No NVIDIA GPU can be used: {why}.",
             "a GPU and a driver at least as new as TensorRT's CUDA",
             "check that nvidia-smi lists a GPU (in a container: start it with --gpus), or load the model with "
-            'backend="reference" to run it with PyTorch on the CPU',
+            'backend="reference" to run its program on the CPU',
         )
     check_index(device)
 

@@ -52,7 +52,7 @@ class ReferenceEngine:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         if manifest.program is None or manifest.interface is None:
             raise SettingError(
-                "This version holds no exported program to run with PyTorch.",
+                "This version holds no program to run on the CPU.",
                 "a version that was logged with its program",
                 'load it with backend="tensorrt", or log the model again with program="include"',
             )

@@ -41,7 +41,7 @@ _LONGEST = 3.0
 def measure_parity(
     engine: Engine, golden: GoldenTensors, tolerance: Tolerance, listener: Listener | None = None
 ) -> ParityRecord:
-    """Compares an engine with PyTorch's recorded answers at every golden point.
+    """Compares an engine with the model's recorded answers at every golden point.
 
     At each point with a batch of at least two there is one more check: the first row in every row of every input, along
     every dimension that is a batch, first or not. All rows of every output along such a dimension must then be equal.
@@ -53,7 +53,7 @@ def measure_parity(
 
     Args:
         engine: Any engine.
-        golden: Inputs and PyTorch's answers.
+        golden: Inputs and the model's answers.
         tolerance: What is near enough.
         listener: Is told how far it is.
 

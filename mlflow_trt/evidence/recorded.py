@@ -50,7 +50,7 @@ def measure(folder: Path, manifest: Manifest, timeout: float | None = None) -> t
 
     Raises:
         DeviceError: The measuring process crashed.
-        ParityError: A plan's answers differ from PyTorch's beyond the tolerance.
+        ParityError: A plan's answers differ from the model's own beyond the tolerance.
     """
     from ..plan import compatibility, host
 
@@ -143,12 +143,12 @@ def refuse_failed(parity: ParityRecord, record: PlanRecord, reasons: Sequence[st
             "\n".join(
                 [
                     *reasons,
-                    f"The engine's answers differ from PyTorch's ({_plan.folder_name(record)}):",
+                    f"The engine's answers differ from the model's own ({_plan.folder_name(record)}):",
                     _parity.text(parity),
                 ]
             ),
             "every output within the tolerance at every profile point",
-            (f"{degenerate.REMEDY}; " if any(reason.startswith("PyTorch's own") for reason in reasons) else "")
+            (f"{degenerate.REMEDY}; " if any(reason.startswith(degenerate.START) for reason in reasons) else "")
             + "try another precision or TensorRT release, look for the layer that differs, or give tolerance= "
             "if this is good enough for the model's task",
         )
@@ -160,7 +160,7 @@ def _explained(model: StoredModel) -> list[str]:
 
 
 def explanations(folder: Path, manifest: Manifest, golden: _plan.GoldenTensors) -> list[str]:
-    """What may explain a failed comparison: PyTorch's own answers, and layers that leave float16's range."""
+    """What may explain a failed comparison: the model's own answers, and layers that leave float16's range."""
     precision = manifest.plans[0].precision.requested
     reasons = degenerate.reasons(golden, precision)
     if precision == "fp16" and manifest.program and not manifest.program.is_onnx and manifest.interface is not None:

@@ -38,8 +38,8 @@ def benchmark(
 ) -> BenchmarkReport:
     """Measures parity and latency of a logged model here, and logs them to the model's run and as its tags.
 
-    With ``backend="reference"`` PyTorch's own latency on the CPU is measured; parity is then not measured, since it
-    would compare PyTorch with itself, and nothing is logged.
+    With ``backend="reference"`` the latency of the logged program on the CPU is measured; parity is then not measured,
+    since it would compare the program with itself, and nothing is logged.
 
     Args:
         model_uri: A local folder, or any URI that MLflow takes for a model.

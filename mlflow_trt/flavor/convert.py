@@ -128,6 +128,9 @@ def convert(
 
 
 def _of_pytorch(source: StoredSource, given: Mapping[str, Any], allow_pickle: bool) -> tuple[Plan, SourceRecord]:
+    from .. import conversion
+
+    _ = conversion.convert  # says what to install where torch is missing
     with torch_model.loaded(source, allow_pickle) as model:
         completed = dict(given)
         if all(given[name] is None for name in _INPUTS):

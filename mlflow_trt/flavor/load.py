@@ -44,7 +44,8 @@ def load_model(
     Args:
         model_uri: A local folder, or any URI that MLflow takes: ``models:/name@alias``, ``runs:/…``, ``s3://…``.
         device: Index of the CUDA device.
-        backend: ``"reference"`` runs the exported program with PyTorch on the CPU instead; never chosen silently.
+        backend: ``"reference"`` runs the logged program on the CPU instead, with PyTorch or ONNX Runtime; never chosen
+            silently.
         max_contexts: How many calls may run on the GPU at once.
         memory_limit: Bytes of GPU memory that execution contexts may hold; None: a quarter of what is free.
 
@@ -118,7 +119,9 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> _P
     asked = dict(json.loads(os.environ.get(CONFIG_VARIABLE) or "{}")).get("backend")
     if asked == options["backend"] == "reference":
         # A warning: whoever reads the code does not know of it, and a server's log shows nothing less.
-        _logger.warning("backend=reference, as %s asks: PyTorch on the CPU answers, no engine", CONFIG_VARIABLE)
+        _logger.warning(
+            "backend=reference, as %s asks: the logged program answers on the CPU, no engine", CONFIG_VARIABLE
+        )
     return _PyFuncModel(load_model(Path(path), **options))
 
 

@@ -62,12 +62,12 @@ def save_model(
         compute_capabilities: What to build for.
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
-        tolerance: How far the engine may be from PyTorch.
+        tolerance: How far the engine may be from the model.
         converter: ``"auto"``, ``"torch_tensorrt"`` or ``"onnx"``.
         dims: Ranges by the names of dynamic dimensions, for a graph in ONNX.
         allow_pickle: Whether a model that MLflow holds as pickled code may be loaded.
         measure_timeout: Seconds that measuring on the GPU may take.
-        program: Whether the exported program is kept beside the engine.
+        program: Whether the exported program, or the graph in ONNX, is kept beside the engine.
         mlflow_model: The MLflow model that this flavor is added to.
         conda_env: As in every MLflow flavor; so are the rest.
         code_paths: Local code to copy along.
@@ -156,7 +156,7 @@ def log_model(
 ) -> ModelInfo:
     """Converts a model where needed, checks it, and logs it to MLflow.
 
-    The model is converted, written and, on a GPU, compared with PyTorch before MLflow is asked for anything: when one
+    The model is converted, written and, on a GPU, compared with the model before MLflow is asked for anything: when one
     of these fails, no run and no logged model has been touched. Where no run is active, one is started for the figures.
 
     Args:
@@ -176,14 +176,14 @@ def log_model(
         compute_capabilities: What to build for; None: this machine's GPU, or without one all that the runtime supports.
         output_names: Names for the outputs.
         golden_inputs: Real inputs for the parity check.
-        tolerance: How far the engine may be from PyTorch; default: by precision.
+        tolerance: How far the engine may be from the model; default: by precision.
         converter: ``"torch_tensorrt"``, ``"onnx"``, or ``"auto"``, the default: the first and, where that can't convert
             the whole model, the second.
         dims: For a graph in ONNX: by the name of a dynamic dimension a size, or (min, opt, max).
         allow_pickle: Whether a model that was logged as pickled Python code, which can do anything, may be loaded.
         measure_timeout: Seconds that measuring a plan on the GPU may take; figures that are missing then are recorded
             as not measured. None: any time.
-        program: ``"omit"`` leaves the exported program out: half the size, but no reference backend.
+        program: ``"omit"`` leaves the exported program, or the graph, out: half the size, but no reference backend.
         artifact_path: MLflow's deprecated word for ``name``.
         conda_env: As in every MLflow flavor; so are the rest.
         code_paths: Local code to copy along.
@@ -208,7 +208,7 @@ def log_model(
 
     Raises:
         ConversionError: The model can't be exported or built.
-        ParityError: On a GPU: the engine's answers differ from PyTorch's beyond the tolerance; shows the table.
+        ParityError: On a GPU: the engine's answers differ from the model's own beyond the tolerance; shows the table.
         PlanError: The bytes are no whole engine.
         SettingError: An argument is unknown or contradicts another.
         StoreError: MLflow's server or the artifact store broke off; the logged model is deleted again.

@@ -20,7 +20,7 @@ class Result(dict[str, np.ndarray]):
     """
 
     backend: Backend
-    """``"tensorrt"``, or ``"reference"`` for the logged program run by PyTorch."""
+    """``"tensorrt"``, or ``"reference"`` for the logged program run by PyTorch or ONNX Runtime."""
     plan: str | None
     """SHA-256 of the plan that answered; None: no plan did."""
     profile: int | None

@@ -1,4 +1,4 @@
-"""Answers of PyTorch that no engine can be judged by: zero, not finite, beyond a precision, the same for every row.
+"""Answers of a model that no engine can be judged by: zero, not finite, beyond a precision, the same for every row.
 
 Numpy only. A network without its trained weights answers so, and so does one that is fed noise. The comparison then
 fails for no fault of the engine's, or passes for no merit.
@@ -17,16 +17,19 @@ LARGEST, SMALLEST, SMALLEST_NORMAL = 65504.0, 2.0**-24, 2.0**-14
 
 Arrays = Mapping[str, np.ndarray]
 
+START = "The model's own answer"
+"""How each reason begins."""
+
 REMEDY = "give golden_inputs= with real inputs, and convert the model with its trained weights"
 
 
 def reasons(golden: GoldenTensors, precision: str | None) -> list[str]:
-    """Says of each output of PyTorch's what makes it unfit for a comparison.
+    """Says of each of the model's outputs what makes it unfit for a comparison.
 
     Integer and boolean outputs are never so: a classifier may well answer the same class for every row.
 
     Args:
-        golden: Inputs and PyTorch's answers.
+        golden: Inputs and the model's answers.
         precision: What the engine computes in, as :func:`mlflow_trt.convert` takes it.
 
     Returns:
@@ -43,19 +46,19 @@ def _reason(name: str, points: Sequence[tuple[int, str, Arrays, Arrays]], precis
     for where, _, array in answers:
         if broken := int(np.sum(~np.isfinite(array))):
             kind = "NaN" if np.isnan(array).any() else "infinite"
-            return f"PyTorch's own answer {name} holds {broken} of {array.size} entries that are {kind} (at {where})."
+            return f"{START} {name} holds {broken} of {array.size} entries that are {kind} (at {where})."
     if not answers:
         return None
     largest = max(float(np.abs(array.astype(np.float64)).max()) for _, _, array in answers)
     if largest == 0.0:
-        return f"PyTorch's own answer {name} is zero throughout, at every point."
+        return f"{START} {name} is zero throughout, at every point."
     if precision == "fp16" and largest > LARGEST:
-        return f"PyTorch's own answer {name} reaches {largest:.3g}, and float16 ends at 65504."
+        return f"{START} {name} reaches {largest:.3g}, and float16 ends at 65504."
     if precision == "fp16" and largest < SMALLEST_NORMAL:
         what = "float16 holds nothing below 6e-08" if largest < SMALLEST else "float16 loses digits below 6.1e-05"
-        return f"PyTorch's own answer {name} is at most {largest:.3g} in magnitude: {what}."
+        return f"{START} {name} is at most {largest:.3g} in magnitude: {what}."
     if _same_rows(answers):
-        return f"PyTorch's own answer {name} is the same for every row, though the rows of the inputs differ."
+        return f"{START} {name} is the same for every row, though the rows of the inputs differ."
     return None
 
 

@@ -194,7 +194,7 @@ BETWEEN = "between"
 
 @dataclass(frozen=True)
 class GoldenTensors:
-    """Inputs at every profile point and what PyTorch answered, by ``{profile}.{point}/{name}``."""
+    """Inputs at every profile point and what PyTorch or ONNX Runtime answered, by ``{profile}.{point}/{name}``."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]

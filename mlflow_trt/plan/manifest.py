@@ -150,7 +150,7 @@ class Precision(_Record):
 
 
 class Tolerance(_Record):
-    """How far the engine may be from PyTorch."""
+    """How far the engine may be from the model."""
 
     rel_l2: float = Field(gt=0)
     """‖engine − torch‖ / ‖torch‖, per output."""
@@ -183,7 +183,7 @@ class ParityPoint(_Record):
 
 
 class ParityRecord(_Record):
-    """Engine against PyTorch."""
+    """Engine against the model."""
 
     status: Literal["passed", "failed", "not_measured"]
     reason: str | None = None
@@ -264,7 +264,7 @@ class Program(_Record):
 
 
 class Golden(_Record):
-    """Inputs of the parity check and PyTorch's answers; tensors are named ``{profile}.{point}/{name}``."""
+    """Inputs of the parity check and the model's own answers; tensors are named ``{profile}.{point}/{name}``."""
 
     inputs: File
     outputs: File

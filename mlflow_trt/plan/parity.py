@@ -1,4 +1,4 @@
-"""How far an engine's answers are from PyTorch's, and whether that is near enough.
+"""How far an engine's answers are from the model's own, and whether that is near enough.
 
 Numpy only. It judges; ``measure`` runs the engine. Every figure is finite, so that it can be written as JSON: where one
 side is NaN or infinite and the other is not, the error is :data:`NOT_FINITE`.
@@ -36,7 +36,7 @@ _OWN = _TOLERANCES["fp16"]
 
 
 def default_tolerance(precision: str | None) -> Tolerance:
-    """Returns how far an engine of this precision may be from PyTorch.
+    """Returns how far an engine of this precision may be from the model.
 
     Top-1 agreement is reported and, by default, not judged: an untrained network's or a random input's two best classes
     are often nearer than any rounding.
@@ -57,30 +57,30 @@ def default_tolerance(precision: str | None) -> Tolerance:
 
 
 def tolerance_of(record: PlanRecord) -> Tolerance:
-    """Returns how far a plan may be from PyTorch: what it was logged with, or else the default of its precision."""
+    """Returns how far a plan may be from the model: what it was logged with, or else the default of its precision."""
     return record.parity.tolerance or default_tolerance(record.precision.requested)
 
 
 def compare(
     reference: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: Tolerance
 ) -> tuple[OutputParity, ...]:
-    """Compares an engine's outputs with PyTorch's.
+    """Compares an engine's outputs with the model's own, by PyTorch or ONNX Runtime.
 
-    Floating-point outputs are judged by relative L2 error and cosine. Where PyTorch's whole output is zero, the
+    Floating-point outputs are judged by relative L2 error and cosine. Where the model's whole output is zero, the
     engine's root mean square stands for the relative error. Entries that are NaN, or the same infinity, on both sides
     agree and are left out. Top-1 agreement is the share of rows (last dimension) of an output of rank 2 or 3 whose
-    largest entry is at the same place; places that PyTorch holds equal count as the same.
+    largest entry is at the same place; places that the model holds equal count as the same.
 
     Integer and boolean outputs are judged by the share of equal entries, reported as ``top1``: at least the tolerance's
     ``top1`` where that is set, else at least 1 − ``rel_l2``.
 
     Args:
-        reference: PyTorch's outputs by name.
+        reference: The model's outputs by name.
         actual: The engine's.
         tolerance: What is near enough.
 
     Returns:
-        One verdict per output of PyTorch's; an output that the engine lacks, or of another shape, has failed.
+        One verdict per output of the model's; an output that the engine lacks, or of another shape, has failed.
     """
     return tuple(_compare(name, array, actual.get(name), tolerance) for name, array in reference.items())
 
@@ -124,11 +124,11 @@ _HEADINGS = ("profile", "point", "output", "max abs", "rel L2", "cosine", "top-1
 
 def _title(parity: ParityRecord) -> str:
     if parity.status == "not_measured":
-        return f"Parity with PyTorch: not measured ({parity.reason or 'no reason on record'})"
+        return f"Parity with the model: not measured ({parity.reason or 'no reason on record'})"
     allowed = parity.tolerance
     limits = f"; allowed: rel L2 {allowed.rel_l2:g}, cosine {allowed.cosine:g}" if allowed else ""
     where = f" on {parity.host.gpu}" if parity.host and parity.host.gpu else ""
-    return f"Parity with PyTorch{where}: {parity.status}{limits}"
+    return f"Parity with the model{where}: {parity.status}{limits}"
 
 
 def _rows(parity: ParityRecord) -> Iterable[tuple[str, ...]]:

@@ -46,7 +46,7 @@ class Accuracy:
     index of its largest entry."""
     device: int = 0
     backend: Literal["tensorrt", "reference"] = "tensorrt"
-    """``"reference"`` judges the exported programs with PyTorch on the CPU instead of the engines, and says so."""
+    """``"reference"`` judges the logged programs on the CPU instead of the engines, and says so."""
     allow_not_measured: bool = False
 
     name = "accuracy"
@@ -57,7 +57,7 @@ class Accuracy:
         champion = None
         if context.champion is not None and context.champion.model is not None:
             champion = self._measure(context.champion, context)
-        where = " (PyTorch on the CPU, not the engines)" if self.backend == "reference" else ""
+        where = " (the logged programs on the CPU, not the engines)" if self.backend == "reference" else ""
         return judge(
             candidate,
             champion,

@@ -51,7 +51,7 @@ def default(
         max_ratio: How much slower than the present holder it may be.
         seconds: The longest time to measure latency.
         device: Index of the GPU.
-        tolerance: How far answers may be from PyTorch's; None: the default of the plan's precision.
+        tolerance: How far answers may be from the model's own; None: the default of the plan's precision.
     """
     targets = list(targets)
     where = [Compatibility(targets, fleet)] if targets or fleet else []

@@ -90,7 +90,7 @@ class Latency:
     """The longest time to measure, over all points, beside warming up; 8 rounds of 4 calls are made at every point."""
     device: int = 0
     backend: Literal["tensorrt", "reference"] = "tensorrt"
-    """``"reference"`` times PyTorch on the CPU, which tells nothing of the engines: to try the gate out."""
+    """``"reference"`` times the logged programs on the CPU, which tells nothing of the engines: to try the gate out."""
     allow_not_measured: bool = False
 
     name = "latency"
@@ -114,7 +114,7 @@ class Latency:
                 why = f"{champion_uri} has neither golden inputs nor profiles: there is nothing to call both with."
                 return Verdict(self.name, "not_measured", (why,))
             compared = compare(pairs, self.max_ratio, self.max_ratio_p99, self.confidence, self.seconds)
-        where = "PyTorch on the CPU" if self.backend == "reference" else host.probe(self.device).gpu
+        where = "the logged programs on the CPU" if self.backend == "reference" else host.probe(self.device).gpu
         return judge(compared, str(where))
 
     def _not_here(self, *subjects: Subject) -> str | None:

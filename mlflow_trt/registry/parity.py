@@ -1,4 +1,4 @@
-"""The parity gate: the engine's answers are PyTorch's, by a tolerance that whoever logged the version can't loosen."""
+"""The parity gate: the engine's answers are the model's own, by a tolerance that its logger can't loosen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .verdicts import Chart, Mark, Table, Verdict
 
 @dataclass(frozen=True)
 class Parity:
-    """The engine's answers are PyTorch's, within the gate's tolerance.
+    """The engine's answers are the model's own, within the gate's tolerance.
 
     Measured on this machine's GPU where it has one that a plan loads on. For the other plans the figures count that a
     GPU host recorded, when it logged the model or by ``mlflow-trt benchmark``; they are judged anew, by the same
@@ -184,7 +184,7 @@ def judge_parity(
     said = _said(limits)
     tables = (*((_figures_table(rows),) if rows else ()), _limits_table(limits)) if by_plan else ()
     most = max((allowed.tolerance.rel_l2 for allowed in limits.values()), default=None)
-    chart = Chart("Engine against PyTorch", "relative L2 error", tuple(marks), most, True)
+    chart = Chart("Engine against the model", "relative L2 error", tuple(marks), most, True)
     charts = (chart,) if marks else ()
     figured = {name: _figured(figures, limits[name]) for name, figures in by_plan.items()}
     if failed:
@@ -261,7 +261,7 @@ def _said(limits: Mapping[str, Limit]) -> tuple[str, ...]:
 
 def _figures_table(rows: list[tuple[str, ...]]) -> Table:
     columns = ("plan", "point", "relative L2", "cosine", "top-1 or equal", "verdict")
-    return Table("Engine against PyTorch", columns, tuple(rows))
+    return Table("Engine against the model", columns, tuple(rows))
 
 
 def _limits_table(limits: Mapping[str, Limit]) -> Table:

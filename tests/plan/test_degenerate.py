@@ -39,7 +39,7 @@ def golden(y, x=X):
 )
 def test_what_is_said(answer, precision, words):
     (reason,) = reasons(golden(answer.astype(np.float32)), precision)
-    assert reason.startswith("PyTorch's own answer y")
+    assert reason.startswith("The model's own answer y")
     assert re.search(words, reason), reason
 
 
@@ -85,7 +85,7 @@ def test_a_parity_error_begins_with_the_explanation():
     found = recorded.explanations(None, described, tensors)
     with pytest.raises(ParityError) as caught:
         recorded.refuse_failed(failed, described.plans[0], found)
-    assert caught.value.found.startswith("PyTorch's own answer y is at most 4e-14 in magnitude")
+    assert caught.value.found.startswith("The model's own answer y is at most 4e-14 in magnitude")
     assert caught.value.remedy.startswith("give golden_inputs=")
 
 

@@ -145,7 +145,7 @@ def test_text_and_table():
         [*points(True, identical=False), *points(False)], TIGHT, Host(gpu="NVIDIA L4", capability="8.9")
     )
     text = parity.text(made)
-    assert "Parity with PyTorch on NVIDIA L4: failed; allowed: rel L2 0.001, cosine 0.999" in text
+    assert "Parity with the model on NVIDIA L4: failed; allowed: rel L2 0.001, cosine 0.999" in text
     assert text.count("FAILED") == 2
     assert "identical rows" in text
     out = io.StringIO()

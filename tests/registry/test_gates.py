@@ -172,7 +172,7 @@ def test_a_slower_engine_is_refused_and_the_same_again_passes(registry):
 
     assert refused.status == "failed", refused.reasons
     assert refused.figures["comparisons"][0]["ratio"] > 1.5
-    assert "PyTorch on the CPU" in refused.tables[0].title
+    assert "the logged programs on the CPU" in refused.tables[0].title
     assert passed.status == "passed", passed.reasons
 
 

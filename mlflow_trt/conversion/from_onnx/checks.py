@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import ConversionError, UnsupportedOperatorError
-from ...plan.dtypes import STORAGE
+from ...plan.dtypes import STORAGE, WIDER
 from .element_types import entries, kind_of, name_of, size
 from .graphs import graphs, nodes, tensors, where
 from .skeleton import skeleton
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 OLDEST_OPSET = 7
-"""The first that ONNX Runtime promises; TensorRT's parser reads any as if it were new, where operators of older ones
-broadcast otherwise."""
+"""The first that ONNX Runtime promises. Before it operators broadcast otherwise, which TensorRT's parser refuses."""
 CLASSICAL = "ai.onnx.ml"
 STANDARD = ("", "ai.onnx")
 
@@ -138,7 +137,7 @@ def _check_inputs(model: ModelProto) -> None:
         kind = value.type.tensor_type
         dtype = kind_of(value)
         if dtype not in FED:
-            wider = {"int16": "int32", "uint16": "int32", "uint32": "int64", "uint64": "int64"}.get(dtype)
+            wider = WIDER.get(dtype)
             raise ConversionError(
                 f"The input {value.name} is {dtype}.",
                 f"a tensor of {', '.join(FED)}: TensorRT takes no others",

@@ -16,7 +16,7 @@ from ...plan.files import BETWEEN, GoldenTensors
 from .. import onnx_runtime
 from ..points import Point, Shapes, between, shapes_text
 from .inputs import FedInput
-from .values import Role, synthesize
+from .values import InputRole, synthesize
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Asked:
     point: Point
     values: Arrays
 
@@ -95,7 +95,7 @@ def _plain(value: Any) -> np.ndarray:
 def compute(
     path: Path,
     inputs: Sequence[FedInput],
-    roles: Mapping[str, Role],
+    roles: Mapping[str, InputRole],
     given: Sequence[Any] | None = None,
     limit: int = LIMIT,
 ) -> GoldenTensors:
@@ -166,11 +166,14 @@ def _between(inputs: Sequence[FedInput], profile: int) -> Shapes:
 
 
 def _filled(
-    inputs: Sequence[FedInput], roles: Mapping[str, Role], source: Mapping[str, np.ndarray], wanted: Iterable[Point]
-) -> list[_Case]:
+    inputs: Sequence[FedInput],
+    roles: Mapping[str, InputRole],
+    source: Mapping[str, np.ndarray],
+    wanted: Iterable[Point],
+) -> list[_Asked]:
     generator = np.random.default_rng(0)
     return [
-        _Case(
+        _Asked(
             point,
             {
                 one.name: synthesize(one, point.shapes[one.name], generator, source.get(one.name), roles.get(one.name))
@@ -208,7 +211,7 @@ def _by_name(inputs: Sequence[FedInput], value: Any, index: int) -> Arrays:
     return arrays
 
 
-def _user_cases(inputs: Sequence[FedInput], own: Sequence[Arrays]) -> Iterator[_Case]:
+def _user_cases(inputs: Sequence[FedInput], own: Sequence[Arrays]) -> Iterator[_Asked]:
     profiles = range(max((len(one.ranges) for one in inputs), default=1))
     for i, values in enumerate(own):
         fitting = [p for p in profiles if all(_admits(one, p, values[one.name]) for one in inputs)]
@@ -219,7 +222,7 @@ def _user_cases(inputs: Sequence[FedInput], own: Sequence[Arrays]) -> Iterator[_
                 "shapes within one optimization profile",
                 "widen the profile, or leave these inputs out",
             )
-        yield _Case(Point(fitting[0], f"user{i}", shapes), values)
+        yield _Asked(Point(fitting[0], f"user{i}", shapes), values)
 
 
 def _admits(one: FedInput, profile: int, value: np.ndarray) -> bool:
@@ -227,9 +230,9 @@ def _admits(one: FedInput, profile: int, value: np.ndarray) -> bool:
     return value.ndim == len(r.min) and all(lo <= n <= hi for lo, n, hi in zip(r.min, value.shape, r.max))
 
 
-def _within(cases: Sequence[_Case], limit: int) -> list[_Case]:
+def _within(cases: Sequence[_Asked], limit: int) -> list[_Asked]:
     """Leaves out the largest points, those between first, until the inputs alone are within the limit."""
-    kept: list[_Case] = []
+    kept: list[_Asked] = []
     size = 0
     for case in sorted(cases, key=lambda case: (case.point.name == BETWEEN, case.nbytes)):
         if size + case.nbytes > limit and kept:
@@ -240,7 +243,7 @@ def _within(cases: Sequence[_Case], limit: int) -> list[_Case]:
     return kept
 
 
-def _refuse_random(case: _Case, first: Arrays, second: Arrays) -> None:
+def _refuse_random(case: _Asked, first: Arrays, second: Arrays) -> None:
     for name, one in first.items():
         if not np.allclose(one, second[name], rtol=_SAME, atol=_SAME, equal_nan=True):
             raise ConversionError(
@@ -251,7 +254,7 @@ def _refuse_random(case: _Case, first: Arrays, second: Arrays) -> None:
             )
 
 
-def _fails(case: _Case, error: Exception) -> ConversionError:
+def _fails(case: _Asked, error: Exception) -> ConversionError:
     return ConversionError(
         f"ONNX Runtime fails at {case.point.name} of profile {case.point.profile} ({shapes_text(case.point)}): "
         f"{onnx_runtime.words(error)}",

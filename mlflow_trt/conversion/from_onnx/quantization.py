@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import ConversionError, UnsupportedOperatorError
+from ...plan.dtypes import TABLE
 from . import weights
 from .element_types import name_of
 from .graphs import nodes, where
@@ -23,7 +24,7 @@ from .types import constant, dtypes
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-_TAKEN = ("int8", "float8", "int4", "float4")
+_TAKEN = ("int8", *(d.name for d in TABLE if d.tensorrt in ("FP8", "INT4", "FP4")))
 _INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _AGAIN = (

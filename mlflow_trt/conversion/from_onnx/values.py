@@ -22,7 +22,7 @@ _MOVED = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Expand", "Ident
 
 
 @dataclass(frozen=True)
-class Role:
+class InputRole:
     """What an input's numbers are for."""
 
     kind: Literal["indices", "positions", "mask"]
@@ -30,14 +30,14 @@ class Role:
     """Of the smallest table that they look up."""
 
 
-def roles(model: ModelProto) -> dict[str, Role]:
+def roles(model: ModelProto) -> dict[str, InputRole]:
     """What the graph and its names say of its inputs.
 
     Args:
         model: The graph; weights may lie outside, their shapes are enough.
     """
     tables = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
-    found: dict[str, Role] = {}
+    found: dict[str, InputRole] = {}
     for value in model.graph.input:
         if value.name in tables:
             continue
@@ -45,9 +45,9 @@ def roles(model: ModelProto) -> dict[str, Role]:
         rows = None if floating else _rows(model, value.name, tables)
         name = value.name.lower()
         if "mask" in name and rows is None:
-            found[value.name] = Role("mask")
+            found[value.name] = InputRole("mask")
         elif rows is not None:
-            found[value.name] = Role("positions" if "position" in name else "indices", rows)
+            found[value.name] = InputRole("positions" if "position" in name else "indices", rows)
     return found
 
 
@@ -73,7 +73,7 @@ def synthesize(
     shape: Sequence[int],
     generator: np.random.Generator,
     source: np.ndarray | None = None,
-    role: Role | None = None,
+    role: InputRole | None = None,
 ) -> np.ndarray:
     """Makes an array.
 
@@ -95,7 +95,7 @@ def synthesize(
     return np.asarray(generator.standard_normal(tuple(shape), dtype=np.float32)).astype(dtype)
 
 
-def _of_role(role: Role, shape: Sequence[int], generator: np.random.Generator, dtype: np.dtype) -> np.ndarray:
+def _of_role(role: InputRole, shape: Sequence[int], generator: np.random.Generator, dtype: np.dtype) -> np.ndarray:
     if role.kind == "indices":
         return generator.integers(0, role.rows or 2, tuple(shape))
     length = shape[-1] if shape else 1

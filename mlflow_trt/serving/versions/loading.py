@@ -1,4 +1,4 @@
-"""A version is made ready to answer: fetched, checked, loaded on every device, compared with PyTorch, and warm.
+"""A version is made ready to answer: fetched, checked, loaded on every device, compared with the model's own, and warm.
 
 Nothing here knows what is served at the moment: either a version comes out that can take calls at its full speed, or
 an error, and then nothing stays loaded.
@@ -91,8 +91,8 @@ def load_version(
 
     Of its files the manifest, the plan that this machine's GPU accepts (or the program, for the reference backend), the
     compiled kernels and the golden tensors are fetched. It is loaded on every device, its answers there are compared
-    with PyTorch's, and every shape that it will be called with most has run often enough to be fast, in every execution
-    context. Requests are joined only if the rows of a batch do not change each other's answers.
+    with the model's own, and every shape that it will be called with most has run often enough to be fast, in every
+    execution context. Requests are joined only if the rows of a batch do not change each other's answers.
 
     Args:
         uri: A folder, or a URI that always means the same: ``models:/name/3``, not an alias.
@@ -102,7 +102,7 @@ def load_version(
 
     Raises:
         DroppedError: ``unwanted`` said so.
-        ParityError: Its answers differ from PyTorch's on this machine.
+        ParityError: Its answers differ from the model's own on this machine.
         TrtError: Whatever else kept it from being loaded; in every case all that was loaded is closed again.
     """
     try:
@@ -276,7 +276,7 @@ def _selections(model: store.StoredModel, options: LoadOptions) -> list[Selected
 def _compare(uri: str, engine: Engine, device: int, golden: GoldenTensors | None, tolerance: Tolerance) -> None:
     if golden is None:
         _logger.warning(
-            "%s has no golden tensors: its answers on device %d are not compared with PyTorch's",
+            "%s has no golden tensors: its answers on device %d are not compared with the model's own",
             uri,
             device,
             extra={"event": "no_golden", "uri": uri, "device": device},
@@ -285,7 +285,7 @@ def _compare(uri: str, engine: Engine, device: int, golden: GoldenTensors | None
     parity = measure_parity(engine, golden, tolerance)
     if parity.status != "passed":
         raise ParityError(
-            f"{uri} answers otherwise than PyTorch on device {device}.\n{parity_text(parity)}",
+            f"{uri} answers otherwise than the model on device {device}.\n{parity_text(parity)}",
             "answers within the tolerance that it was logged with",
             "convert it on this kind of GPU with this driver, and log it again",
         )

@@ -50,7 +50,7 @@ REFUSED = {
     "int16": (of(TensorProto.INT16), "input x is int16"),
     "uint64": (of(TensorProto.UINT64), "input x is uint64"),
     "complex numbers": (of(TensorProto.COMPLEX64), "input x is complex64"),
-    "FP8": (of(TensorProto.FLOAT8E4M3FN), "input x is float8e4m3fn"),
+    "FP8": (of(TensorProto.FLOAT8E4M3FN), "input x is float8"),
     "a sequence": (model(IDENTITY, [SEQUENCE], ["y"]), "input x is a sequence"),
     "an optional": (model(IDENTITY, [OPTIONAL], ["y"]), "input x is an optional"),
     "a map": (model(IDENTITY, [MAP], ["y"]), "input x is a map"),

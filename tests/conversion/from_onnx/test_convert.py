@@ -140,13 +140,29 @@ def test_torch_is_not_imported(tmp_path):
     script = f"""
 import sys
 sys.modules["torch"] = None  # what imports it fails
-import mlflow_trt, numpy
+import mlflow_trt, numpy, pathlib
 mlflow_trt.save_model({str(path)!r}, {str(tmp_path / "m")!r}, dims={{"batch": (1, 2, 4)}}, precision="fp16")
 with mlflow_trt.load_model({str(tmp_path / "m")!r}, backend="reference") as engine:
     print(engine(numpy.ones((2, 8), "float32")).shape)
+try:
+    mlflow_trt.convert({str(path)!r}, dims={{"batch": 2}}, optimisation_level=3)
+except mlflow_trt.SettingError as error:
+    print(error.expected)
+folder = pathlib.Path({str(tmp_path)!r}, "torch")
+folder.joinpath("data").mkdir(parents=True)
+folder.joinpath("MLmodel").write_text("flavors: {{pytorch: {{model_data: data}}}}")
+folder.joinpath("data/model.pt2").write_text("a program")
+try:
+    mlflow_trt.convert(folder)
+except mlflow_trt.SettingError as error:
+    print(error.found)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "(2, 3)", done.stderr
+    assert done.stdout.splitlines() == [
+        "(2, 3)",
+        "'optimization_level'?",
+        "torch is not installed, and converting a PyTorch model needs it.",
+    ], done.stderr
 
 
 def test_the_command_line_takes_a_file(tmp_path):

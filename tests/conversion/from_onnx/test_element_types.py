@@ -17,7 +17,7 @@ from .made import FLOAT, STRING, value
         ("DOUBLE", "float64", 64, 3),
         ("FLOAT16", "float16", 16, 3),
         ("BFLOAT16", "bfloat16", 16, 3),
-        ("FLOAT8E4M3FN", "float8e4m3fn", 8, 3),
+        ("FLOAT8E4M3FN", "float8", 8, 3),
         ("BOOL", "bool", 8, 3),
         ("INT64", "int64", 64, 3),
         ("UINT4", "uint4", 4, 2),

@@ -117,7 +117,7 @@ def refuse(uri, error, match, engines, options=REFERENCE, made=None, unwanted=la
 
 
 def test_wrong_answers_are_refused(tmp_path, engines):
-    error = refuse(save(tmp_path, shifted(1.0, "wrong")), ParityError, "otherwise than PyTorch", engines, made=1)
+    error = refuse(save(tmp_path, shifted(1.0, "wrong")), ParityError, "otherwise than the model", engines, made=1)
     assert "FAILED" in error.message  # with the figures
 
 
