@@ -78,7 +78,7 @@ def convert(
     with steps.timed("read"):
         model = read(source)
         fed = inputs.describe(model, given, kwarg_inputs, dims)
-        model = plain(fixed(model, inputs.fixed_sizes(fed)))
+        model = quantization.prepared(plain(fixed(model, inputs.fixed_sizes(fed))))
     names = interface.output_names(model, output_names)
     with cpu_only.scratch() as folder:
         original, ready = folder / "original", folder / "ready"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import weights
+from .cast_graph import CastGraph
 from .graphs import inner, used
 from .kinds import (
     ARITHMETIC,
@@ -35,7 +36,6 @@ from .kinds import (
     WITHOUT_HALF,
 )
 from .schemas import Schema, schema
-from .cast_graph import CastGraph
 from .types import STANDARD, answered, constant, dtypes
 from .wide import Wide
 
