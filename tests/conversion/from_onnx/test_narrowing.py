@@ -136,9 +136,19 @@ def test_masks_become_the_limit_of_the_dtype(dtype, tmp_path):
         same(own, made, tmp_path, most=2e-2, x=rows(3, 8), keep=keep)
 
 
+def test_a_mask_in_float32_is_clipped_before_it_is_cast():
+    body = """
+        f = Cast <to = 1> (keep)  m = Mul (f, lowest)  small = Mul (f, one)
+        a = MatMul (x, m)  y = MatMul (a, small)
+    """
+    own = graph(body, "float[8, 8] x, bool[8, 8] keep", lowest=np.float32(-1e30), one=np.float32(1))
+    made, _ = half(own)
+    assert operators(made).count("Clip") == 1
+
+
 def test_a_variance_that_half_precision_can_not_hold(tmp_path):
-    own = graph("n = BatchNormalization (x, scale, bias, mean, variance)  y = MatMul (n, w)", w=rows(8, 8),
-                scale=1 + 0.1 * rows(8), bias=rows(8), mean=rows(8),
+    own = graph("a = MatMul (x, w)  n = BatchNormalization (a, scale, bias, mean, variance)  y = MatMul (n, w)",
+                w=rows(8, 8), scale=1 + 0.1 * rows(8), bias=rows(8), mean=rows(8),
                 variance=np.array([1e6, 1e-9, 1, 2, 3, 4, 5, 6], np.float32))  # fmt: skip
     made, _ = half(own)
     same(own, made, tmp_path, x=rows(3, 8))
