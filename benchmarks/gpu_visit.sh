@@ -2,8 +2,8 @@
 # Everything that needs a GPU, in pieces of at most ten minutes, with all output in one folder:
 #
 #   benchmarks/gpu_visit.sh OUT            the GPU tests, coverage, then all benchmarks
-#   benchmarks/gpu_visit.sh OUT tests      one piece: tests, alone (those that measure), coverage, compare, maxima, serving,
-#                                          moves, speed, or rest; or versions, with BEFORE=… another checkout
+#   benchmarks/gpu_visit.sh OUT tests      one piece: tests, alone (those that measure), coverage, compare, maxima, repeats
+#                                          (NAME=… an architecture), serving, moves, speed, or rest; or versions, with BEFORE=… another checkout
 #
 # PYTHON=…  the interpreter (default: python3); SECONDS_EACH=…  the limit of a piece (default: 570)
 # JOBS=…    tests, and architectures, at once (default: 8); CUDA_VISIBLE_DEVICES and taskset let two pieces run side by side,
@@ -49,12 +49,13 @@ for piece in $pieces; do
     coverage) piece_of benchmarks.coverage --jobs "$jobs" --timeout "$((limit - 60))" --budget "$((limit - 30))" --out "$out" || status=1 ;;
     compare) piece_of benchmarks.coverage --compare --jobs "$jobs" --timeout "$((limit - 60))" --budget "$((limit - 30))" --out "$out" $COMPARED || status=1 ;;
     versions) piece_of benchmarks.versions "${BEFORE:?another checkout}" --starts 5 --rounds 3 || status=1 ;;
+    repeats) piece_of benchmarks.repeats "${NAME:-timm/convnextv2_atto}" --seconds "$(((limit - 30) / 2))" || status=1 ;;
     maxima) piece_of benchmarks.maxima || status=1 ;;
     serving) bench serving_latency serving_concurrent || status=1 ;;
     moves) bench serving_moves || status=1 ;;
     speed) bench prepare resnet50_batch1 resnet50_batch8 tiny_mlp sizes_in_turn random_sizes threads first_answer || status=1 ;;
     rest) bench log_model peak_memory imports wrapper alternatives || status=1 ;;
-    *) echo "unknown piece: $piece (tests, alone, coverage, compare, versions, maxima, serving, moves, speed, rest)" >&2; exit 2 ;;
+    *) echo "unknown piece: $piece (tests, alone, coverage, compare, versions, maxima, repeats, serving, moves, speed, rest)" >&2; exit 2 ;;
   esac
 done
 exit $status

@@ -41,7 +41,7 @@ def build(path: Path, job: Job, listener: ProgressListener | None = None) -> Bui
     started = time.perf_counter()
     watch = _Watch(listener)
     with _lock:
-        trt = _tensorrt(job)
+        trt = importlib.import_module(runtime(job))
         with _captured(trt, watch):
             try:
                 serialized = _serialized(trt, path, job, watch)
@@ -143,8 +143,12 @@ _ATTRIBUTES = {
 }
 
 
-def _tensorrt(job: Job) -> Any:
-    """The TensorRT that the installed Torch-TensorRT builds with, or the only one that is there."""
+def runtime(job: Job) -> str:
+    """The TensorRT that builds a job: the one that Torch-TensorRT builds with here, or the only one that is there.
+
+    Raises:
+        SettingError: None is.
+    """
     names = ["tensorrt_rtx", "tensorrt"]
     if job.capabilities is None and _is_installed("torch-tensorrt") and not _is_installed("torch-tensorrt-rtx"):
         names.reverse()
@@ -158,7 +162,7 @@ def _tensorrt(job: Job) -> Any:
             "one of them: its parser of ONNX builds the engine",
             "pip install tensorrt-rtx (the extras convert-rtx and convert-onnx-rtx bring it)",
         )
-    return importlib.import_module(there[0])
+    return there[0]
 
 
 def _is_installed(distribution: str) -> bool:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 OLDEST_OPSET = 7
-"""The first that ONNX Runtime promises; TensorRT's parser reads any as if it were new, where operators of older ones
-broadcast otherwise."""
+"""The first that ONNX Runtime promises. Before it operators broadcast otherwise, which TensorRT's parser refuses."""
 CLASSICAL = "ai.onnx.ml"
 STANDARD = ("", "ai.onnx")
 

@@ -17,7 +17,7 @@ from .. import settings as _settings
 from ..build_child import MODEL
 from ..job import BindingSpec, Job
 from ..plan_record import check_precision, describe, tolerance_of, typed
-from . import agreement, golden, inputs, interface, maxima, values
+from . import agreement, checks, golden, inputs, interface, maxima, quantization, values
 from . import precision as _precision
 from .model import FILE, OnnxModel, OnnxSource, fixed, loaded, read, write
 from .plain import plain
@@ -97,6 +97,9 @@ def convert(
             tuple(BindingSpec(i.name, i.dtype, tuple((r.min, r.opt, r.max) for r in i.ranges)) for i in fed),
             tuple(names), _settings.of_the_builder(chosen), capabilities, converter="onnx",
         )  # fmt: skip
+        if onnx_parser.runtime(job) == "tensorrt_rtx":
+            checks.check_kernels(model.proto)
+            quantization.check_int8_convolutions(model)
         with steps.timed("build"), progress.shown() as listener:
             if capabilities is None:
                 built = onnx_parser.build(ready / MODEL, job, listener)

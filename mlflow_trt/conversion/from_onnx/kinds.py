@@ -36,10 +36,7 @@ PEEPHOLES = ("LSTM", 7)
 """The operand with which the parser takes an LSTM in float32 alone."""
 
 PARAMETERS = frozenset(
-    (
-        *(("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Dropout", 1), ("OneHot", 0), ("OneHot", 1)),
-        *(("TopK", 1), ("Tile", 1), ("Unique", 1)),
-    )
+    (*(("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Dropout", 1), ("OneHot", 0), ("OneHot", 1)),)
 )
 """Operators and places of floating operands that say how, not with what, they compute: float32."""
 

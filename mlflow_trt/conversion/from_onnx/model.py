@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import SettingError
+from ...errors import ConversionError, SettingError
 from . import checks, external_data
 from .element_types import kind_of
 from .parsing import OnnxSource as OnnxSource
@@ -140,6 +140,10 @@ def write(model: OnnxModel, folder: Path) -> Path:
 
     Returns:
         The model's file; other files that belong to it have names that begin as its.
+
+    Raises:
+        ConversionError: Its nodes hold more than protobuf writes.
+        OSError: The folder can't be written, or a file of weights not read.
     """
     path = folder / FILE
     locations = sorted(external_files(model))
@@ -151,8 +155,21 @@ def write(model: OnnxModel, folder: Path) -> Path:
     beside = f"{FILE}.data{len(names) or ''}"
     if names or external_data.within(proto) > external_data.MOST_WITHIN:
         proto = external_data.moved(proto, names, folder, beside)
-    path.write_bytes(proto.SerializeToString())
+    path.write_bytes(_serialized(proto))
     return path
+
+
+def _serialized(proto: ModelProto) -> bytes:
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bytes(proto.SerializeToString())
+    except (EncodeError, ValueError) as error:
+        raise ConversionError(
+            f"The graph can't be written: {error}.",
+            "2 GB at most in constants of its nodes",
+            "export the model so that its weights are initializers of the graph",
+        ) from error
 
 
 def external_files(model: OnnxModel) -> set[str]:

@@ -56,13 +56,8 @@ def _content(path: Path) -> bytes:
                 "an ONNX file",
                 f"give the file: {path / inside[0]}" if inside else "give the file that holds the graph",
             )
-        size = path.stat().st_size
-        if size > MOST:
-            raise ConversionError(
-                f"{path} has {size:,} bytes, more than a file of ONNX may have by itself.",
-                "2 GB at most, as protobuf parses no more",
-                "save the model with its weights beside it: onnx.save(model, path, save_as_external_data=True)",
-            )
+        if (size := path.stat().st_size) > MOST:
+            raise _too_large(str(path), size)
         return path.read_bytes()
     except FileNotFoundError:
         raise SettingError(f"{path} does not exist.", "an ONNX file", "correct the path") from None
@@ -76,6 +71,8 @@ def _parsed(content: bytes, name: str) -> ModelProto:
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
 
+    if len(content) > MOST:
+        raise _too_large(name, len(content))
     model = ModelProto()
     try:
         model.ParseFromString(content)
@@ -83,6 +80,14 @@ def _parsed(content: bytes, name: str) -> ModelProto:
         raise _no_model(name, content[: lookalikes.START_BYTES], len(content)) from None
     _check_whole(model, name, content[: lookalikes.START_BYTES], len(content))
     return model
+
+
+def _too_large(name: str, size: int) -> ConversionError:
+    return ConversionError(
+        f"{name} has {size:,} bytes, more than a file of ONNX may have by itself.",
+        "2 GB at most, as protobuf parses no more",
+        "save the model with its weights beside it: onnx.save(model, path, save_as_external_data=True)",
+    )
 
 
 def _check_whole(model: ModelProto, name: str, start: bytes, size: int = 0) -> None:

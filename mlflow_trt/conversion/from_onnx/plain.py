@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import branches, classical, functions, loops, outputs
+from . import branches, classical, functions, integers, loops, outputs
 from .checks import check_operators, check_outputs
 from .model import OnnxModel
 from .pruning import prune
@@ -21,7 +21,8 @@ def plain(model: OnnxModel) -> OnnxModel:
 
     Raises:
         UnsupportedOperatorError: It has operators that are not ONNX's own, or random ones.
-        ConversionError: It has outputs that an engine can't have, or functions that can't be written out.
+        ConversionError: It has outputs that an engine can't have, functions that can't be written out, or arithmetic in
+            int8.
     """
     own = skeleton(model.proto)
     made = functions.inlined(own)
@@ -30,4 +31,5 @@ def plain(model: OnnxModel) -> OnnxModel:
     pruned = prune(made)
     check_operators(made)
     check_outputs(made)
+    integers.check(made)
     return OnnxModel(filled(made, model.proto), model.folder) if pruned or made is not own else model

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...plan.dtypes import DTYPE_OF, ONNX
+from .border import bordered, public_dtype
 from .element_types import name_of
-from .graphs import inner
 from .model import OnnxModel
 from .narrowing import narrowed
 from .retyped import retyped
 from .types import dtypes
-from .writer import Writer
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,9 @@ def cast(model: OnnxModel, precision: str | None) -> Cast:
     wanted = int(TensorProto.DataType.Value(_MEMBERS[DTYPE_OF[precision]])) if precision else None
     replaced = _replaced(wanted)
     proto = model.proto
-    public = {
-        value.name: _PUBLIC.get(kind, kind)
-        for value in (*proto.graph.input, *proto.graph.output)
-        for kind in (value.type.tensor_type.elem_type,)
-    }
+    public = {v.name: public_dtype(v.type.tensor_type.elem_type) for v in (*proto.graph.input, *proto.graph.output)}
     made = retyped(proto, replaced, model.folder)
-    _border(made, public)
+    bordered(made, public)
     kept: tuple[str, ...] = ()
     if wanted is not None and wanted != TensorProto.FLOAT:
         made, kept = narrowed(made, wanted, model.folder)
@@ -65,8 +60,6 @@ def cast(model: OnnxModel, precision: str | None) -> Cast:
 
 
 _MEMBERS = {name: member for member, name in ONNX.items()}
-_PUBLIC = {11: 1, 16: 1}
-"""What callers see of DOUBLE and BFLOAT16: FLOAT."""
 
 
 def _replaced(wanted: int | None) -> Mapping[int, int]:
@@ -80,48 +73,6 @@ def _replaced(wanted: int | None) -> Mapping[int, int]:
     return double | {half: wanted for half in halves if half != wanted}
 
 
-def _border(model: ModelProto, public: Mapping[str, int]) -> None:
-    """Casts inputs and outputs from and to the dtypes that callers see."""
-    graph = model.graph
-    writer = Writer(model)
-    entries = {}
-    for value in graph.input:
-        kind = value.type.tensor_type
-        if kind.elem_type != public[value.name]:
-            entries[value.name] = writer.new(f"{value.name}.inner")
-            writer.write("Cast", value.name, out=entries[value.name], to=kind.elem_type)
-            kind.elem_type = public[value.name]
-    leaving = {v.name: v for v in graph.output if v.type.tensor_type.elem_type != public[v.name]}
-    renamed = entries | {name: writer.new(f"{name}.inner") for name in leaving}
-    if not renamed:
-        return
-    first = list(writer.nodes)
-    writer.nodes.clear()
-    for name, value in leaving.items():
-        writer.write("Cast", renamed[name], out=name, to=public[name])
-        value.type.tensor_type.elem_type = public[name]
-    for node in graph.node:
-        _rename(node, renamed)
-    for tensor in graph.initializer:
-        tensor.name = renamed.get(tensor.name, tensor.name)
-    inside = list(graph.node)
-    del graph.node[:]
-    graph.node.extend((*first, *inside, *writer.nodes))
-
-
-def _rename(node: NodeProto, renamed: Mapping[str, str]) -> None:
-    for names in (node.input, node.output):
-        for place, name in enumerate(names):
-            names[place] = renamed.get(name, name)
-    for graph in inner(node):
-        for each in graph.node:
-            _rename(each, renamed)
-
-
 def _dtypes(model: ModelProto) -> Iterator[str]:
     """Names of the dtypes of all values, those of quantized weights among them."""
-    return map(_name, set(dtypes(model).values()) - {0})
-
-
-def _name(dtype: int) -> str:
-    return name_of(dtype) or "unknown"
+    return filter(None, map(name_of, dtypes(model).values()))

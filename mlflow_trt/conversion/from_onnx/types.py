@@ -35,13 +35,17 @@ def _collect(graph: GraphProto, version: int, known: dict[str, int]) -> None:
     for node in graph.node:
         for each in inner(node):
             _collect(each, version, known)
-        answers = answered(node, [known.get(name) for name in node.input], version)
+        if node.op_type in ("If", "Loop", "Scan") and node.domain in STANDARD:
+            own = next(inner(node)).output
+            answers = [known.get(value.name) for value in (own[1:] if node.op_type == "Loop" else own)]
+        else:
+            answers = answered(node, [known.get(name) for name in node.input], version)
         known.update({name: dtype for name, dtype in zip(node.output, answers) if name and dtype})
     known.update({v.name: v.type.tensor_type.elem_type for v in graph.output if v.type.tensor_type.elem_type})
 
 
 def answered(node: NodeProto, read: Sequence[int | None], version: int) -> list[int | None]:
-    """The dtypes of a node's outputs; None for what is not known.
+    """The dtypes of the outputs of a node without graphs of its own; None for what is not known.
 
     Args:
         node: The node.
@@ -70,10 +74,6 @@ def answered(node: NodeProto, read: Sequence[int | None], version: int) -> list[
         return [int(TensorProto.FLOAT)]
     if operator == "EyeLike" or operator.startswith("Random") or operator == "Bernoulli":
         return [read[0]]
-    graphs = list(inner(node))
-    if operator in ("If", "Loop", "Scan") and graphs:
-        own = [value.type.tensor_type.elem_type or None for value in graphs[0].output]
-        return own[1:] if operator == "Loop" else own
     known = schema(operator, version) if node.domain in STANDARD else None
     return [None] * len(node.output) if known is None else known.answers(node, read)
 

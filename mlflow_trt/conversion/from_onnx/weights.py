@@ -62,7 +62,11 @@ def in_dtype(tensor: TensorProto, dtype: int, folder: Path | None, name: str = "
 def clamped(values: np.ndarray, dtype: int) -> np.ndarray:
     """Finite numbers that a dtype can't hold, as its own limit."""
     most = limit(dtype)
-    if not values.size or not np.any(too_large := np.isfinite(values) & (np.abs(values) > most)):
+    if (
+        not values.size
+        or values.dtype == np.float16
+        or not np.any(too_large := np.isfinite(values) & (np.abs(values) > most))
+    ):
         return values
     return np.where(too_large, np.copysign(np.asarray(most, values.dtype), values), values)
 
