@@ -13,6 +13,9 @@ ARITHMETIC = frozenset(
 )
 """Operators that carry a network's arithmetic: those that are asked for in a precision."""
 
+PRODUCTS = {"GRU": 2}
+"""How many pairs of matrix products TensorRT's parser makes of an operator: one, of those that are not here."""
+
 IN_FLOAT32 = frozenset(
     (
         # Sums of squares and of exponentials leave float16's range at 256 and at 11.

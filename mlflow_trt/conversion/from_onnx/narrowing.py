@@ -29,6 +29,7 @@ from .kinds import (
     IN_FLOAT32,
     PARAMETERS,
     PEEPHOLES,
+    PRODUCTS,
     QUANTIZERS,
     RANDOM,
     SHAPES,
@@ -222,7 +223,7 @@ class _Narrowing:
             for name in node.output:
                 self.graph.narrow(name)
         if node.op_type in ARITHMETIC and set(operands.values()) == {self.single}:
-            self.kept.append(node.name or node.output[0])
+            self._keep(node)
 
     def _narrows_after(self, node: NodeProto) -> bool:
         """Whether what follows a node that computes in float32 computes in half precision again."""
@@ -273,7 +274,12 @@ class _Narrowing:
         _rename(copy, renamed)
         self.graph.add(node, copy, [self._own(name) for name in node.output])
         for graph in inner(node):
-            self.kept += [n.name or n.output[0] for n in _inner_nodes(graph) if n.op_type in ARITHMETIC]
+            for each in _inner_nodes(graph):
+                if each.op_type in ARITHMETIC:
+                    self._keep(each)
+
+    def _keep(self, node: NodeProto) -> None:
+        self.kept += [node.name or node.output[0]] * PRODUCTS.get(node.op_type, 1)
 
     def _in_own(self, name: str) -> str:
         if not self.graph.is_floating(name):

@@ -29,7 +29,8 @@ class Cast:
 
     model: OnnxModel
     kept: tuple[str, ...]
-    """Arithmetic that stays in float32 because the graph itself makes its operands so: names of nodes."""
+    """Arithmetic that stays in float32 because the graph itself makes its operands so: names of nodes, once for
+    each two layers that one may be."""
     dtypes: frozenset[str]
     """Every dtype of the graph's values, as in :mod:`mlflow_trt.plan.dtypes`."""
 

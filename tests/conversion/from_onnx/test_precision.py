@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import mlflow_trt
 from mlflow_trt.conversion.from_onnx.model import OnnxModel, read
 from mlflow_trt.conversion.from_onnx.plain import plain
 from mlflow_trt.conversion.from_onnx.precision import cast
@@ -182,6 +183,17 @@ def test_real_models_answer_as_before_and_are_taken_by_the_parser(made_by, opset
         assert relative(answers(made.model, tmp_path, True, **inputs)[0], wanted) < most
         products = {d for _, kind, d in network(made.model, tmp_path) if kind in ("MATRIX_MULTIPLY", "CONVOLUTION")}
         assert products == {dtype}
+
+
+def test_a_gru_which_the_parser_takes_in_float32_alone_is_no_reason_to_refuse_the_rest():
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
+    own = model(
+        "g (float[T, N, 4] x) => (float[T, 1, N, 5] y) { a = MatMul (x, v)  g = GRU <hidden_size = 2> (a, w, r) "
+        "y = MatMul (g, u) }", v=rows(4, 4), w=rows(1, 6, 4), r=rows(1, 6, 2), u=rows(2, 5))  # fmt: skip
+    plan = mlflow_trt.convert(
+        own.proto, dims={"N": (1, 2, 4), "T": (1, 3, 8)}, precision="bf16", compute_capabilities=["8.9"]
+    )
+    assert {"bfloat16", "float32"} <= set(plan.record.precision.census.layers)
 
 
 def test_an_int64_stays_one():

@@ -10,6 +10,7 @@ pytest.importorskip("onnxruntime.quantization", reason="needs what onnxruntime.q
 
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+import mlflow_trt
 from mlflow_trt.conversion.from_onnx import quantization
 from mlflow_trt.conversion.from_onnx.model import OnnxModel, read
 from mlflow_trt.conversion.from_onnx.precision import cast
@@ -81,6 +82,13 @@ def test_int8_goes_into_the_network(precision, tmp_path):
     for searched in ("DEQUANTIZE", "MATRIX_MULTIPLY"):
         assert {dtype for _, kind, dtype in layers if kind == searched} == {wanted}
     assert relative(answers(made.model, tmp_path, widened=True, x=x)[0], answers(own, tmp_path, x=x)[0]) < 0.03
+
+
+def test_a_quantized_graph_becomes_a_plan(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX")
+    own = quantized(mlp(), rows(16, 8), tmp_path, extra_options=SYMMETRIC)
+    plan = mlflow_trt.convert(own.proto, dims={"N": (1, 4, 16)}, precision="fp16", compute_capabilities=["8.9"])
+    assert {"int8", "float16"} <= set(plan.record.precision.census.layers)
 
 
 def test_scales_that_half_precision_has_not_stay_in_float32(tmp_path):
