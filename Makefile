@@ -2,7 +2,7 @@
 # make test          sets up .venv, then linters, types, layers and all tests; GPU tests run where there is a GPU
 # make test-oldest   the main job's tests with the oldest releases that are promised (tests/oldest.txt), in .venv-oldest
 # make test-next     conversion and checks with the newest TensorRT-RTX, in .venv-next, a layer over .venv
-# make test-light    the runtime's tests without torch, on the newest Python, in .venv-light
+# make test-light    what needs no torch, on the newest Python, in .venv-light: the runtime, conversion from ONNX
 # make test-all      all four, the full one last
 # make benchmark     measures on this machine's GPU, into benchmarks/results/
 # make docs          builds the pages of docs/ as a site into site/
@@ -56,6 +56,8 @@ next_tests := $(addprefix tests/,conversion/test_convert.py $(saving) plan/test_
   engine/test_load.py engine/test_trt.py)
 # Without torch and without MLflow's server.
 light_tests := $(addprefix tests/,plan engine test_cache.py test_inputs.py test_errors.py cli/test_parsing.py test_installs.py \
+  conversion/from_onnx conversion/test_onnx_runtime.py conversion/test_points.py conversion/test_plan_record.py \
+  flavor/sources/test_graphs.py \
   serving/protocol/test_protobuf.py serving/workers/test_shared_memory.py serving/workers/test_ipc.py \
   registry/test_contract.py registry/test_sizes.py registry/test_alias_history.py)
 
@@ -152,7 +154,7 @@ python-oldest:
 PYTHON_NEWEST ?= $(call version,$(NEWEST_PYTHON))
 .venv-light/.installed: pyproject.toml
 	@$(call need,$(PYTHON_NEWEST),$(NEWEST_PYTHON),PYTHON_NEWEST)
-	@echo "Setting up .venv-light with $$($(PYTHON_NEWEST) --version): the runtime and the server, no torch."
+	@echo "Setting up .venv-light with $$($(PYTHON_NEWEST) --version): the runtime, the server and ONNX, no torch."
 	@$(PYTHON_NEWEST) -m venv .venv-light
-	@$(call install,.venv-light,-e '.[rtx$(comma)serve]' pytest pytest-timeout pytest-xdist hypothesis filelock)
+	@$(call install,.venv-light,-e '.[convert-onnx-rtx$(comma)serve]' pytest pytest-timeout pytest-xdist hypothesis filelock)
 	@touch $@

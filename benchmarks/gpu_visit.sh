@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu_visit.sh OUT            the GPU tests, coverage, then all benchmarks
 #   benchmarks/gpu_visit.sh OUT tests      one piece: tests, alone (those that measure), coverage, compare, maxima, repeats
-#                                          (NAME=… an architecture), serving, moves, speed, or rest; or versions, with BEFORE=… another checkout
+#                                          (NAME=… an architecture), converters, engines, onnx_start, serving, moves, speed,
+#                                          or rest; or versions, with BEFORE=… another checkout
 #
 # PYTHON=…  the interpreter (default: python3); SECONDS_EACH=…  the limit of a piece (default: 570)
 # JOBS=…    tests, and architectures, at once (default: 8); CUDA_VISIBLE_DEVICES and taskset let two pieces run side by side,
@@ -11,7 +12,7 @@
 # The models that the benchmarks share stay in WORK (default: a folder under TMPDIR), so that the pieces build them once.
 set -u
 out=$(mkdir -p "${1:?usage: gpu_visit.sh OUT [PIECE]}" && cd "$1" && pwd)
-pieces=${2:-tests alone coverage compare maxima serving moves speed rest}
+pieces=${2:-tests alone coverage compare converters engines onnx_start maxima serving moves speed rest}
 jobs=${JOBS:-8}
 python=${PYTHON:-python3}
 limit=${SECONDS_EACH:-570}
@@ -31,7 +32,7 @@ bench() {
 piece_of() {
   local module=$1
   shift
-  timeout "$limit" "$python" -m "$module" "$@" 2>&1 | tee "$out/${module#benchmarks.}.txt"
+  timeout "$limit" "$python" -m "$module" "$@" 2>&1 | tee "$out/${output:-${module#benchmarks.}}.txt"
   return "${PIPESTATUS[0]}"
 }
 
@@ -50,12 +51,15 @@ for piece in $pieces; do
     compare) piece_of benchmarks.coverage --compare --jobs "$jobs" --timeout "$((limit - 60))" --budget "$((limit - 30))" --out "$out" $COMPARED || status=1 ;;
     versions) piece_of benchmarks.versions "${BEFORE:?another checkout}" --starts 5 --rounds 3 || status=1 ;;
     repeats) piece_of benchmarks.repeats "${NAME:-timm/convnextv2_atto}" --seconds "$(((limit - 30) / 2))" || status=1 ;;
+    converters) piece_of benchmarks.converters --rounds 1 --budget "$((limit - 30))" --out "$out" || status=1 ;;
+    engines) output=engines piece_of benchmarks.converters --engines --jobs "$jobs" --budget "$((limit - 30))" --out "$out" || status=1 ;;
+    onnx_start) piece_of benchmarks.onnx_start --starts 3 --out "$out" || status=1 ;;
     maxima) piece_of benchmarks.maxima || status=1 ;;
     serving) bench serving_latency serving_concurrent || status=1 ;;
     moves) bench serving_moves || status=1 ;;
     speed) bench prepare resnet50_batch1 resnet50_batch8 tiny_mlp sizes_in_turn random_sizes threads first_answer || status=1 ;;
     rest) bench log_model peak_memory imports wrapper alternatives || status=1 ;;
-    *) echo "unknown piece: $piece (tests, alone, coverage, compare, versions, maxima, repeats, serving, moves, speed, rest)" >&2; exit 2 ;;
+    *) echo "unknown piece: $piece (tests, alone, coverage, compare, converters, engines, onnx_start, versions, maxima, repeats, serving, moves, speed, rest)" >&2; exit 2 ;;
   esac
 done
 exit $status

@@ -46,7 +46,7 @@ def log_model(context: Context) -> Measurement:
     }
 
     def logged() -> None:
-        with _seconds(recorded, "measure") as measuring:
+        with seconds_of(recorded, "measure") as measuring:
             begin = time.perf_counter()
             mlflow_trt.log_model(model, name=name, **arguments)
             seconds = time.perf_counter() - begin
@@ -90,7 +90,7 @@ def log_model(context: Context) -> Measurement:
 
 
 @contextlib.contextmanager
-def _seconds(owner: Any, name: str) -> Iterator[list[float]]:
+def seconds_of(owner: Any, name: str) -> Iterator[list[float]]:
     """Collects how long each call of a module's function takes."""
     original, found = getattr(owner, name), []
 

@@ -1,9 +1,9 @@
 """MLflow models whose weight is a raw TensorRT engine.
 
-A PyTorch model goes in (:func:`convert`, :func:`log_model`); a model version comes out that is described by its shape
-profile, its real precision and the hosts it loads on; that same version is loaded (:func:`load_model`), checked
-(:func:`check`, :func:`inspect`), measured (:func:`benchmark`), promoted (:func:`promote`, :func:`rollback`) and served
-(:func:`serve`).
+A PyTorch model or a graph in ONNX goes in (:func:`convert`, :func:`log_model`); a model version comes out that is
+described by its shape profile, its real precision and the hosts it loads on; that same version is loaded
+(:func:`load_model`), checked (:func:`check`, :func:`inspect`), measured (:func:`benchmark`), promoted (:func:`promote`,
+:func:`rollback`) and served (:func:`serve`).
 
 Every name is resolved at first use: importing this package imports neither torch nor TensorRT.
 """

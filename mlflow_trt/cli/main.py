@@ -103,7 +103,7 @@ def _conversion(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME=VALUE",
             help="A setting of Torch-TensorRT, such as optimization_level=5; repeatable.",
         ),
-        click.option("--omit-program", is_flag=True, help="Leave the exported program out of the model."),
+        click.option("--omit-program", is_flag=True, help="Leave the program (or the graph) out of the model."),
         click.option(
             "--measure-timeout",
             type=click.FloatRange(min=0, min_open=True),

@@ -85,8 +85,8 @@ def fitting(targets: tuple[str, ...], dtypes: Collection[str], named: bool) -> t
     return left
 
 
-# Turing has no bfloat16, Ampere no FP8: TensorRT-RTX says "the model contains HW-specific datatypes".
-_NEEDS = {"bfloat16": (8, 0), **dict.fromkeys(("float8", "float8_e4m3fn", "float8_e5m2"), (8, 9))}
+# Turing has no bfloat16 and no INT4, Ampere no FP8: TensorRT-RTX says "the model contains HW-specific datatypes".
+_NEEDS = {"bfloat16": (8, 0), "int4": (8, 0), **dict.fromkeys(("float8", "float8_e4m3fn", "float8_e5m2"), (8, 9))}
 
 
 def supported_capabilities() -> tuple[str, ...]:

@@ -62,10 +62,9 @@ def convert(
             ``torch_tensorrt.Input``, example tensors (their shape is fixed, and their values become golden inputs),
             and lists, tuples or dicts of these. An input with a name goes to that parameter. Numbers, strings and
             None are baked into the engine: they are the same at every call. None for a static exported program, or a
-            URI whose model has a signature without dynamic dimensions.
+            URI whose model has a signature without dynamic dimensions. The inputs of a graph in ONNX may also be a dict
+            by name; those whose dynamic dimensions ``dims`` names, and static ones, need not be given.
         arg_inputs: Another name for ``inputs``, as Torch-TensorRT has it.
-            The inputs of a graph in ONNX may also be a dict by name; those whose dynamic dimensions ``dims`` names, and
-            static ones, need not be given.
         kwarg_inputs: What the model takes by keyword.
         precision: ``"fp32"`` (no TF32), ``"tf32"``, ``"fp16"`` or ``"bf16"``: what convolutions and matrix products
             compute in. Where the model itself casts to float32, that stays. None: the model's own dtypes, with
@@ -74,11 +73,11 @@ def convert(
         compute_capabilities: TensorRT-RTX: what to build for: ``["8.6", "sm89"]``. None: the current GPU; without a
             GPU, all that TensorRT-RTX supports.
         output_names: Names for the outputs that the engine computes. Default: the keys of the model's own structure,
-            or ``output0``, …; a graph's own
-        golden_inputs: Real inputs to compare the engine with PyTorch on: a list of dicts by input name, or of
+            or ``output0``, …; for a graph in ONNX, its own.
+        golden_inputs: Real inputs to compare the engine with the model on: a list of dicts by input name, or of
             argument tuples. The profile points take their values from the first. Default: the input example that a
             PyTorch model was logged with, where it fits the inputs.
-        tolerance: How far the engine may be from PyTorch; a number is the relative L2 error. Default: by precision.
+        tolerance: How far the engine may be from the model; a number is the relative L2 error. Default: by precision.
         timeout: Seconds that the building child may take; None: any time.
         converter: ``"torch_tensorrt"``; ``"onnx"``: ``torch.onnx.export`` and TensorRT's own parser; ``"auto"``: the
             first and, where that can't convert the whole model, the second.
@@ -90,7 +89,8 @@ def convert(
             ``truncate_double=True`` and ``require_full_compilation=True``.
 
     Returns:
-        The plan, with its manifest, the exported program, and what PyTorch answered at every profile point.
+        The plan, with its manifest, the exported program or the graph, and what PyTorch or ONNX Runtime answered at
+        every profile point.
 
     Raises:
         SettingError: An argument or setting is unknown, contradictory, or needs something that is not here; or a

@@ -272,7 +272,7 @@ def test_int16_inside_is_held_in_int32():
 
 def test_model_of_another_kind():
     with pytest.raises(SettingError, match=r"torch\.nn\.Module"):
-        convert("model.onnx", [Input((2, 3))])
+        convert(object(), [Input((2, 3))])
 
 
 @both

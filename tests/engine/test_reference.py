@@ -133,7 +133,7 @@ def test_a_damaged_program_is_refused(tmp_path):
 
 
 def test_a_version_without_its_program(tmp_path):
-    with pytest.raises(SettingError, match="no exported program"):
+    with pytest.raises(SettingError, match="no program to run on the CPU"):
         load_engine(tmp_path, manifest(record()), backend="reference")
 
 

@@ -182,27 +182,32 @@ def test_plans_of_one_version_come_from_one_model(tmp_path):
     assert mlflow_trt.inspect(tmp_path / "saved").source == first.manifest.source
 
 
-def test_a_logged_graph_becomes_a_version_that_names_it(temporary):
+def test_a_logged_graph_becomes_a_version_that_names_it(tracking_server, monkeypatch, temporary):
+    """On a real server, and the source goes: the version holds the graph with its weights."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     import mlflow.onnx
 
-    mlflow.onnx.log_model(
-        stored_models.graph(), name="product", registered_model_name="product", pip_requirements=["onnx"]
+    tracking_server.use(monkeypatch)
+    graph = stored_models.graph()
+    source = mlflow.onnx.log_model(graph, name="product", registered_model_name="product", pip_requirements=["onnx"])
+    mlflow_trt.log_model(
+        "models:/product/1", "engine", dims={"batch": (1, 2, 4)}, registered_model_name="product-trt", **BUILD
     )
-    plan = mlflow_trt.convert(
-        "models:/product/1", dims={"batch": (1, 2, 4)}, compute_capabilities=["8.6"], converter="onnx"
-    )
-    weights = [file.path for file in plan.manifest.source.files if file.path != "model.onnx"]
-    assert len(weights) == 1
-    assert (plan.manifest.source.uri, plan.manifest.source.flavor) == ("models:/product/1", "onnx")
-    assert plan.record.converter == "onnx"
     assert left(temporary) == []
+    manifest = mlflow_trt.inspect("models:/product-trt/1")
+    recorded = manifest.source
+    assert (recorded.uri, recorded.flavor, recorded.model_id) == ("models:/product/1", "onnx", source.model_id)
+    assert len([file for file in recorded.files if file.path != "model.onnx"]) == 1  # its weights lie beside it
+    assert manifest.plans[0].converter == "onnx"
+    assert manifest.interface.inputs[0].shape == ("batch", 4096)
+    assert mlflow.MlflowClient().get_model_version("product-trt", "1").tags["mlflow_trt.source"] == "models:/product/1"
 
-    # The graph's files are gone; the version holds it with its weights.
-    mlflow_trt.save_model(plan, temporary / "version")
-    with mlflow_trt.load_model(temporary / "version", backend="reference") as engine:
-        assert engine.interface.inputs[0].shape[0] == "batch"
+    mlflow.MlflowClient().delete_registered_model("product")
+    mlflow.MlflowClient().delete_logged_model(source.model_id)
+    x = np.random.default_rng(0).standard_normal((3, 4096), np.float32)
+    product = x.astype(np.float64) @ np.arange(4096 * 4).reshape(4096, 4)
+    np.testing.assert_allclose(answers("models:/product-trt/1", x), product, rtol=0, atol=1e-5 * np.abs(product).max())
 
 
 def test_a_graph_is_none_of_torch_tensorrt_s(tmp_path):

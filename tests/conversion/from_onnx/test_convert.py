@@ -89,6 +89,26 @@ def test_several_profiles_are_built():
     assert [profile["x"].max for profile in plan.record.profiles] == [(1, 8), (8, 8)]
 
 
+def test_weights_in_int4_are_built_for_gpus_that_have_it():
+    proto = model(
+        [("DequantizeLinear", "q s", "w", {"axis": 0, "block_size": 16}), ("MatMul", "x w", "y")],
+        {"x": ("FLOAT", ["batch", 16])},
+        {"y": ("FLOAT", ["batch", 4])},
+        {"s": np.full((1, 4), 0.01, np.float32)},
+        opset=21,
+    )
+    proto.ir_version = 10
+    numbers = np.random.default_rng(0).integers(-7, 7, 64).tolist()
+    proto.graph.initializer.append(onnx.helper.make_tensor("q", onnx.TensorProto.INT4, [16, 4], numbers))
+
+    plan = converted(proto, dims={"batch": (1, 2, 4)}, compute_capabilities=None)
+    assert "7.5" not in plan.record.capabilities
+    assert "8.0" in plan.record.capabilities
+    assert plan.record.precision.census.layers["int4"] == 1
+    with pytest.raises(SettingError, match=r"holds int4, which the compute capability 7\.5 does not have"):
+        converted(proto, dims={"batch": (1, 2, 4)}, compute_capabilities=["7.5", "8.6"])
+
+
 def test_outputs_are_named():
     plan = converted(perceptron(), dims={"batch": 2}, output_names=["logits"])
     assert plan.manifest.interface.outputs[0].name == "logits"

@@ -152,7 +152,7 @@ def test_a_damaged_file_is_refused(tmp_path, engines, file):
 
 def test_a_version_without_a_program_is_refused(tmp_path, engines):
     folder = save(tmp_path, dataclasses.replace(shifted(1.0), program=None))
-    refuse(folder, SettingError, "no exported program", engines, made=0)
+    refuse(folder, SettingError, "no program to run on the CPU", engines, made=0)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path, engines):
