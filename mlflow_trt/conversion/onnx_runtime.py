@@ -10,6 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from .from_onnx.retyped import retyped
+from .from_onnx.writer import opset
+
+_BFLOAT16_SINCE = 13
+"""The first opset whose casts have bfloat16."""
+
 
 class NotThereError(Exception):
     """ONNX Runtime lacks an operator, or has it for other dtypes only."""
@@ -41,6 +47,9 @@ def widened_session(path: Path) -> Any:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
+    if opset(model) < _BFLOAT16_SINCE:
+        # TensorRT's parser takes it there too. Else weights are cast within the graph: they may be larger than it may.
+        model = retyped(model, {onnx.TensorProto.BFLOAT16: onnx.TensorProto.FLOAT}, path.parent)
     _widen(model.graph)
     return _opened(bytes(model.SerializeToString()), path.parent)
 

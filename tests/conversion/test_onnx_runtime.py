@@ -53,3 +53,21 @@ def test_an_operator_that_is_missing_is_told_from_a_fault(tmp_path):
         onnx_runtime.session(tmp_path / "m.onnx")
     assert not isinstance(fault.value, onnx_runtime.NotThereError)
     assert "\n" not in onnx_runtime.words(fault.value)
+
+
+def test_bfloat16_in_an_opset_whose_casts_have_it_not(tmp_path):
+    """TensorRT's parser takes it there."""
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [1], [1 / 3])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["b"], to=TensorProto.BFLOAT16),
+        helper.make_node("Mul", ["b", "w"], ["p"]),
+        helper.make_node("Cast", ["p"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])] for name in "xy"]
+    graph = helper.make_graph(nodes, "g", *ends, [weight])
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6).SerializeToString()
+    )
+    (y,) = onnx_runtime.widened_session(path).run(None, {"x": np.array([3], np.float32)})
+    assert 0 < abs(y[0] - 1) < 1e-2, "of the rounded weight"
